@@ -1,0 +1,175 @@
+"""Settings of one engine: read once, checked by name, frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from .errors import ConfigError
+from .units import LEGAL_SIZES, MIB, Size, parse_size, parse_switch
+
+SWITCH_VARIABLE = "ENABLE_KVCACHED"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What an engine is told. Sizes in percent are of the device's capacity."""
+
+    runtime_dir: str = ""
+    name: str = ""
+    driver: str = "auto"
+    host_capacity: Size = Size(percent=80.0)
+    limit: Size = Size(percent=100.0)
+    floor: Size | None = None
+    weight: int = 100
+    virtual: Size = Size(percent=100.0)
+    max_blocks: int = 1 << 18
+    page_size: Size | None = None
+    layout: str = "block"
+    headroom: Size = Size(256 * MIB)
+    spare: Size = Size(64 * MIB)
+    idle_seconds: float = 2.0
+    grant_seconds: float = 0.02
+
+
+class Option(NamedTuple):
+    """One setting: its key in the engine's options, its environment variable and what is legal."""
+
+    name: str
+    variable: str
+    default: str
+    legal: str
+    help: str
+    parse: Callable[[str], Any]
+
+
+class Setting(NamedTuple):
+    """The value an option has now, and where it came from: `option`, the variable's name, or `default`."""
+
+    name: str
+    variable: str
+    value: str
+    source: str
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError
+        return text
+
+    return parse
+
+
+def _absolute(text: str) -> Size:
+    size = parse_size(text)
+    if size.percent is not None or size.bytes <= 0:
+        raise ValueError
+    return size
+
+
+def _number(low: float, high: float, kind: Callable[[str], Any] = float) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _auto(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: None if text == "auto" else parse(text)
+
+
+def _option(name: str, legal: str, text: str, parse: Callable[[str], Any], default: str) -> Option:
+    return Option(name, f"KVCACHED_{name.upper()}", default, legal, text, parse)
+
+
+OPTIONS: tuple[Option, ...] = (
+    _option("runtime_dir", "a directory", "where the ledgers are; default: kvcached-<uid> in /dev/shm", str, ""),
+    _option("name", "a word", "what tools call this engine; default: the served model's name", str, ""),
+    _option("driver", "auto, or the name of a driver", "which driver holds the memory", str, "auto"),
+    _option("host_capacity", LEGAL_SIZES, "what engines on the host share, at most", parse_size, "80%"),
+    _option("limit", LEGAL_SIZES, "what this engine may hold at most, on each device", parse_size, "100%"),
+    _option("floor", f"auto, or {LEGAL_SIZES}", "what this engine can always get back; auto: one request of "
+            "the maximum length", _auto(parse_size), "auto"),
+    _option("weight", "1 to 1000000", "its share when there is not enough for all",
+            _number(1, 1_000_000, int), "100"),
+    _option("virtual", LEGAL_SIZES, "addresses reserved for the KV cache", parse_size, "100%"),
+    _option("max_blocks", "1024 to 16777216", "blocks at most, so that start-up stays short",
+            _number(1024, 1 << 24, int), "262144"),
+    _option("page_size", "auto, or a size that is a multiple of the driver's granularity",
+            "unit of physical memory", _auto(_absolute), "auto"),
+    _option("layout", "block or engine", "block: ask for the layout with the smallest granule; "
+            "engine: leave the choice to the engine", _choice("block", "engine"), "block"),
+    _option("headroom", LEGAL_SIZES, "left free on the device for everybody else", parse_size, "256MiB"),
+    _option("spare", LEGAL_SIZES, "kept ready ahead of need", parse_size, "64MiB"),
+    _option("idle_seconds", "0 to 86400", "spare memory unused for so long is given back",
+            _number(0, 86400), "2"),
+    _option("grant_seconds", "0 to 1", "how long a step waits for memory that is on its way before it preempts",
+            _number(0, 1), "0.02"),
+)  # fmt: skip
+
+_BY_NAME = {option.name: option for option in OPTIONS}
+
+
+def load(options: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
+    """Return the settings: the engine's options win over KVCACHED_* variables, those over defaults.
+
+    Raises ConfigError that names the key and what is legal.
+    """
+    _refuse_unknown(options, environ)
+    values = {}
+    for option in OPTIONS:
+        label, text = _lookup(option, options, environ)
+        if text is None:
+            continue
+        values[option.name] = _parse(option, label, text)
+    return Config(**values)
+
+
+def explain(environ: Mapping[str, str], options: Mapping[str, Any] | None = None) -> list[Setting]:
+    """Return every setting with its value and source; raises ConfigError as `load` does."""
+    options = options or {}
+    load(options, environ)
+    settings = []
+    for option in OPTIONS:
+        label, text = _lookup(option, options, environ)
+        source = "default" if text is None else ("option" if option.name in options else label)
+        settings.append(Setting(option.name, option.variable, option.default if text is None else text, source))
+    return settings
+
+
+def enabled(environ: Mapping[str, str]) -> bool:
+    """Say whether ENABLE_KVCACHED is on; raises ConfigError where it is neither on nor off."""
+    text = environ.get(SWITCH_VARIABLE, "")
+    try:
+        return parse_switch(text)
+    except ValueError as error:
+        raise ConfigError(f"{SWITCH_VARIABLE}={text!r}: {error}") from None
+
+
+def _lookup(option: Option, options: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[str, str | None]:
+    if option.name in options:
+        return f"kvcached.{option.name}", str(options[option.name])
+    return option.variable, environ.get(option.variable) or None
+
+
+def _parse(option: Option, label: str, text: str) -> Any:
+    try:
+        return option.parse(text)
+    except ValueError:
+        raise ConfigError(f"{label}={text!r}: expected {option.legal}") from None
+
+
+def _refuse_unknown(options: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    known_variables = {option.variable for option in OPTIONS}
+    unknown = [f"kvcached.{key}" for key in options if key not in _BY_NAME]
+    unknown += [key for key in environ if key.startswith("KVCACHED_") and key not in known_variables]
+    if unknown:
+        raise ConfigError(
+            f"unknown setting {', '.join(sorted(unknown))}: known are {', '.join(_BY_NAME)} "
+            f"(as variables: KVCACHED_ and the name in capitals)"
+        )
