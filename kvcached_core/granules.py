@@ -12,11 +12,19 @@ granules, per block it is given.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from .errors import InvariantError
+
+
+class Block(Protocol):
+    """What is asked of an engine's block: its index."""
+
+    block_id: int
+
+
+BlockT = TypeVar("BlockT", bound=Block)
 
 
 class Change(NamedTuple):
@@ -26,25 +34,28 @@ class Change(NamedTuple):
     map: tuple[int, ...]
 
 
-class Granules:
-    """Blocks 0 <= b < `block_count` in `granule_count` groups; block 0 is used from the beginning to the end.
+class Granules(Generic[BlockT]):
+    """The engine's `blocks` in groups; block 0 is used from the beginning to the end.
 
     `first_blocks[g]` is the first of the `blocks_per_granule` blocks of granule g. Blocks in none are never handed out.
     `free_blocks` is what may be taken now: it moves only with the blocks that come and go, never by itself,
     until `set_budget` is called.
     """
 
-    def __init__(self, first_blocks: Sequence[int], blocks_per_granule: int, block_count: int) -> None:
+    def __init__(
+        self, blocks: Sequence[BlockT], first_blocks: Sequence[int], blocks_per_granule: int
+    ) -> None:
         if not first_blocks or first_blocks[0] != 0 or blocks_per_granule < 2:
             raise InvariantError("granule 0 must begin at block 0 and hold another block beside it")
         self.blocks_per_granule = blocks_per_granule
         self.granule_count = len(first_blocks)
+        self._blocks = blocks
         self._first = list(first_blocks)
-        self._granule_of = [-1] * block_count
+        self._granule_of = [-1] * len(blocks)
         for granule, first in enumerate(first_blocks):
             self._granule_of[first : first + blocks_per_granule] = [granule] * blocks_per_granule
         # Clean blocks of a granule, the one to hand out next at the end; None while it is unmapped.
-        self._clean: list[list[int] | None] = [None] * self.granule_count
+        self._clean: list[list[BlockT] | None] = [None] * self.granule_count
         self._used = [0] * self.granule_count
         self._idle: dict[int, None] = {}  # oldest latest use first
         self._open: list[int] = []  # heap: mapped granules that may have a clean block
@@ -64,103 +75,109 @@ class Granules:
     def _begin(self) -> None:
         self._map_next()
         self._to_map.clear()  # granule 0 is mapped before the first plan (I7)
-        block_zero = self._clean[0]
-        assert block_zero is not None and block_zero.pop() == 0
-        self._used[0] = self.used_blocks = 1
-        self.empty -= 1
-        self.clean_blocks -= 1
+        block_zero = self.take(1)
+        assert block_zero[0].block_id == 0
         self.set_budget(1)
 
     # -- blocks that come and go -------------------------------------------------------------------------
 
-    def take(self, count: int) -> list[int]:
+    def take(self, count: int) -> list[BlockT]:
         """Turn up to `count` clean blocks into used ones and return them.
 
         The lowest mapped granule gives first; a new one is mapped while the budget has room. Fewer are
         returned when only cached blocks are left: evict with `hold`.
         """
-        taken: list[int] = []
-        while len(taken) < count:
+        taken: list[BlockT] = []
+        missing = count
+        while missing:
             granule = self._lowest_open()
-            if granule is None:
+            if granule < 0:
                 if self.mapped >= min(self.budget, self.granule_count):
                     break
-                self._map_next()
-                continue
-            self._take_from(granule, count - len(taken), taken)
-        number = len(taken)
+                granule = self._map_next()
+            clean: list[BlockT] = self._clean[granule]  # type: ignore[assignment]  # an open granule is mapped
+            if not self._used[granule]:
+                self._wake(granule, len(clean))
+            number = len(clean)
+            if number > missing:
+                taken += clean[: -missing - 1 : -1]
+                del clean[-missing:]
+                self._used[granule] += missing
+                missing = 0
+            else:
+                clean.reverse()
+                taken += clean
+                clean.clear()
+                self._used[granule] += number
+                missing -= number
+        self._count_taken(count - missing)
+        return taken
+
+    def _count_taken(self, number: int) -> None:
         self.clean_blocks -= number
         self.used_blocks += number
         self.free_blocks -= number
-        return taken
 
-    def _take_from(self, granule: int, count: int, taken: list[int]) -> None:
-        clean = self._clean[granule]
-        assert clean is not None
-        if not self._used[granule]:
-            self._leave_rest(granule)
-        if count >= len(clean):
-            self._used[granule] += len(clean)
-            clean.reverse()
-            taken += clean
-            clean.clear()
-        else:
-            self._used[granule] += count
-            taken += clean[: -count - 1 : -1]
-            del clean[-count:]
-
-    def free(self, blocks: Iterable[int]) -> None:
+    def free(self, blocks: Sequence[BlockT]) -> None:
         """Turn used blocks into clean ones."""
-        clean_of, used, granule_of = self._clean, self._used, self._granule_of
-        number = 0
+        clean_of, used, granule_of, is_open = self._clean, self._used, self._granule_of, self._in_open
         for block in blocks:
-            granule = granule_of[block]
-            clean = clean_of[granule]
-            clean.append(block)  # type: ignore[union-attr]  # a used block is mapped (I5)
-            number += 1
-            used[granule] -= 1
-            if not self._in_open[granule]:
-                self._reopen(granule)
-            if not used[granule]:
-                self._rest(granule)
+            granule = granule_of[block.block_id]
+            clean: list[BlockT] = clean_of[granule]  # type: ignore[assignment]  # a used block is mapped (I5)
+            if not clean and not is_open[granule]:
+                is_open[granule] = 1
+                heapq.heappush(self._open, granule)
+            clean.append(block)
+            left = used[granule] - 1
+            used[granule] = left
+            if not left:
+                self._rest(granule, len(clean))
+        number = len(blocks)
         self.used_blocks -= number
         self.clean_blocks += number
         self.free_blocks += number
 
-    def lend(self, blocks: Sequence[int]) -> None:
+    def lend(self, blocks: Sequence[BlockT]) -> None:
         """Turn used blocks into cached ones; a granule with none used becomes the youngest victim."""
-        used, granule_of, idle = self._used, self._granule_of, self._idle
+        used, granule_of = self._used, self._granule_of
         for block in blocks:
-            granule = granule_of[block]
+            granule = granule_of[block.block_id]
             left = used[granule] - 1
             used[granule] = left
             if not left:
-                idle[granule] = None
+                self._idle[granule] = None
         number = len(blocks)
         self.used_blocks -= number
         self.cached_blocks += number
         self.free_blocks += number
 
-    def hold(self, block: int) -> None:
-        """Turn a cached block into a used one: a request hit it, or it was evicted to be handed out."""
-        granule = self._granule_of[block]
-        if not self._used[granule]:
-            self._idle.pop(granule, None)
-        self._used[granule] += 1
-        self.cached_blocks -= 1
-        self.used_blocks += 1
-        self.free_blocks -= 1
+    def hold(self, blocks: Sequence[BlockT]) -> None:
+        """Turn cached blocks into used ones: a request hit them, or they were evicted to be handed out."""
+        used, granule_of = self._used, self._granule_of
+        for block in blocks:
+            granule = granule_of[block.block_id]
+            before = used[granule]
+            used[granule] = before + 1
+            if not before:
+                del self._idle[granule]
+        number = len(blocks)
+        self.cached_blocks -= number
+        self.used_blocks += number
+        self.free_blocks -= number
 
-    def drop(self, block: int) -> None:
+    def drop(self, block: BlockT) -> None:
         """Turn a cached block into a clean one: its contents are worth nothing any more."""
-        granule = self._granule_of[block]
-        self._clean[granule].append(block)  # type: ignore[union-attr]  # a cached block is mapped (I5)
+        granule = self._granule_of[block.block_id]
+        granule_clean: list[BlockT] = self._clean[granule]  # type: ignore[assignment]  # (I5)
+        granule_clean.append(block)
         self.cached_blocks -= 1
         self.clean_blocks += 1
         if not self._in_open[granule]:
-            self._reopen(granule)
-        if not self._used[granule]:
-            self._rest(granule)
+            self._in_open[granule] = 1
+            heapq.heappush(self._open, granule)
+        if len(granule_clean) == self.blocks_per_granule:
+            del self._idle[granule]
+            self._rest(granule, self.blocks_per_granule)
 
     # -- granules that come and go -----------------------------------------------------------------------
 
@@ -176,7 +193,7 @@ class Granules:
         else:
             self.free_blocks = self.clean_blocks + self.cached_blocks + room * self.blocks_per_granule
 
-    def shrink(self, granules: int, evict: Callable[[list[int]], None]) -> None:
+    def shrink(self, granules: int, evict: Callable[[list[BlockT]], None]) -> None:
         """Unmap until at most `granules` are mapped or all that are left hold a used block.
 
         Empty granules go first, the highest before the others; then idle ones, oldest latest use first:
@@ -184,19 +201,19 @@ class Granules:
         """
         while self.mapped > max(1, granules):
             granule = self._highest_empty()
-            if granule is None:
+            if granule < 0:
                 if not self._idle:
                     return
                 granule = next(iter(self._idle))
                 evict(self._clear(granule))
             self._unmap(granule)
 
-    def _clear(self, granule: int) -> list[int]:
+    def _clear(self, granule: int) -> list[BlockT]:
         """Make all cached blocks of an idle granule clean; return them."""
-        clean = self._clean[granule]
-        assert clean is not None
+        clean = {block.block_id for block in self._clean[granule] or ()}
         first = self._first[granule]
-        cached = sorted(set(range(first, first + self.blocks_per_granule)).difference(clean))
+        blocks = self._blocks[first : first + self.blocks_per_granule]
+        cached = [block for block in blocks if block.block_id not in clean]
         for block in cached:
             self.drop(block)
         return cached
@@ -214,26 +231,34 @@ class Granules:
         return bool(self._to_map or self._to_unmap)
 
     @property
+    def gives_back(self) -> bool:
+        """Say whether the next change unmaps anything."""
+        return bool(self._to_unmap)
+
+    @property
     def stranded_blocks(self) -> int:
         """Clean blocks in granules that other blocks keep mapped."""
         return self.clean_blocks - self.empty * self.blocks_per_granule
 
-    def _map_next(self) -> None:
+    def _map_next(self) -> int:
         if self._returned:
             granule = heapq.heappop(self._returned)
         else:
             granule = self._fresh
             self._fresh += 1
         first = self._first[granule]
-        self._clean[granule] = list(range(first + self.blocks_per_granule - 1, first - 1, -1))
+        self._clean[granule] = [*reversed(self._blocks[first : first + self.blocks_per_granule])]
         self.clean_blocks += self.blocks_per_granule
         self.mapped += 1
         if granule in self._to_unmap:
             self._to_unmap.remove(granule)
         else:
             self._to_map.add(granule)
-        self._reopen(granule)
-        self._rest(granule)
+        if not self._in_open[granule]:
+            self._in_open[granule] = 1
+            heapq.heappush(self._open, granule)
+        self._rest(granule, self.blocks_per_granule)
+        return granule
 
     def _unmap(self, granule: int) -> None:
         self.empty -= 1
@@ -248,71 +273,70 @@ class Granules:
 
     # -- which granule is next; the heaps are lazy: an entry may be stale, but each granule has at most one ----
 
-    def _lowest_open(self) -> int | None:
-        while self._open:
-            granule = self._open[0]
+    def _lowest_open(self) -> int:
+        """Return the lowest mapped granule with a clean block, or -1."""
+        is_open = self._open
+        while is_open:
+            granule = is_open[0]
             if self._clean[granule]:
                 return granule
-            heapq.heappop(self._open)
+            heapq.heappop(is_open)
             self._in_open[granule] = 0
-        return None
+        return -1
 
-    def _highest_empty(self) -> int | None:
+    def _highest_empty(self) -> int:
+        """Return the highest empty granule, or -1."""
         while self._spent:
             granule = -self._spent[0]
-            clean = self._clean[granule]
-            if clean is not None and len(clean) == self.blocks_per_granule:
+            if len(self._clean[granule] or ()) == self.blocks_per_granule:
                 return granule
             heapq.heappop(self._spent)
             self._in_spent[granule] = 0
-        return None
+        return -1
 
-    def _reopen(self, granule: int) -> None:
-        if not self._in_open[granule]:
-            self._in_open[granule] = 1
-            heapq.heappush(self._open, granule)
-
-    def _rest(self, granule: int) -> None:
-        """A granule without used blocks: it is idle, or empty once nothing in it is cached."""
-        clean = self._clean[granule]
-        assert clean is not None
-        if len(clean) < self.blocks_per_granule:
-            self._idle.setdefault(granule)
+    def _rest(self, granule: int, clean: int) -> None:
+        """The last used block of a granule has gone: it is idle, or empty if nothing in it is cached."""
+        if clean < self.blocks_per_granule:
+            self._idle[granule] = None
             return
-        self._idle.pop(granule, None)
         self.empty += 1
         if not self._in_spent[granule]:
             self._in_spent[granule] = 1
             heapq.heappush(self._spent, -granule)
 
-    def _leave_rest(self, granule: int) -> None:
-        clean = self._clean[granule]
-        assert clean is not None
-        if len(clean) == self.blocks_per_granule:
-            self.empty -= 1
+    def _wake(self, granule: int, clean: int) -> None:
+        """A granule with no used block is about to have one."""
+        if clean < self.blocks_per_granule:
+            del self._idle[granule]
         else:
-            self._idle.pop(granule, None)
+            self.empty -= 1
+
+    def clean(self) -> list[BlockT]:
+        """Return all clean blocks of mapped granules, the next to be handed out first; looks at all granules."""
+        return [block for clean in self._clean if clean for block in reversed(clean)]
 
     # -- invariants --------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raise InvariantError unless everything adds up (I9, and I5 for blocks); looks at all granules."""
+        size = self.blocks_per_granule
         mapped = [g for g in range(self.granule_count) if self._clean[g] is not None]
-        clean = [len(self._clean[g] or ()) for g in mapped]
+        clean = {g: len(self._clean[g] or ()) for g in mapped}
         resting = {g for g in mapped if not self._used[g]}
-        empty = {g for g in resting if len(self._clean[g] or ()) == self.blocks_per_granule}
+        empty = {g for g in resting if clean[g] == size}
+        clean_ids = [block.block_id for block in self.clean()]
         expected = {
             "mapped": (self.mapped, len(mapped)),
-            "clean": (self.clean_blocks, sum(clean)),
+            "clean": (self.clean_blocks, len(clean_ids)),
             "used": (self.used_blocks, sum(self._used)),
             "blocks": (
                 self.clean_blocks + self.used_blocks + self.cached_blocks,
-                self.mapped * self.blocks_per_granule,
+                self.mapped * size,
             ),
             "empty": (self.empty, len(empty)),
             "idle": (set(self._idle), resting - empty),
-            "block 0": (self._used[0] > 0 and 0 not in (self._clean[0] or ()), True),
-            "doubles": (sum(clean), len(set(chain.from_iterable(self._clean[g] or () for g in mapped)))),
+            "block 0": (self._used[0] > 0 and 0 in mapped and 0 not in clean_ids, True),
+            "doubles": (len(clean_ids), len(set(clean_ids))),
             "plan": (self._to_map & self._to_unmap, set()),
         }
         wrong = {name: pair for name, pair in expected.items() if pair[0] != pair[1]}

@@ -1,0 +1,98 @@
+"""`kvctl doctor`: is this machine fit, who uses the ledgers, and which settings hold."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+
+from kvcached_core import config
+from kvcached_core.errors import ConfigError, LedgerError
+from kvcached_core.ledger.invariants import check
+from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.snapshot import DeviceSnapshot, snapshot
+from kvcached_core.units import format_size
+from kvctl.codes import Code
+from kvctl.devices import choose_devices
+from kvctl.listing import state
+from kvctl.output import print_json, print_table
+from kvctl.probes import Check, check_cuda, check_host, check_packages, holders
+
+
+def run_doctor(arguments: argparse.Namespace) -> Code:
+    """Print every finding and every setting; fails if a finding is an error."""
+    checks = [*check_packages(), *check_cuda(), *check_host()]
+    settings, wrong_settings = _settings(os.environ)
+    found, damaged = _check_runtime(arguments)
+    checks += [*found, *wrong_settings]
+    if arguments.json:
+        data = [finding._asdict() for finding in checks]
+        print_json({"checks": data, "settings": [setting._asdict() for setting in settings]})
+    else:
+        print_table(("SUBJECT", "STATUS", "FINDING"), checks)
+        print()
+        rows = [(s.name, s.variable, s.value, s.source) for s in settings]
+        print_table(("SETTING", "VARIABLE", "VALUE", "FROM"), rows)
+    if damaged:
+        return Code.INTEGRITY
+    return Code.FAILED if any(finding.status == "error" for finding in checks) else Code.OK
+
+
+def _settings(environ: Mapping[str, str]) -> tuple[list[config.Setting], list[Check]]:
+    """Return every setting, and what is wrong with them; then the defaults are shown."""
+    switch = environ.get(config.SWITCH_VARIABLE, "")
+    source = config.SWITCH_VARIABLE if switch else "default"
+    settings = [config.Setting("enabled", config.SWITCH_VARIABLE, switch or "0", source)]
+    try:
+        config.enabled(environ)
+        return settings + config.explain(environ), []
+    except ConfigError as error:
+        return settings + config.explain({}), [Check("settings", "error", str(error))]
+
+
+def _check_runtime(arguments: argparse.Namespace) -> tuple[list[Check], bool]:
+    """Look at the runtime directory and all its ledgers; also say whether one is damaged."""
+    try:
+        runtime = Runtime.open(arguments.runtime_dir, create=False)
+        devices = snapshot(runtime)
+    except LedgerError as error:
+        return [Check("ledger", "error", str(error))], False
+    chosen = choose_devices(devices, arguments.device)
+    broken = [sentence for device in chosen for sentence in check(device)]
+    checks = [*_check_folder(runtime), *_check_owners(chosen), *_check_holders(runtime, chosen)]
+    checks += [Check("ledger", "error", sentence) for sentence in broken]
+    return checks, bool(broken)
+
+
+def _check_folder(runtime: Runtime) -> Iterator[Check]:
+    try:
+        status = runtime.path.stat()
+    except FileNotFoundError:
+        yield Check("ledger", "info", f"{runtime.path} does not exist yet: no engine has run")
+        return
+    mode = stat.S_IMODE(status.st_mode)
+    shared = ", shared by a group" if runtime.shared else ""
+    yield Check("ledger", "ok", f"{runtime.path} has mode {mode:04o}, owner {status.st_uid}{shared}")
+    if not os.access(runtime.path, os.W_OK | os.X_OK):
+        yield Check("ledger", "error", f"{runtime.path} is not writable for user {os.getuid()}")
+
+
+def _check_owners(devices: Iterable[DeviceSnapshot]) -> Iterator[Check]:
+    for device in devices:
+        sizes = (device.leased_bytes, device.capacity_bytes, device.headroom_bytes)
+        leased, capacity, headroom = map(format_size, sizes)
+        text = f"{device.uuid}: {leased} leased of {capacity}, headroom {headroom}"
+        yield Check("ledger", "info", text)
+        for owner in device.owners:
+            who = f"{device.uuid}: {owner.name} rank {owner.rank}, slot {owner.slot}, {state(owner)}"
+            if owner.live:
+                yield Check("ledger", "ok", f"{who}, worker {owner.worker_pid}")
+            else:
+                yield Check("ledger", "warning", f"{who}: the next engine or limit on this device removes it")
+
+
+def _check_holders(runtime: Runtime, devices: Iterable[DeviceSnapshot]) -> Iterator[Check]:
+    for device in devices:
+        if found := holders((runtime.path / device.folder).resolve()):
+            yield Check("ledger", "info", f"{device.uuid}: its files are open in {', '.join(found)}")

@@ -1,0 +1,1 @@
+"""A real model under load, and its KV memory moving: `make demo`."""

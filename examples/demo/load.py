@@ -1,0 +1,107 @@
+"""Chat requests over the OpenAI API, in bursts with shared system prompts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any, NamedTuple
+
+import httpx
+
+from examples.demo.server import MODEL_NAME
+
+ROLES = ("teacher", "cook", "gardener", "historian")
+_RULES = (
+    "Answer in plain words and in whole sentences. Give an example whenever it helps. "
+    "Do not repeat the question. If you do not know something, say so. Keep the order of events. "
+    "Name places and people in full. "
+)
+_TOPICS = ("the sea", "bread", "trees", "Paris", "winter", "bridges", "music", "the moon", "rice", "horses")
+
+
+class Request(NamedTuple):
+    """One chat request: a system prompt that others share, a question of its own."""
+
+    system: str
+    question: str
+    max_tokens: int
+
+
+class Outcome(NamedTuple):
+    """What came of a request. Times in seconds; `error` is empty if it succeeded."""
+
+    burst: str
+    tokens: int
+    ttft_seconds: float  # time to first token
+    tpot_seconds: float  # time per output token after the first
+    error: str = ""
+
+
+def questions(count: int, seed: int, max_tokens: int) -> list[Request]:
+    """Return requests that share four system prompts of about 500 tokens and differ in all else."""
+    made = []
+    for i in range(count):
+        role, topic = ROLES[i % len(ROLES)], _TOPICS[(seed + i) % len(_TOPICS)]
+        system = f"You are a patient {role}. {_RULES * 10}"
+        made.append(Request(system, f"Question {seed}.{i}: tell me a short story about {topic}.", max_tokens))
+    return made
+
+
+async def burst(client: httpx.AsyncClient, name: str, requests: list[Request], at_once: int) -> list[Outcome]:
+    """Send requests, `at_once` of them at a time, and return what came of each."""
+    gate = asyncio.Semaphore(at_once)
+
+    async def one(request: Request) -> Outcome:
+        async with gate:
+            try:
+                return await chat(client, name, request)
+            except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
+                return Outcome(name, 0, 0.0, 0.0, f"{type(error).__name__}: {error}")
+
+    return list(await asyncio.gather(*map(one, requests)))
+
+
+async def chat(client: httpx.AsyncClient, name: str, request: Request) -> Outcome:
+    """Stream one answer and time its tokens; raises httpx.HTTPError or ValueError."""
+    body = {
+        "model": MODEL_NAME,
+        "messages": [
+            {"role": "system", "content": request.system},
+            {"role": "user", "content": request.question},
+        ],
+        "max_tokens": request.max_tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    begun = time.perf_counter()
+    arrivals: list[float] = []
+    tokens = 0
+    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        if response.is_error:
+            text = (await response.aread()).decode(errors="replace")
+            raise ValueError(f"status {response.status_code}: {text[:200]}")
+        async for line in response.aiter_lines():
+            event = _event(line)
+            if event is None:
+                continue
+            if event.get("usage"):
+                tokens = event["usage"]["completion_tokens"]
+            if event["choices"] and event["choices"][0]["delta"].get("content"):
+                arrivals.append(time.perf_counter())
+    if not arrivals or not tokens:
+        raise ValueError("the answer is empty")
+    tpot = (arrivals[-1] - arrivals[0]) / (tokens - 1) if tokens > 1 else 0.0
+    return Outcome(name, tokens, arrivals[0] - begun, tpot)
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """Return the JSON of one line of server-sent events, or None; raises ValueError for an error event."""
+    data = line.removeprefix("data: ")
+    if data == line or data == "[DONE]":
+        return None
+    event: dict[str, Any] = json.loads(data)
+    if "error" in event:
+        raise ValueError(f"the server says: {event['error']}")
+    return event

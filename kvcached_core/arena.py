@@ -1,0 +1,124 @@
+"""One reserved address range, the tensor over it, and the pages that are mapped in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from kvcached_core.driver.base import Driver, Fence, Handle
+from kvcached_core.errors import DriverError, InvariantError
+from kvcached_core.geometry import Geometry
+
+if TYPE_CHECKING:
+    import torch
+
+Handles = tuple[Handle, ...]  # one per segment: the memory of one granule
+
+FENCE_BOUND_SECONDS = 60.0
+_FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 20e-6, 1e-3
+
+
+def wait_passed(driver: Driver, fence: Fence, pause: Callable[[float], object] = time.sleep) -> None:
+    """Wait until a fence has passed. Raises DriverError when that takes more than a minute."""
+    seconds, waited = _FIRST_PAUSE_SECONDS, 0.0
+    while not driver.passed(fence):
+        if waited >= FENCE_BOUND_SECONDS:
+            raise DriverError("wait for a fence", -1, f"not passed after {FENCE_BOUND_SECONDS:g} s")
+        pause(seconds)
+        waited += seconds
+        seconds = min(2 * seconds, _LAST_PAUSE_SECONDS)
+
+
+class Arena:
+    """Maps granules, each whole or not at all. Not locked: its owner is."""
+
+    def __init__(self, driver: Driver, geometry: Geometry, size_bytes: int) -> None:
+        """Reserve addresses for `size_bytes`; nothing is mapped yet."""
+        self._driver = driver
+        self._geometry = geometry
+        self._size_bytes = size_bytes
+        unit = driver.granularity_bytes
+        self._reserved_bytes = -(-size_bytes // unit) * unit
+        end = max(geometry.starts) + geometry.granule_count * geometry.page_bytes
+        if end > self._reserved_bytes:
+            raise InvariantError(f"granules end at {end} bytes, past the arena's {self._reserved_bytes}")
+        self._base = driver.reserve(self._reserved_bytes)
+        self.mapped: dict[int, Handles] = {}
+        self.maps = self.unmaps = 0  # granules since the beginning
+        self._scratch: dict[int, Handle] = {}  # page size -> handle, while warming up
+        self._aliases: dict[int, int] = {}  # address -> size
+
+    def tensor(self) -> torch.Tensor:
+        """Return the int8 tensor over all `size_bytes`; granule 0 must be mapped."""
+        return self._driver.tensor(self._base, self._size_bytes)
+
+    def map(self, granule: int, handles: Handles, stream: int) -> None:
+        """Map one granule's pages, all or none; work on `stream` from now on reads zeros there."""
+        page = self._geometry.page_bytes
+        if granule in self.mapped or self._aliases:
+            raise InvariantError(f"granule {granule} is mapped already, or the arena is warming up")
+        with ExitStack() as undo:
+            for offset, handle in zip(self._geometry.ranges(granule), handles, strict=True):
+                self._driver.map(self._base + offset, page, handle, stream)
+                undo.callback(self._take_back, self._base + offset, stream)
+            undo.pop_all()
+        self.mapped[granule] = handles
+        self.maps += 1
+
+    def unmap(self, granule: int) -> Handles:
+        """Unmap one granule's pages, all or none, and return their handles; its fence has passed."""
+        handles, page = self.mapped[granule], self._geometry.page_bytes
+        with ExitStack() as undo:
+            for offset, handle in zip(self._geometry.ranges(granule), handles, strict=True):
+                self._driver.unmap(self._base + offset, page)
+                undo.callback(self._driver.alias, self._base + offset, page, handle)
+            undo.pop_all()
+        del self.mapped[granule]
+        self.unmaps += 1
+        return handles
+
+    def alias_all(self) -> None:
+        """Put scratch memory behind everything that is not mapped, so that warm-up may touch any block."""
+        with ExitStack() as undo:
+            undo.callback(self.unalias)
+            for address, size in list(self._unmapped()):
+                if size not in self._scratch:
+                    self._scratch[size] = self._driver.create(size)
+                self._driver.alias(address, size, self._scratch[size])
+                self._aliases[address] = size
+            undo.pop_all()
+
+    def unalias(self) -> None:
+        """Take the scratch memory away and free it; the device is idle. May be repeated."""
+        while self._aliases:
+            address, size = next(reversed(self._aliases.items()))
+            self._driver.unmap(address, size)
+            del self._aliases[address]
+        while self._scratch:
+            size, handle = next(iter(self._scratch.items()))
+            self._driver.release(handle)
+            del self._scratch[size]
+
+    def close(self) -> None:
+        """Return the addresses; everything is unmapped and the tensor is no longer used."""
+        self._driver.unreserve(self._base, self._reserved_bytes)
+
+    def _take_back(self, address: int, stream: int) -> None:
+        # The driver may have queued zeroing of this page on the stream: unmap only behind it.
+        wait_passed(self._driver, self._driver.record(stream))
+        self._driver.unmap(address, self._geometry.page_bytes)
+
+    def _unmapped(self) -> Iterator[tuple[int, int]]:
+        """Yield (address, size) of every page that is not mapped, and of the gaps that no page fills."""
+        geometry, page, end = self._geometry, self._geometry.page_bytes, 0
+        for start in sorted(geometry.starts):
+            if start > end:
+                yield self._base + end, start - end
+            for granule in range(geometry.granule_count):
+                if granule not in self.mapped:
+                    yield self._base + start + granule * page, page
+            end = start + geometry.granule_count * page
+        if self._reserved_bytes > end:
+            yield self._base + end, self._reserved_bytes - end

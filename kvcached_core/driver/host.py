@@ -1,0 +1,242 @@
+"""Host memory: pages of one memfd, mapped over a range that nothing may touch."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import mmap
+import os
+import threading
+from collections import defaultdict
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from kvcached_core.driver.base import DeviceIdentity, Fence, Handle, MemoryInfo
+from kvcached_core.driver.book import Book
+from kvcached_core.driver.machine import Machine
+from kvcached_core.errors import CapacityError, DriverError
+
+if TYPE_CHECKING:
+    import torch
+
+PROT_NONE, PROT_READ_WRITE = 0, mmap.PROT_READ | mmap.PROT_WRITE
+MAP_FIXED, MAP_NORESERVE = 0x10, 0x4000
+NOTHING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+NO_ROOM = frozenset({errno.ENOMEM, errno.ENOSPC, errno.EAGAIN})
+_ZEROS = memoryview(bytes(1 << 20))
+
+
+class SystemCalls:
+    """The calls of the C library that Python lacks; each raises OSError. Tests put their own here."""
+
+    def __init__(self) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._mmap, self._munmap, self._fallocate = libc.mmap, libc.munmap, libc.fallocate
+        self._mmap.restype = ctypes.c_void_p
+        self._mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        self._munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        self._fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+
+    def mmap(self, address: int | None, size: int, protection: int, flags: int, fd: int, offset: int) -> int:
+        """Map and return the address."""
+        result = self._mmap(address, size, protection, flags, fd, offset)
+        if result in (None, ctypes.c_void_p(-1).value):
+            _raise_errno("mmap")
+        return int(result)
+
+    def munmap(self, address: int, size: int) -> None:
+        """Take a range out of the address space."""
+        if self._munmap(address, size):
+            _raise_errno("munmap")
+
+    def fallocate(self, fd: int, mode: int, offset: int, size: int) -> None:
+        """Back a part of a file with memory, or punch a hole; a signal only makes it start again."""
+        while self._fallocate(fd, mode, offset, size):
+            if ctypes.get_errno() != errno.EINTR:
+                _raise_errno("fallocate")
+
+
+def _raise_errno(call: str) -> None:
+    code = ctypes.get_errno()
+    raise OSError(code, os.strerror(code), call)
+
+
+def _typed(error: OSError) -> CapacityError | DriverError:
+    """Return the project's error for the system's: no room, or the driver failed."""
+    call, text = str(error.filename or "system call"), str(error.strerror)
+    if error.errno in NO_ROOM:
+        return CapacityError(f"{call}: {text}")
+    return DriverError(call, error.errno or 0, text)
+
+
+class HostDriver:
+    """Pages of host memory; a stray access to an unmapped one faults.
+
+    A page is an extent of one memfd. It is backed in full when create() returns, so a later touch
+    cannot fail. A forked child shares the memfd and its pages until it exits or executes another
+    program (the descriptor is closed on exec): fork before the driver is opened, not after.
+    """
+
+    name = "host"
+    granularity_bytes = mmap.PAGESIZE
+
+    def __init__(
+        self, capacity_bytes: int = 0, machine: Machine | None = None, system: SystemCalls | None = None
+    ) -> None:
+        """Open with at most `capacity_bytes` of pages in all; 0 means the machine's own size."""
+        self._machine = machine or Machine()
+        self._system = system or SystemCalls()
+        self._capacity_bytes = capacity_bytes or self._machine.memory().total_bytes
+        self.max_mappings = self._machine.max_mappings()
+        self._fd = os.memfd_create("kvcached", os.MFD_CLOEXEC)
+        self._book = Book()
+        self._offsets: dict[Handle, int] = {}
+        self._dirty: set[Handle] = set()
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()  # guards the three below; never held across a system call
+        self._held_bytes = 0
+        self._end = 0  # extents ever used are [0, end)
+        self._holes: defaultdict[int, list[int]] = defaultdict(list)  # size -> offsets without memory
+
+    def identity(self) -> DeviceIdentity:
+        """Return `host`, the ledger of host memory."""
+        return DeviceIdentity("host", self._machine.name())
+
+    def memory(self) -> MemoryInfo:
+        """Return the least of what the machine, the control group and the capacity leave."""
+        free, total = self._machine.memory()
+        left = self._capacity_bytes - self._held_bytes
+        return MemoryInfo(max(0, min(free, left)), min(total, self._capacity_bytes))
+
+    def reserve(self, size_bytes: int) -> int:
+        """Reserve addresses that cost nothing and fault."""
+        try:
+            address = self._system.mmap(None, size_bytes, PROT_NONE, NOTHING, -1, 0)
+        except OSError as error:
+            raise _typed(error) from error
+        self._book.ranges[address] = size_bytes
+        return address
+
+    def unreserve(self, address: int, size_bytes: int) -> None:
+        """Return addresses to the process."""
+        self._book.check_unreservable(address, size_bytes)
+        try:
+            self._system.munmap(address, size_bytes)
+        except OSError as error:
+            raise _typed(error) from error
+        del self._book.ranges[address]
+
+    def create(self, size_bytes: int) -> Handle:
+        """Back an extent with zeroed memory."""
+        free_bytes = self.memory().free_bytes
+        if free_bytes < size_bytes:
+            raise CapacityError(f"host: {size_bytes} bytes were asked for, {free_bytes} bytes are free")
+        with self._lock:
+            holes = self._holes[size_bytes]
+            offset = holes.pop() if holes else self._end
+            self._end = max(self._end, offset + size_bytes)
+            self._held_bytes += size_bytes
+        try:
+            self._system.fallocate(self._fd, 0, offset, size_bytes)
+        except OSError as error:
+            self._forget(offset, size_bytes)
+            raise _typed(error) from error
+        handle = next(self._numbers)
+        self._offsets[handle] = offset
+        self._book.sizes[handle] = size_bytes
+        return handle
+
+    def clean(self, handle: Handle) -> None:
+        """Write zeros, through the file: its memory stays, so this cannot run out of room."""
+        size_bytes = self._book.check_releasable(handle)
+        if handle not in self._dirty:
+            return
+        offset, end = self._offsets[handle], self._offsets[handle] + size_bytes
+        try:
+            while offset < end:
+                offset += os.pwrite(self._fd, _ZEROS[: end - offset], offset)
+        except OSError as error:
+            raise _typed(error) from error
+        self._dirty.discard(handle)
+
+    def release(self, handle: Handle) -> None:
+        """Punch the page's extent out of the memfd; the offset may then serve another handle."""
+        size_bytes = self._book.check_releasable(handle)
+        offset = self._offsets[handle]
+        try:
+            self._system.fallocate(self._fd, PUNCH_HOLE, offset, size_bytes)
+        except OSError as error:
+            raise _typed(error) from error
+        self._book.released(handle)
+        del self._offsets[handle]
+        self._dirty.discard(handle)
+        self._forget(offset, size_bytes)
+
+    def map(self, address: int, size_bytes: int, handle: Handle, stream: int = 0) -> None:
+        """Map a page that is mapped nowhere else, and zero it unless it is clean."""
+        self._book.check_mappable(address, size_bytes, handle, exclusive=True)
+        self._place(address, size_bytes, handle)
+        if handle in self._dirty:
+            ctypes.memset(address, 0, size_bytes)
+        self._dirty.add(handle)
+
+    def alias(self, address: int, size_bytes: int, handle: Handle) -> None:
+        """Map a page once more, as it is."""
+        self._book.check_mappable(address, size_bytes, handle, exclusive=False)
+        self._place(address, size_bytes, handle)
+        self._dirty.add(handle)
+
+    def unmap(self, address: int, size_bytes: int) -> None:
+        """Put inaccessible addresses in the page's place."""
+        self._book.check_unmappable(address, size_bytes)
+        try:
+            self._system.mmap(address, size_bytes, PROT_NONE, NOTHING | MAP_FIXED, -1, 0)
+        except OSError as error:
+            raise _typed(error) from error
+        self._book.unmapped(address)
+
+    def tensor(self, address: int, size_bytes: int) -> torch.Tensor:
+        """Return an int8 tensor over the range, which must stay reserved as long as it is used."""
+        import torch
+
+        return torch.frombuffer((ctypes.c_int8 * size_bytes).from_address(address), dtype=torch.int8)
+
+    def record(self, stream: int) -> Fence:
+        """Return a fence that has passed: the CPU has done a step's work when the step returns."""
+        return None
+
+    def passed(self, fence: Fence) -> bool:
+        """Say yes."""
+        return True
+
+    def synchronize(self) -> None:
+        """Return: nothing runs behind the caller's back."""
+
+    def close(self) -> None:
+        """Unmap and free all pages; addresses stay reserved and inaccessible. May be called again."""
+        if self._fd < 0:
+            return
+        for address, page in list(self._book.mappings.items()):
+            with suppress(CapacityError, DriverError):
+                self.unmap(address, page.size_bytes)
+        # Not release(): a page that could not be unmapped is freed too, and reads zero from now on.
+        with suppress(OSError):
+            self._system.fallocate(self._fd, PUNCH_HOLE, 0, max(self._end, 1))
+        os.close(self._fd)
+        self._fd, self._held_bytes = -1, 0
+        self._book, self._offsets, self._dirty = Book(self._book.ranges), {}, set()
+
+    def _place(self, address: int, size_bytes: int, handle: Handle) -> None:
+        flags = mmap.MAP_SHARED | MAP_FIXED
+        try:
+            self._system.mmap(address, size_bytes, PROT_READ_WRITE, flags, self._fd, self._offsets[handle])
+        except OSError as error:
+            raise _typed(error) from error
+        self._book.mapped(address, size_bytes, handle)
+
+    def _forget(self, offset: int, size_bytes: int) -> None:
+        with self._lock:
+            self._held_bytes -= size_bytes
+            self._holes[size_bytes].append(offset)

@@ -1,0 +1,201 @@
+"""Which bytes of an arena make a granule, and how large a page should be."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvcached_core.errors import UnsupportedError
+from kvcached_core.units import MIB, format_size
+
+# Page sizes worth having on a device: below 8 MiB a handle's cost shows, above 32 MiB a granule is coarse.
+DEVICE_PAGES = (8 * MIB, 32 * MIB)
+DEVICE_FAVOURITE = 16 * MIB
+LARGEST_PAGE = 64 * MIB  # what ranks with different strides may be driven to
+HOST_GRANULE = 1 * MIB  # a granule is the first size that is no smaller
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Pages and blocks of one rank's arena.
+
+    Block b of segment s occupies [starts[s] + b*stride, starts[s] + (b+1)*stride).
+    Granule g is the bytes [starts[s] + g*page, starts[s] + (g+1)*page) of every segment, and the
+    first `blocks_per_granule` blocks that lie wholly inside; a block over a boundary is never handed out.
+    """
+
+    page_bytes: int
+    stride_bytes: int
+    starts: tuple[int, ...]
+    block_count: int
+    blocks_per_granule: int
+    granule_count: int
+
+    @property
+    def granule_bytes(self) -> int:
+        """Memory of one granule on this rank."""
+        return self.page_bytes * len(self.starts)
+
+    @property
+    def waste(self) -> float:
+        """Return the share (0 to 1) of a granule that no block of it uses."""
+        return 1 - self.blocks_per_granule * self.stride_bytes / self.page_bytes
+
+    def first_block(self, granule: int) -> int:
+        """Return the first block that starts in this granule's page."""
+        return -(-granule * self.page_bytes // self.stride_bytes)
+
+    def blocks(self, granule: int) -> range:
+        """Return the blocks that belong to a granule."""
+        first = self.first_block(granule)
+        return range(first, first + self.blocks_per_granule)
+
+    def granule_of(self, block: int) -> int:
+        """Return the page index in which a block starts; for a block of a granule, that granule."""
+        return block * self.stride_bytes // self.page_bytes
+
+    def ranges(self, granule: int) -> tuple[int, ...]:
+        """Return the byte offset of this granule's page in every segment."""
+        return tuple(start + granule * self.page_bytes for start in self.starts)
+
+    def describe(self) -> str:
+        """Say it in one line for the log."""
+        return (
+            f"page {format_size(self.page_bytes)}, {len(self.starts)} segment(s), "
+            f"granule {format_size(self.granule_bytes)} = {self.blocks_per_granule} blocks "
+            f"of {format_size(self.stride_bytes * len(self.starts))}, {self.granule_count} granules, "
+            f"waste {self.waste:.1%}"
+        )
+
+
+def make_geometry(
+    page_bytes: int, stride_bytes: int, starts: Sequence[int], block_count: int, granularity_bytes: int
+) -> Geometry:
+    """Return the geometry of an arena.
+
+    Raises UnsupportedError, with the numbers, for a page or a segment that the driver cannot serve,
+    for segments that overlap, and for a page that holds no whole block everywhere.
+    """
+    _require_multiple("page", page_bytes, granularity_bytes)
+    for start in starts:
+        _require_multiple("start of a segment", start, granularity_bytes)
+    granule_count = block_count * stride_bytes // page_bytes
+    ordered = sorted(starts)
+    if any(after - before < granule_count * page_bytes for before, after in itertools.pairwise(ordered)):
+        raise UnsupportedError(
+            f"segments at {ordered} overlap: {granule_count} pages of {page_bytes} bytes each"
+        )
+    per_granule = _blocks_per_granule(page_bytes, stride_bytes, granule_count)
+    if per_granule < 1:
+        raise UnsupportedError(
+            f"a page of {page_bytes} bytes holds no whole block of {stride_bytes} bytes everywhere in the "
+            f"{block_count} blocks of a segment: choose a larger multiple of {granularity_bytes} bytes"
+        )
+    return Geometry(page_bytes, stride_bytes, tuple(starts), block_count, per_granule, granule_count)
+
+
+def choose_page_bytes(
+    strides: Sequence[int],
+    segments: int,
+    granularity_bytes: int,
+    block_count: int,
+    max_mappings: int,
+    exact: bool,
+    wanted_bytes: int | None = None,
+) -> tuple[int, ...]:
+    """Return a page size for every rank, such that a granule holds as many blocks on each.
+
+    `strides` has a block's bytes in one segment, per rank. `exact` (host memory) wants no straddling
+    block at all. `wanted_bytes` is the user's page size, taken for the first rank.
+    Raises UnsupportedError, with the numbers, where no page size will do.
+    """
+    # G blocks fill whole pages without a straddler on every rank exactly if G is a multiple of `unit`.
+    unit = math.lcm(*(granularity_bytes // math.gcd(granularity_bytes, stride) for stride in strides))
+    if not exact and len(set(strides)) == 1:
+        page = _straddling_page(strides[0], segments, granularity_bytes, block_count, wanted_bytes)
+        return (page,) * len(strides)
+    if wanted_bytes is not None:
+        count = _wanted_blocks(wanted_bytes, strides, unit)
+    elif exact:
+        count = _host_blocks(max(strides), segments, block_count, max_mappings, unit)
+    else:
+        count = _device_blocks(max(strides), segments, unit)
+    if not 0 < count <= block_count:
+        raise UnsupportedError(
+            f"a granule needs {count} blocks, and a segment has {block_count}: raise the limit"
+        )
+    return tuple(count * stride for stride in strides)
+
+
+def _straddling_page(
+    stride: int, segments: int, granularity: int, block_count: int, wanted: int | None
+) -> int:
+    """Return the page size of least waste on a device whose ranks are alike."""
+    if wanted is not None:
+        _require_multiple("page size", wanted, granularity)
+        return wanted
+    whole = block_count * stride
+
+    def blocks(page: int) -> int:
+        return _blocks_per_granule(page, stride, whole // page)
+
+    low, high = (-(-size // granularity) * granularity for size in DEVICE_PAGES)
+    usable = [page for page in range(low, high + 1, granularity) if blocks(page)] if segments == 1 else []
+    if usable:
+        # Least waste is the most block bytes per page byte; a tie goes to the size nearest the favourite.
+        return max(usable, key=lambda page: (blocks(page) / page, -abs(page - DEVICE_FAVOURITE)))
+    # A page of two blocks less one byte holds a whole block wherever it begins.
+    for page in range(granularity, min(whole, 2 * stride + granularity) + 1, granularity):
+        if blocks(page):
+            return page
+    raise UnsupportedError(
+        f"no page that is a multiple of {granularity} bytes holds a block of {stride} bytes within the "
+        f"{block_count} blocks of a segment: raise the limit"
+    )
+
+
+def _host_blocks(stride: int, segments: int, block_count: int, max_mappings: int, unit: int) -> int:
+    """Return the least G that makes a granule of HOST_GRANULE and keeps all pages below the mapping limit."""
+    whole_arena = block_count // unit * unit  # a small arena is one granule
+    for_size = min(-(-HOST_GRANULE // (stride * segments)), whole_arena)
+    for_count = -(-block_count * segments // max_mappings)
+    return -(-max(1, for_size, for_count) // unit) * unit
+
+
+def _device_blocks(stride: int, segments: int, unit: int) -> int:
+    """Return G for ranks of different strides: near the favourite size, or the least in several segments."""
+    favourite = DEVICE_FAVOURITE if segments == 1 else 0
+    count = max(1, round(favourite / (unit * stride))) * unit
+    if count * stride > LARGEST_PAGE:
+        raise UnsupportedError(
+            f"ranks with blocks of up to {stride} bytes share whole pages only every {unit} blocks "
+            f"({format_size(unit * stride)}, over {format_size(LARGEST_PAGE)}): "
+            "choose a block size or a pipeline split that makes the ranks' blocks alike"
+        )
+    return count
+
+
+def _wanted_blocks(wanted: int, strides: Sequence[int], unit: int) -> int:
+    if wanted < 1 or wanted % (unit * strides[0]):
+        raise UnsupportedError(
+            f"page size {wanted} bytes: expected a multiple of {unit * strides[0]} bytes, "
+            f"which is {unit} blocks of {strides[0]} bytes and whole pages on every rank"
+        )
+    return wanted // strides[0]
+
+
+def _blocks_per_granule(page: int, stride: int, granule_count: int) -> int:
+    """Return the least number of whole blocks in any granule: floor(page / stride), or one less."""
+    if granule_count < 1:
+        return 0
+    # Where pages begin within a block repeats after stride / gcd(page, stride) granules.
+    period = stride // math.gcd(page, stride)
+    granules = range(min(period, granule_count))
+    return max(0, min((g + 1) * page // stride - -(-g * page // stride) for g in granules))
+
+
+def _require_multiple(what: str, value: int, granularity: int) -> None:
+    if value < 0 or value % granularity or (what != "start of a segment" and not value):
+        raise UnsupportedError(f"{what} {value} bytes: expected a multiple of {granularity} bytes")

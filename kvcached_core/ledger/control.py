@@ -1,0 +1,176 @@
+"""What tools set, and waiting until it holds. The only other takers of the lock."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from kvcached_core.errors import CapacityError, LedgerError
+from kvcached_core.ledger.bells import ring
+from kvcached_core.ledger.layout import FIRST_CLAIM
+from kvcached_core.ledger.lock import LedgerLock
+from kvcached_core.ledger.runtime import DeviceFolder, Runtime
+from kvcached_core.ledger.seat import sweep
+from kvcached_core.ledger.snapshot import OwnerSnapshot, snapshot
+from kvcached_core.ledger.storage import LedgerFile
+from kvcached_core.units import Size, format_size
+
+_POLL_SECONDS = 0.01
+
+
+class Change(NamedTuple):
+    """One slot whose control was set: it holds once `generation` is applied and nothing is above it."""
+
+    folder: str
+    uuid: str
+    slot: int
+    instance: str
+    rank: int
+    limit_bytes: int
+    floor_bytes: int
+    generation: int
+
+
+class Outcome(NamedTuple):
+    """How one change stands: acknowledged by the owner, and holding."""
+
+    change: Change
+    acknowledged: bool
+    leased_bytes: int
+    granule_bytes: int
+    gone: bool  # the owner has ended or the slot is another's
+
+    @property
+    def holds(self) -> bool:
+        """Say whether it is applied and nothing is above it but the one granule that is never let go (I7)."""
+        most = max(self.change.limit_bytes, self.granule_bytes)
+        return not self.gone and self.acknowledged and self.leased_bytes <= most
+
+
+class NoSuchEngineError(LedgerError):
+    """No living engine has this name. `names` are those there are."""
+
+    def __init__(self, name: str, names: Iterable[str]) -> None:
+        self.names = sorted(set(names))
+        super().__init__(
+            f"no engine is named {name}; there {'are ' + ', '.join(self.names) if names else 'is none'}"
+        )
+
+
+def set_limit(
+    runtime: Runtime, name: str, limit: Size | int, devices: Iterable[str] | None = None
+) -> list[Change]:
+    """Set the limit of every rank of the engine, on all devices or on those with these UUIDs.
+
+    A percentage is of the device's capacity. Raises NoSuchEngineError, BusyError, LedgerError.
+    """
+    return _set(runtime, name, "limit", limit, devices)
+
+
+def set_floor(
+    runtime: Runtime, name: str, floor: Size | int, devices: Iterable[str] | None = None
+) -> list[Change]:
+    """Set the floor likewise; raises CapacityError if the floors would no longer fit (I3)."""
+    return _set(runtime, name, "floor", floor, devices)
+
+
+def set_weight(
+    runtime: Runtime, name: str, weight: int, devices: Iterable[str] | None = None
+) -> list[Change]:
+    """Set the weight likewise."""
+    return _set(runtime, name, "weight", weight, devices)
+
+
+def look(runtime: Runtime, changes: Iterable[Change], control: str = "limit") -> list[Outcome]:
+    """Return how each change stands now."""
+    owners = {(device.folder, owner.slot): owner for device in snapshot(runtime) for owner in device.owners}
+    return [_judge(change, owners.get((change.folder, change.slot)), control) for change in changes]
+
+
+def wait_until_holds(runtime: Runtime, changes: list[Change], timeout_seconds: float, control: str = "limit",
+                     clock: Callable[[], float] = time.monotonic,
+                     sleep: Callable[[float], None] = time.sleep) -> list[Outcome]:  # fmt: skip
+    """Wait until every change holds, at most so long; returns how each stands then."""
+    end = clock() + timeout_seconds
+    while True:
+        outcomes = look(runtime, changes, control)
+        if all(outcome.holds or outcome.gone for outcome in outcomes) or clock() >= end:
+            return outcomes
+        sleep(_POLL_SECONDS)
+
+
+def _judge(change: Change, owner: OwnerSnapshot | None, control: str) -> Outcome:
+    if owner is None or not owner.live or (owner.heard and (owner.instance, owner.rank) != change[3:5]):
+        return Outcome(change, False, 0, 0, gone=True)
+    acknowledged = getattr(owner, f"{control}_applied_generation") >= change.generation
+    leased_bytes = owner.leased_bytes if control == "limit" else 0
+    return Outcome(change, acknowledged, leased_bytes, owner.granule_bytes, gone=False)
+
+
+def _set(
+    runtime: Runtime, name: str, control: str, value: Size | int, devices: Iterable[str] | None
+) -> list[Change]:
+    chosen = None if devices is None else set(devices)
+    changes: list[Change] = []
+    names: list[str] = []
+    for folder in runtime.devices():
+        with _ledger(folder) as file:
+            if file is None or (chosen is not None and file.uuid not in chosen):
+                continue
+            sweep(folder, file)
+            slots = [slot for slot in file.slots if file.get(slot, "claim") >= FIRST_CLAIM]
+            names += [file.get_text(slot, "name") for slot in slots]
+            mine = [slot for slot in slots if file.get_text(slot, "name") == name]
+            wanted = value.of(file.header.capacity_bytes) if isinstance(value, Size) else value
+            if control == "limit":
+                wanted = min(wanted, file.header.capacity_bytes)
+            if control == "floor":
+                _check_floors(file, slots, mine, wanted)
+            changes += [_write(folder, file, slot, control, wanted) for slot in mine]
+        for slot in mine:
+            ring(folder.worker_bell(slot))
+            ring(folder.engine_bell(slot))
+    if not changes:
+        raise NoSuchEngineError(name, names)
+    return changes
+
+
+@contextlib.contextmanager
+def _ledger(folder: DeviceFolder) -> Iterator[LedgerFile | None]:
+    """Hold the lock of a device with its file mapped; None where there is no file."""
+    if not folder.ledger.exists():
+        yield None
+        return
+    with (
+        LedgerLock(folder.lock, folder.file_mode).held(),
+        contextlib.closing(LedgerFile(folder.ledger)) as file,
+    ):
+        yield file
+
+
+def _write(folder: DeviceFolder, file: LedgerFile, slot: int, control: str, value: int) -> Change:
+    """Write a value, then its generation: an owner that sees the generation sees the value."""
+    generation = file.get(slot, f"{control}_wanted_generation") + 1
+    file.set(slot, f"{control}_wanted", value)
+    file.set(slot, f"{control}_wanted_generation", generation)
+    return Change(
+        folder.path.name, file.uuid, slot, file.get_text(slot, "instance"), file.get(slot, "rank"),
+        file.get(slot, "limit_wanted"), file.get(slot, "floor_wanted"), generation,
+    )  # fmt: skip
+
+
+def _check_floors(file: LedgerFile, slots: list[int], mine: list[int], wanted: int) -> None:
+    """Count each floor as the greater of wanted and applied, so that I3 holds in every order of events."""
+    floors = sum(
+        max(file.get(slot, "floor_wanted"), file.get(slot, "floor_applied"))
+        for slot in slots
+        if slot not in mine
+    )
+    capacity = file.header.capacity_bytes
+    if floors + wanted * len(mine) > capacity:
+        raise CapacityError(
+            f"a floor of {format_size(wanted)} on each of {len(mine)} ranks does not fit on {file.uuid}, "
+            f"which holds {format_size(capacity)}, and {format_size(floors)} are given to others"
+        )

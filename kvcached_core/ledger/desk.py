@@ -1,0 +1,150 @@
+"""The desk: the scheduler's side of the ledger. It never takes the lock; a call is a few loads or stores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+from kvcached_core.ledger.bells import drain_bell
+from kvcached_core.ledger.descriptors import close_private
+from kvcached_core.ledger.place import Place, SlotGeometry, find_places
+from kvcached_core.ledger.runtime import Runtime
+
+
+class EngineUsage(Protocol):
+    """What an engine tells of its memory: blocks and granules, the same on every rank."""
+
+    @property
+    def used_blocks(self) -> int: ...
+    @property
+    def cached_blocks(self) -> int: ...
+    @property
+    def stranded_blocks(self) -> int: ...
+    @property
+    def wanted_granules(self) -> int: ...
+    @property
+    def released_granules(self) -> int: ...
+
+
+class Desk:
+    """All ranks of one instance. For one thread. Made by `find`."""
+
+    def __init__(self, runtime: Runtime, instance: str, places: list[Place]) -> None:
+        self._runtime = runtime
+        self._instance = instance
+        self._places = places
+        self._usage: EngineUsage | None = None
+        self._created = self._limit = 0  # as last read
+
+    @classmethod
+    def find(cls, runtime: Runtime, instance: str, ranks: int) -> Desk:
+        """Find the slots of an instance over all devices. Raises LedgerError with what is missing."""
+        places = find_places(runtime, instance, set(range(ranks)))
+        return cls(runtime, instance, [places[rank] for rank in range(ranks)])
+
+    @property
+    def geometry(self) -> tuple[SlotGeometry, ...]:
+        """The geometry of each rank."""
+        return tuple(place.geometry for place in self._places)
+
+    def created(self) -> int:
+        """Return the granules ever created, the least over ranks. Raises LedgerError if a slot is gone."""
+        least = -1
+        for place in self._places:
+            if not place.is_there():
+                return self.created() if self._find_again() else self._created
+            count = place.words[place.created_at]
+            if count < least or least < 0:
+                least = count
+        self._created = least
+        return least
+
+    def granule_limit(self) -> int:
+        """Return how many granules each rank may hold: a lower limit at once, a higher one when applied."""
+        least = -1
+        for place in self._places:
+            if not place.is_there():
+                return self.granule_limit() if self._find_again() else self._limit
+            words = place.words
+            wanted, applied = words[place.wanted_at], words[place.applied_at]
+            count = (wanted if wanted < applied else applied) // place.granule_bytes
+            if count < least or least < 0:
+                least = count
+        self._limit = least
+        return least
+
+    def refused(self) -> bool:
+        """Say whether a rank has asked for memory and did not get it."""
+        return any(p.words[p.demand_at] for p in self._places if p.is_there())
+
+    def publish(self, usage: EngineUsage) -> None:
+        """Write what the engine does; rings the workers if more is wanted or more was let go."""
+        before, self._usage = self._usage, usage
+        act = (
+            before is None
+            or usage.wanted_granules > before.wanted_granules
+            or usage.released_granules != before.released_granules
+        )
+        for place in self._places:
+            if place.is_there():
+                _write(place, usage)
+                if act:
+                    place.ringer.ring()
+        if not all(place.is_there() for place in self._places):
+            self._find_again()
+
+    def count(self, evictions: int, preemptions: int, busy: bool) -> None:
+        """Write what happened since the engine began, and whether requests run now."""
+        for place in self._places:
+            if place.is_there():
+                place.set("evictions", evictions)
+                place.set("preemptions", preemptions)
+                place.set("busy", int(busy))
+
+    def filenos(self) -> Sequence[int]:
+        """Return the bells to poll: they ring when memory is ready or a limit has changed."""
+        return [place.bell_fd for place in self._places]
+
+    def drain(self) -> None:
+        """Read what was rung."""
+        for place in self._places:
+            drain_bell(place.bell_fd)
+
+    def close(self) -> None:
+        """Let go of the files; the slots are their workers'."""
+        for place in self._places:
+            place.close()
+        self._places = []
+
+    def _find_again(self) -> bool:
+        """Find the slots that their workers had to write elsewhere; say whether all are there now.
+
+        A file that was cut is its workers' to make again: they are rung. Raises LedgerError if a slot is
+        gone.
+        """
+        lost = {place.rank: at for at, place in enumerate(self._places) if not place.is_there()}
+        cut = {rank for rank, at in lost.items() if not self._places[at].file.is_whole()}
+        found = find_places(self._runtime, self._instance, set(lost), may_miss=cut)
+        for rank, place in found.items():
+            before = self._places[lost[rank]]
+            os.dup2(place.bell_fd, before.bell_fd, inheritable=False)  # pollers keep their number
+            close_private(place.bell_fd)
+            place.bell_fd = before.bell_fd
+            before.close(keep_bell=True)
+            self._places[lost[rank]] = place
+            if self._usage is not None:
+                _write(place, self._usage)
+                place.ringer.ring()
+        for rank in lost.keys() - found.keys():
+            self._places[lost[rank]].ringer.ring()
+        return len(found) == len(lost)
+
+
+def _write(place: Place, usage: EngineUsage) -> None:
+    block_bytes = place.geometry.block_bytes
+    place.set("used_bytes", usage.used_blocks * block_bytes)
+    place.set("cached_bytes", usage.cached_blocks * block_bytes)
+    place.set("stranded_bytes", usage.stranded_blocks * block_bytes)
+    place.set("ordered_granules", usage.released_granules)
+    place.set("wanted_bytes", usage.wanted_granules * place.granule_bytes)

@@ -1,0 +1,103 @@
+"""Where a scheduler finds its workers' slots, and their words."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Set
+from typing import NamedTuple
+
+from kvcached_core.errors import LedgerError
+from kvcached_core.ledger.bells import Ringer, open_bell
+from kvcached_core.ledger.descriptors import close_private
+from kvcached_core.ledger.layout import FIRST_CLAIM, SLOT_AT
+from kvcached_core.ledger.runtime import DeviceFolder, Runtime
+from kvcached_core.ledger.storage import LedgerFile, write_point
+
+
+class SlotGeometry(NamedTuple):
+    """The geometry one rank has described; bytes are of that rank."""
+
+    page_bytes: int
+    granule_bytes: int
+    granule_count: int
+    blocks_per_granule: int
+    block_count: int
+    stride_bytes: int
+
+    @property
+    def block_bytes(self) -> int:
+        """One block in all segments."""
+        return self.stride_bytes * (self.granule_bytes // self.page_bytes) if self.page_bytes else 0
+
+
+class Place:
+    """One rank's slot, with the indices of its words worked out."""
+
+    def __init__(self, folder: DeviceFolder, slot: int) -> None:
+        """Map the ledger and open the bell. Raises OSError, LedgerError."""
+        self.bell_fd = open_bell(folder.engine_bell(slot))
+        try:
+            self.file = file = LedgerFile(folder.ledger)
+        except BaseException:
+            close_private(self.bell_fd)
+            raise
+        self.words = file.words
+        base = file.at(slot, "claim")
+        self.at = {name: base + offset for name, offset in SLOT_AT.items()}
+        self.claim_at = base
+        self.claim = file.words[base]
+        self.rank = file.get(slot, "rank")
+        self.created_at = self.at["created_granules"]
+        self.demand_at = self.at["demand_bytes"]
+        self.wanted_at, self.applied_at = self.at["limit_wanted"], self.at["limit_applied"]
+        self.geometry = SlotGeometry(*(file.get(slot, name) for name in SlotGeometry._fields))
+        self.granule_bytes = max(1, self.geometry.granule_bytes)
+        self.ringer = Ringer(folder.worker_bell(slot))
+
+    def set(self, name: str, value: int) -> None:
+        write_point(name)
+        self.words[self.at[name]] = value
+
+    def is_there(self) -> bool:
+        """Say whether the words may be read and are still those of this claim."""
+        return self.file.is_whole() and self.words[self.claim_at] == self.claim
+
+    def close(self, keep_bell: bool = False) -> None:
+        self.ringer.close()
+        if not keep_bell:
+            close_private(self.bell_fd)
+        self.file.close()
+
+
+def find_places(
+    runtime: Runtime, instance: str, ranks: set[int], may_miss: Set[int] = frozenset()
+) -> dict[int, Place]:
+    """Return the places of these ranks; raises LedgerError naming those that are missing and may not."""
+    found: dict[int, Place] = {}
+    for folder in runtime.devices():
+        for slot, rank in _slots_of(folder, instance):
+            if rank in ranks and rank not in found:
+                with contextlib.suppress(OSError, LedgerError):  # went away since
+                    found[rank] = Place(folder, slot)
+    missing = sorted(ranks - found.keys() - may_miss)
+    if missing:
+        for place in found.values():
+            place.close()
+        raise LedgerError(
+            f"no living worker of instance {instance} with rank {', '.join(map(str, missing))} in the "
+            f"ledgers under {runtime.path}: it has ended, or works with another runtime directory "
+            f"(see kvctl doctor)"
+        )
+    return found
+
+
+def _slots_of(folder: DeviceFolder, instance: str) -> list[tuple[int, int]]:
+    """Return slot and rank of every living owner of this instance on a device."""
+    try:
+        file = LedgerFile(folder.ledger)
+    except (OSError, LedgerError):
+        return []
+    with contextlib.closing(file):
+        taken = [slot for slot, claim in enumerate(file.claims()) if claim >= FIRST_CLAIM]
+        mine = [slot for slot in taken if file.get_text(slot, "instance") == instance]
+        return [(slot, file.get(slot, "rank")) for slot in mine if folder.alive(slot)]

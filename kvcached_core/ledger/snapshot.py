@@ -1,0 +1,179 @@
+"""A picture of all ledgers, read without the lock from raw bytes that may be anything."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kvcached_core.errors import LedgerError
+from kvcached_core.ledger import layout
+from kvcached_core.ledger.layout import FREE, HEADER_AT, SLOT_AT, UNHEARD, WORD
+from kvcached_core.ledger.runtime import DeviceFolder, Runtime
+from kvcached_core.ledger.storage import Header, parse_header
+
+_TRIES = 8
+_HELD = ("leased_bytes", "ready_bytes", "mapped_bytes", "used_bytes", "cached_bytes", "stranded_bytes")
+
+
+@dataclass(frozen=True)
+class OwnerSnapshot:
+    """One slot, field by field as in the layout. `live` says whether its owner's lock is held."""
+
+    slot: int
+    live: bool
+    heard: bool  # False: its owner lives and has yet to write its numbers into a new file
+    rank: int
+    worker_pid: int
+    instance: str
+    name: str
+    engine: str
+    model: str
+    page_bytes: int
+    granule_bytes: int
+    granule_count: int
+    blocks_per_granule: int
+    block_count: int
+    stride_bytes: int
+    limit_wanted: int
+    limit_wanted_generation: int
+    limit_applied: int
+    limit_applied_generation: int
+    floor_wanted: int
+    floor_wanted_generation: int
+    floor_applied: int
+    floor_applied_generation: int
+    weight_wanted: int
+    weight_wanted_generation: int
+    weight_applied: int
+    weight_applied_generation: int
+    leased_bytes: int
+    ready_bytes: int
+    mapped_bytes: int
+    ceiling_bytes: int
+    private_now_bytes: int
+    private_peak_bytes: int
+    created_granules: int
+    released_granules: int
+    demand_bytes: int
+    reclaim_bytes: int
+    leases: int
+    lease_bytes: int
+    refusals: int
+    maps: int
+    unmaps: int
+    create_failures: int
+    wanted_bytes: int
+    ordered_granules: int
+    used_bytes: int
+    cached_bytes: int
+    stranded_bytes: int
+    evictions: int
+    preemptions: int
+    busy: int
+
+    @property
+    def spare_bytes(self) -> int:
+        """Ready and empty."""
+        return max(0, self.ready_bytes - self.used_bytes - self.cached_bytes - self.stranded_bytes)
+
+    @property
+    def limit_bytes(self) -> int:
+        """The limit as last set, acknowledged or not."""
+        return self.limit_wanted
+
+    @property
+    def floor_bytes(self) -> int:
+        """What it can always get back: a limit below the floor wins."""
+        return min(self.floor_wanted, self.limit_wanted)
+
+
+@dataclass(frozen=True)
+class DeviceSnapshot:
+    """One device. `damage` says why the file cannot be (wholly) believed, empty if it can; `settled` is
+    False where writers never paused for the length of a read, so that words may not fit each other."""
+
+    folder: str
+    uuid: str
+    capacity_bytes: int
+    headroom_bytes: int
+    free_bytes: int  # what the driver said at the latest lease
+    total_bytes: int
+    owners: tuple[OwnerSnapshot, ...]
+    settled: bool = True
+    damage: str = ""
+
+    @property
+    def leased_bytes(self) -> int:
+        return sum(owner.leased_bytes for owner in self.owners)
+
+    @property
+    def ready_bytes(self) -> int:
+        return sum(owner.ready_bytes for owner in self.owners)
+
+
+def snapshot(runtime: Runtime) -> list[DeviceSnapshot]:
+    """Return every device that has a ledger, sorted by folder. Raises LedgerError if it is unreadable."""
+    found = []
+    for folder in runtime.devices():
+        try:
+            data, settled = _read(folder)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise LedgerError(f"cannot read {folder.ledger}: {error.strerror}") from error
+        found.append(parse(data, folder.alive, folder.path.name, settled))
+    return found
+
+
+def _read(folder: DeviceFolder) -> tuple[bytes, bool]:
+    """Return the bytes, and whether two readings were equal: then no writer was between two of its stores,
+    or it has stopped there, which leaves a state that could also be that of its death."""
+    before = folder.ledger.read_bytes()
+    for _ in range(_TRIES):
+        data = folder.ledger.read_bytes()
+        if data == before:
+            return data, True
+        before = data
+    return before, False
+
+
+def parse(
+    data: bytes, alive: Callable[[int], bool], folder: str = "", settled: bool = True
+) -> DeviceSnapshot:
+    """Read a ledger's bytes, whatever they are; nothing in it is greater than the capacity it states."""
+    try:
+        header = parse_header(data[: layout.HEADER_BYTES], len(data))
+    except LedgerError as error:
+        return DeviceSnapshot(folder, folder, 0, 0, 0, 0, (), settled, str(error))
+    words = struct.unpack_from(f"<{layout.HEADER_WORDS}Q", data)
+    uuid = data[HEADER_AT["uuid"] * WORD :][:64]
+    damage: list[str] = []
+    slots = (_parse_slot(data, header, slot, alive, damage) for slot in range(header.slot_count))
+    owners = tuple(owner for owner in slots if owner is not None)
+    free, total = (min(words[HEADER_AT[name]], layout.WORD_LIMIT) for name in ("free_bytes", "total_bytes"))
+    return DeviceSnapshot(
+        folder, layout.decode_text(uuid), header.capacity_bytes, header.headroom_bytes, free, total,
+        owners, settled, "; ".join(damage),
+    )  # fmt: skip
+
+
+def _parse_slot(data: bytes, header: Header, slot: int, alive: Callable[[int], bool],
+                damage: list[str]) -> OwnerSnapshot | None:  # fmt: skip
+    start = header.header_bytes + slot * header.slot_bytes
+    words = struct.unpack_from(f"<{layout.SLOT_WORDS}Q", data, start)
+    claim = words[SLOT_AT["claim"]]
+    if claim == FREE:
+        return None
+    values: dict[str, Any] = {}
+    for field in layout.SLOT[1:]:
+        at = SLOT_AT[field.name]
+        if field.text_bytes:
+            values[field.name] = layout.decode_text(data[start + at * WORD :][: field.text_bytes])
+            continue
+        most = header.capacity_bytes if field.name in _HELD else layout.WORD_LIMIT
+        values[field.name] = min(words[at], most)
+        if words[at] > most:
+            damage.append(f"slot {slot}: {field.name} of {words[at]} is impossible")
+    return OwnerSnapshot(slot=slot, live=alive(slot), heard=claim != UNHEARD, **values)

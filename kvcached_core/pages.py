@@ -1,0 +1,281 @@
+"""Memory ahead of need: leases become handles, on a thread that no step waits for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, NamedTuple, Protocol
+
+from kvcached_core.arena import Handles
+from kvcached_core.driver.base import Driver, MemoryInfo
+from kvcached_core.errors import BusyError, CapacityError, DriverError, InvariantError
+from kvcached_core.units import format_size
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.02, 0.2
+SLICE_GRANULES = 32  # made in one turn, so that retiring and releasing never wait long
+
+
+class LeaseAccount(Protocol):
+    """One owner's account in the ledger, for one rank. Every method may raise BusyError."""
+
+    granule_bytes: int
+
+    @property
+    def wanted_bytes(self) -> int:
+        """What the scheduler wants this rank to hold in all; lowered before a plan lets granules go."""
+
+    @property
+    def leased_bytes(self) -> int:
+        """What the ledger has promised."""
+
+    @property
+    def ready_bytes(self) -> int:
+        """What exists as handles."""
+
+    def fileno(self) -> int:
+        """Return the doorbell's descriptor."""
+
+    def drain(self) -> None:
+        """Empty the doorbell."""
+
+    def acknowledge(self) -> None:
+        """Apply what tools have set: limit, floor, weight."""
+
+    def lease(self, want_bytes: int, memory: MemoryInfo) -> int:
+        """Ask for more; return what was granted, in whole granules; the rest is noted as demand."""
+
+    def created(self, granules: int) -> None:
+        """Count granules whose handles exist now."""
+
+    def give_back(self, bytes_never_ready: int = 0, granules_released: int = 0) -> None:
+        """Lower the promise: by what was never made, and by granules whose handles are gone."""
+
+    def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0) -> None:
+        """Tell observers what is mapped, what the process uses besides, and granules (un)mapped since."""
+
+    def refuse(self, unmet_bytes: int) -> None:
+        """Note demand that could not be met; 0 clears it."""
+
+
+class Usage(NamedTuple):
+    """What is mapped now, and granules mapped and unmapped since the pool began."""
+
+    mapped_bytes: int
+    maps: int
+    unmaps: int
+
+
+class PageSupply:
+    """The handles of one rank that are not mapped, and the promises behind all of them.
+
+    Invariant, in granules: created - released = mapped + pending + len(spare) + cleaning + leaving,
+    of which the pool has the first two. `spare` and the counters are guarded by `changed`, which is
+    never held across a driver call here. All but take() is called by one thread at a time.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        page_bytes: int,
+        segments: int,
+        account: LeaseAccount,
+        changed: threading.Condition,
+    ) -> None:
+        """Start with nothing; a granule is `segments` handles of `page_bytes`."""
+        if account.granule_bytes != page_bytes * segments:
+            raise InvariantError(
+                f"granule of the account: {account.granule_bytes}, of the pool: {page_bytes * segments}"
+            )
+        self._driver = driver
+        self._page_bytes = page_bytes
+        self._segments = segments
+        self._account = account
+        self._changed = changed
+        self.spare: deque[Handles] = deque()
+        self.cleaning = 0  # on their way to spare
+        self.created = 0
+        self.released = 0
+        self.ordered = 0  # released <= ordered, once everything owed has been freed
+        self._leaving: list[int] = []  # handles of the one granule that is being freed
+        self._untold_created = self._untold_released = self._untold_never_ready = 0
+        self._demand_bytes = 0
+        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._retry_at = float("-inf")
+        self.growth_ended: DriverError | None = None
+
+    @property
+    def leaving(self) -> int:
+        """Granules that are neither usable nor free yet: 0 or 1."""
+        return 1 if self._leaving else 0
+
+    def take_first(self) -> Handles:
+        """Lease and make one granule, here and now. Raises CapacityError with the numbers if refused."""
+        unit, memory = self._account.granule_bytes, self._driver.memory()
+        if self._account.lease(unit, memory) < unit:
+            raise CapacityError(
+                f"no room for the first granule of {format_size(unit)}: {format_size(memory.free_bytes)} of "
+                f"{format_size(memory.total_bytes)} are free, and the ledger grants no lease of it"
+            )
+        with ExitStack() as undo:
+            undo.callback(self._account.give_back, bytes_never_ready=unit)
+            handles = self._make()
+            undo.pop_all()
+        self.created = self._untold_created = 1
+        self.settle()
+        return handles
+
+    def take(self) -> Handles | None:
+        """Return the handles of a spare granule, or None; the caller holds `changed`."""
+        return self.spare.popleft() if self.spare else None
+
+    def put(self, handles: Handles) -> None:
+        """Make a granule that was counted as cleaning spare again."""
+        try:
+            for handle in handles:
+                self._driver.clean(handle)
+        except (CapacityError, DriverError):
+            log.exception("cleaning a page failed; it is zeroed when it is mapped")
+        with self._changed:
+            self.cleaning -= 1
+            self.spare.append(handles)
+            self._changed.notify_all()
+
+    def release_owed(self) -> None:
+        """Free spare granules until as many are freed as the scheduler has let go."""
+        while self._choose_leaving():
+            while self._leaving:
+                self._driver.release(self._leaving[-1])
+                with self._changed:
+                    self._leaving.pop()
+                    if not self._leaving:
+                        self.released += 1
+            self._untold_released += 1
+            self.settle()
+
+    def grow(self, now: float, rung: bool) -> float | None:
+        """Lease and make what is wanted; return the seconds after which to call again, or None."""
+        unit = self._account.granule_bytes
+        unmet = self._account.wanted_bytes - self._account.leased_bytes
+        if unmet < unit or self.growth_ended:
+            self._satisfied()
+            return None
+        if now < self._retry_at and not rung:
+            return self._retry_at - now
+        asked = min(unmet // unit, SLICE_GRANULES)
+        try:
+            granted = self._account.lease(asked * unit, self._driver.memory())
+        except BusyError:
+            return self._retry(now)
+        except (CapacityError, DriverError) as error:
+            self._note_failure(error)
+            return self._retry(now)
+        made = self._make_promised(granted // unit)
+        # Read again: telling of releases that the ledger was too busy for has lowered the lease.
+        unmet = self._account.wanted_bytes - self._account.leased_bytes
+        if made == asked:
+            self._satisfied()
+            return 0.0 if unmet >= unit else None
+        self._demand_bytes = unmet
+        self._tell(self._account.refuse, unmet)
+        return None if self.growth_ended else self._retry(now)
+
+    def settle(self) -> None:
+        """Tell the ledger what became of promises; if it is busy, the rest waits for the next turn.
+
+        What is not told yet is over-counted there, never under-counted.
+        """
+        if self._untold_created and self._tell(self._account.created, self._untold_created):
+            self._untold_created = 0
+        if self._untold_created:
+            return
+        never_ready, released = self._untold_never_ready, self._untold_released
+        if (never_ready or released) and self._tell(self._account.give_back, never_ready, released):
+            self._untold_never_ready = self._untold_released = 0
+
+    @property
+    def settled(self) -> bool:
+        """Say whether the ledger knows all there is to know."""
+        return not (self._untold_created or self._untold_released or self._untold_never_ready)
+
+    def close(self) -> None:
+        """Free every handle that is not mapped; go on after a failure and raise the last one."""
+        with ExitStack() as steps:
+            for handle in [*self._leaving, *(handle for handles in self.spare for handle in handles)]:
+                steps.callback(self._driver.release, handle)
+            self._leaving.clear()
+            self.spare.clear()
+
+    def give_back_all(self) -> None:
+        """Return all promises, after the driver has freed all memory."""
+        self._untold_released += self.created - self.released
+        self.released = self.created
+        self.settle()
+        if not self.settled:
+            log.warning("the ledger was busy: what this owner held is counted until its slot is freed")
+
+    def _choose_leaving(self) -> bool:
+        with self._changed:
+            if not self._leaving and self.released < self.ordered and self.spare:
+                self._leaving = list(self.spare.popleft())
+            return bool(self._leaving)
+
+    def _make_promised(self, promised: int) -> int:
+        """Make granules until `promised` exist or one fails; return how many were made."""
+        for made in range(promised):
+            try:
+                handles = self._make()
+            except (CapacityError, DriverError) as error:
+                self._note_failure(error)
+                self._untold_never_ready += (promised - made) * self._account.granule_bytes
+                self.settle()
+                return made
+            with self._changed:
+                self.spare.append(handles)
+                self.created += 1
+                self._changed.notify_all()
+            # Told after it is spare: a plan that the scheduler makes from it finds it.
+            self._untold_created += 1
+            self.settle()
+        return promised
+
+    def _make(self) -> Handles:
+        """Create one granule's handles, all or none."""
+        with ExitStack() as undo:
+            handles = []
+            for _ in range(self._segments):
+                handles.append(self._driver.create(self._page_bytes))
+                undo.callback(self._driver.release, handles[-1])
+            undo.pop_all()
+        return tuple(handles)
+
+    def _note_failure(self, error: CapacityError | DriverError) -> None:
+        if isinstance(error, DriverError):
+            self.growth_ended = error
+            log.error("the driver failed; this rank keeps what it has and grows no more: %s", error)
+        else:
+            log.info("a lease could not be filled, others may have taken the memory: %s", error)
+
+    def _satisfied(self) -> None:
+        if self._demand_bytes and not self.growth_ended and self._tell(self._account.refuse, 0):
+            self._demand_bytes = 0
+        self._retry_seconds, self._retry_at = FIRST_RETRY_SECONDS, float("-inf")
+
+    def _retry(self, now: float) -> float:
+        """Return how long to wait: 20 ms, doubling to 200 ms."""
+        wait = self._retry_seconds
+        self._retry_at = now + wait
+        self._retry_seconds = min(2 * wait, LAST_RETRY_SECONDS)
+        return wait
+
+    @staticmethod
+    def _tell(call: Callable[..., Any], *arguments: int) -> bool:
+        try:
+            call(*arguments)
+        except BusyError:
+            return False
+        return True

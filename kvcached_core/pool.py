@@ -1,0 +1,267 @@
+"""What a worker uses: an elastic tensor whose granules a plan maps and unmaps."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from kvcached_core.arena import FENCE_BOUND_SECONDS, Arena, Handles, wait_passed
+from kvcached_core.driver.base import Driver, Fence
+from kvcached_core.errors import DriverError, InvariantError
+from kvcached_core.geometry import Geometry
+from kvcached_core.pages import LeaseAccount, PageSupply, Usage
+from kvcached_core.plan import Plan
+from kvcached_core.supply_thread import SupplyThread
+
+Fences = tuple[Fence, ...]  # all of them must have passed
+
+NULL_GRANULE = 0  # holds block 0, which padding writes to: mapped from before the first kernel to the end
+_FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 20e-6, 1e-3
+
+
+class PoolStats(NamedTuple):
+    """Granules by state, and counts since the pool began.
+
+    created - released = mapped + pending + spare + moving.
+    """
+
+    mapped: int
+    pending: int  # mapped, and waiting for a fence to be unmapped
+    spare: int
+    moving: int  # being cleaned or freed
+    created: int
+    released: int
+
+
+class ElasticPool:
+    """One rank's KV memory. The step thread calls apply(); a thread of its own does the rest."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        geometry: Geometry,
+        account: LeaseAccount,
+        size_bytes: int | None = None,
+        private_bytes: Callable[[], int] = lambda: 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Reserve addresses and map granule 0. The driver is the pool's from now on.
+
+        `size_bytes` is the tensor's length (default: to the end of the last segment).
+        Raises CapacityError if not even one granule can be had; then nothing is left behind.
+        """
+        self._driver = driver
+        self._geometry = geometry
+        self._clock = clock
+        # Guards what follows, and the supply's counters. Never held across create, clean or release,
+        # nor while a fence is waited for.
+        self._changed = threading.Condition(threading.Lock())
+        self._pending: OrderedDict[int, Fences] = OrderedDict()  # oldest first
+        self._next_sequence = 0
+        self._attempted = -1  # the sequence of a plan that failed half-way
+        self._closed = False
+        self._account = account
+        self._supply = PageSupply(driver, geometry.page_bytes, len(geometry.starts), account, self._changed)
+        size = size_bytes or max(geometry.starts) + geometry.block_count * geometry.stride_bytes
+        with ExitStack() as undo:
+            self._arena = Arena(driver, geometry, size)
+            undo.callback(self._arena.close)
+            handles = self._supply.take_first()
+            undo.callback(self._return_first, handles)
+            self._arena.map(NULL_GRANULE, handles, 0)
+            undo.callback(self._unmap_first)
+            driver.synchronize()
+            self.tensor = self._arena.tensor()
+            undo.pop_all()
+        self.supply_thread = SupplyThread(
+            account, self._supply, self.retire, self.usage, private_bytes, clock
+        )
+
+    def start(self) -> None:
+        """Start the supply thread."""
+        self.supply_thread.start()
+
+    def begin_warm_up(self) -> None:
+        """Let kernels touch any block: scratch memory is behind all that is not mapped."""
+        with self._changed:
+            self._arena.alias_all()
+
+    def end_warm_up(self) -> None:
+        """Make unmapped memory fault again; waits for the device."""
+        self._driver.synchronize()
+        with self._changed:
+            self._arena.unalias()
+
+    def apply(self, plan: Plan | None, stream: int = 0, also: Iterable[int] = ()) -> None:
+        """Carry out a plan before its step's kernels are launched on `stream`.
+
+        `also` names other streams that may still use pages of earlier steps. A plan that was applied
+        is ignored. Raises InvariantError for one that is not legal, before anything changes. After any
+        other error the same plan may be applied again: granules to unmap may be on their way, and
+        none that it maps is left mapped.
+        """
+        if plan is None:
+            return
+        self.supply_thread.raise_failure()
+        with self._changed:
+            if not self._is_next(plan):
+                return
+            self._attempted = plan.sequence
+            streams = (stream, *also)
+            if plan.unmap:
+                self._unmap_later(plan.unmap, streams)
+            with ExitStack() as undo:
+                for granule in plan.map:
+                    self._map_now(granule, stream)
+                    undo.callback(self._unmap_later, (granule,), streams)
+                undo.pop_all()
+            self._supply.ordered = max(self._supply.ordered, plan.released)
+            self._next_sequence = plan.sequence + 1
+            needs_turn = bool(self._pending) or self._supply.released < self._supply.ordered
+        if needs_turn:
+            self.supply_thread.wake()
+
+    def retire(self) -> int:
+        """Unmap, oldest first, what no kernel can touch any more; return how many still wait."""
+        while True:
+            with self._changed:
+                handles = self._withdraw_oldest()
+                if handles is None:
+                    return len(self._pending)
+                self._supply.cleaning += 1
+            self._supply.put(handles)
+
+    def mapped_bytes(self) -> int:
+        """Return what is mapped, waiting for a fence included."""
+        return len(self._arena.mapped) * self._geometry.granule_bytes
+
+    def usage(self) -> Usage:
+        """Return what observers are told."""
+        return Usage(self.mapped_bytes(), self._arena.maps, self._arena.unmaps)
+
+    def stats(self) -> PoolStats:
+        """Return counts that belong together."""
+        with self._changed:
+            supply, pending = self._supply, len(self._pending)
+            return PoolStats(
+                mapped=len(self._arena.mapped) - pending,
+                pending=pending,
+                spare=len(supply.spare),
+                moving=supply.cleaning + supply.leaving,
+                created=supply.created,
+                released=supply.released,
+            )
+
+    def check(self) -> None:
+        """Raise InvariantError if the pool's books do not add up."""
+        stats = self.stats()
+        held = stats.mapped + stats.pending + stats.spare + stats.moving
+        mapped, ready, leased = self.mapped_bytes(), self._account.ready_bytes, self._account.leased_bytes
+        with self._changed:
+            pages = [h for handles in (*self._arena.mapped.values(), *self._supply.spare) for h in handles]
+            facts = {
+                "created - released = sum of states": stats.created - stats.released == held,
+                "I2: mapped <= ready <= leased": self._closed or mapped <= ready <= leased,
+                "I7: granule 0 is mapped": self._closed or self._is_live(NULL_GRANULE),
+                "pending granules are mapped": self._pending.keys() <= self._arena.mapped.keys(),
+                "a handle is in one place": len(pages) == len(set(pages)),
+            }
+        broken = [fact for fact, holds in facts.items() if not holds]
+        if broken:
+            raise InvariantError(f"{'; '.join(broken)}: {stats}, {mapped} <= {ready} <= {leased}")
+
+    def close(self) -> None:
+        """Give everything back, the driver included; the tensor must not be used after. May be repeated.
+
+        Goes on after a failure, so that no memory is kept, and raises the last one.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        with ExitStack() as steps:  # from the last to the first
+            steps.callback(self._supply.give_back_all)
+            steps.callback(self._driver.close)
+            steps.callback(self._arena.close)
+            steps.callback(self._supply.close)
+            for granule in list(self._arena.mapped):
+                steps.callback(self._unmap_at_close, granule)
+            steps.callback(self._arena.unalias)
+            steps.callback(self._driver.synchronize)
+            steps.callback(self.supply_thread.stop)
+
+    def _is_live(self, granule: int) -> bool:
+        return granule in self._arena.mapped and granule not in self._pending
+
+    def _is_next(self, plan: Plan) -> bool:
+        """Say whether a plan is new; raise InvariantError unless it is legal."""
+        if plan.sequence < self._next_sequence:
+            return False
+        if plan.sequence > self._next_sequence:
+            raise InvariantError(f"plan {plan.sequence} came, {self._next_sequence} was expected")
+        again = plan.sequence == self._attempted
+        bad_unmap = [g for g in plan.unmap if g == NULL_GRANULE or not (self._is_live(g) or again)]
+        count = self._geometry.granule_count
+        bad_map = [g for g in plan.map if not 0 <= g < count or self._is_live(g)]
+        twice = len({*plan.unmap, *plan.map}) < len(plan.unmap) + len(plan.map)
+        if bad_unmap or bad_map or twice:
+            raise InvariantError(f"{plan} is not legal: unmap {bad_unmap}, map {bad_map} of {count} granules")
+        return True
+
+    def _unmap_later(self, granules: Iterable[int], streams: Iterable[int]) -> None:
+        fences = tuple(self._driver.record(stream) for stream in streams)
+        for granule in granules:
+            if self._is_live(granule):
+                self._pending[granule] = fences
+
+    def _map_now(self, granule: int, stream: int) -> None:
+        if granule in self._pending:
+            # Never unmapped: it holds finite old values, as a block does that was used before.
+            del self._pending[granule]
+            return
+        handles = self._take()
+        try:
+            self._arena.map(granule, handles, stream)
+        except BaseException:
+            self._supply.spare.appendleft(handles)
+            raise
+
+    def _take(self) -> Handles:
+        """Return spare handles, or take over those of the oldest pending unmap; `changed` is held."""
+        pause, give_up_at = _FIRST_PAUSE_SECONDS, self._clock() + FENCE_BOUND_SECONDS
+        while (handles := self._supply.take() or self._withdraw_oldest()) is None:
+            if not self._pending and not self._supply.cleaning:
+                raise InvariantError("I5: the plan maps more granules than there are handles")
+            if self._clock() > give_up_at:
+                raise DriverError("wait for a fence", -1, f"not passed after {FENCE_BOUND_SECONDS:g} s")
+            self._changed.wait(pause)
+            pause = min(2 * pause, _LAST_PAUSE_SECONDS)
+        return handles
+
+    def _withdraw_oldest(self) -> Handles | None:
+        """Unmap the oldest pending granule if its fences have passed; `changed` is held."""
+        if not self._pending:
+            return None
+        granule, fences = next(iter(self._pending.items()))
+        if not all(self._driver.passed(fence) for fence in fences):
+            return None
+        handles = self._arena.unmap(granule)
+        del self._pending[granule]
+        return handles
+
+    def _unmap_at_close(self, granule: int) -> None:
+        self._pending.pop(granule, None)
+        self._supply.spare.append(self._arena.unmap(granule))
+
+    def _unmap_first(self) -> None:
+        # Its zeroing may be running still, even where waiting for the whole device failed.
+        wait_passed(self._driver, self._driver.record(0))
+        self._arena.unmap(NULL_GRANULE)
+
+    def _return_first(self, handles: Handles) -> None:
+        self._supply.spare.append(handles)
+        self._supply.close()
+        self._supply.give_back_all()

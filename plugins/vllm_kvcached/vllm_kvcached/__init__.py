@@ -1,0 +1,50 @@
+"""Elastic KV cache for stock vLLM, registered through its general plugins.
+
+`vllm serve MODEL --kv-cache-backend kvcached`, or `ENABLE_KVCACHED=true vllm serve MODEL`, or in Python
+`LLM(model, **vllm_kvcached.llm_kwargs())`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from typing import Any
+
+__version__ = "0.1.0"
+
+WORKER = "vllm_kvcached.worker.ElasticWorker"
+SCHEDULER = "vllm_kvcached.scheduler.ElasticScheduler"
+
+# Set in the first process of an engine and inherited by the others: part of the name by which they find each other.
+RUN_VARIABLE = "_KVCACHED_RUN"
+
+
+def register() -> None:
+    """vLLM's entry point: runs in every process of an engine, changes nothing unless the backend is chosen."""
+    os.environ.setdefault(RUN_VARIABLE, secrets.token_hex(6))
+    if "vllm.engine.arg_utils" in sys.modules:
+        from vllm_kvcached import flag
+
+        flag.install()
+    if "vllm.v1.engine.core" in sys.modules:
+        from vllm_kvcached import wake
+
+        wake.install_if_asked_for()
+
+
+def llm_kwargs(**options: Any) -> dict[str, Any]:
+    """Return the keyword arguments that make `vllm.LLM` elastic; `options` are settings as in docs/vllm.md.
+
+    Raises ConfigError for an unknown or illegal setting, UnsupportedError for an engine that cannot be used.
+    """
+    from kvcached_core import config
+    from vllm_kvcached import seams
+
+    config.load(options, os.environ)
+    seams.require()
+    return {
+        "worker_cls": WORKER,
+        "scheduler_cls": SCHEDULER,
+        "additional_config": {"kvcached": options},
+    }

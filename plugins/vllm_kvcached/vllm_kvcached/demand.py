@@ -1,0 +1,82 @@
+"""What a scheduler's next steps may need, in blocks: cheap to ask for in every step."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+_LOOK_AT_WAITING = 64  # requests, so that a long queue costs no more than a short one
+
+
+class Demand:
+    """Reads a scheduler's queues. Bounds from above: what is asked for and not needed is let go again."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._manager = scheduler.kv_cache_manager
+        self._pool = scheduler.kv_cache_manager.block_pool
+        groups = scheduler.kv_cache_config.kv_cache_groups
+        self._block_sizes = [group.kv_cache_spec.block_size for group in groups]
+        # One request in one step: the block that its next tokens open, in each group.
+        self._per_running = sum(1 + -(-scheduler.num_lookahead_tokens // size) for size in self._block_sizes)
+        self._per_step = self._of_tokens(scheduler.max_num_scheduled_tokens)
+        self._prefilling = False
+        self.preemptions = 0
+
+    def blocks(self) -> int:
+        """Return what running requests and the next ones to be admitted may take beyond what is used."""
+        scheduler = self._scheduler
+        needed = len(scheduler.running) * self._per_running
+        if self._prefilling:
+            needed += self._per_step
+        if scheduler.waiting:
+            needed += self._of_waiting() + int(self._manager.watermark_blocks)
+        return int(needed)
+
+    def is_short(self) -> bool:
+        """Say whether the next step would preempt, or stand still, for lack of blocks."""
+        scheduler = self._scheduler
+        free = self._pool.get_num_free_blocks()
+        if scheduler.running:
+            return bool(free < len(scheduler.running) * self._per_running)
+        return bool(scheduler.waiting) and free < self._of_tokens(scheduler.waiting.peek_request().num_tokens)
+
+    def hopeless(self, limit_blocks: int) -> Request | None:
+        """Return the next request to be admitted if it alone is over the limit."""
+        scheduler = self._scheduler
+        if len(self._block_sizes) != 1 or not scheduler.waiting:
+            return None
+        head = scheduler.waiting.peek_request()
+        return head if self._of_tokens(head.num_tokens) > limit_blocks else None
+
+    def stuck(self) -> Request | None:
+        """Return the next request if nothing runs and it does not fit into all that is free."""
+        scheduler = self._scheduler
+        if scheduler.running or not scheduler.waiting:
+            return None
+        head = scheduler.waiting.peek_request()
+        return head if self._of_tokens(head.num_tokens) > self._pool.get_num_free_blocks() else None
+
+    def note(self, output: SchedulerOutput) -> None:
+        """Remember of a step what the next one is likely to do."""
+        decoding = len(self._scheduler.running) * (1 + self._scheduler.num_lookahead_tokens)
+        self._prefilling = output.total_num_scheduled_tokens > decoding
+        self.preemptions += len(output.preempted_req_ids or ())
+
+    def _of_tokens(self, tokens: int) -> int:
+        return sum(-(-tokens // size) for size in self._block_sizes)
+
+    def _of_waiting(self) -> int:
+        """Return the blocks of the head of the queue, and of those behind it that two steps could prefill."""
+        most = 2 * self._scheduler.max_num_scheduled_tokens
+        tokens = blocks = 0
+        for request in islice(self._scheduler.waiting, _LOOK_AT_WAITING):
+            blocks += self._of_tokens(request.num_tokens)
+            tokens += request.num_tokens
+            if tokens >= most:
+                break
+        return blocks

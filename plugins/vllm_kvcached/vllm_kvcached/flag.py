@@ -1,0 +1,86 @@
+"""The flag `--kv-cache-backend`: it only sets vLLM's own `--worker-cls` and `--scheduler-cls`."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kvcached_core import config
+from kvcached_core.errors import KVCachedError
+from vllm.engine import arg_utils
+from vllm_kvcached import SCHEDULER, WORKER, seams
+
+FLAG = "--kv-cache-backend"
+_STOCK = {"worker_cls": "auto", "scheduler_cls": None}
+_OURS = {"worker_cls": WORKER, "scheduler_cls": SCHEDULER}
+
+
+class BackendAction(argparse.Action):
+    """Chooses worker and scheduler; wins over ENABLE_KVCACHED, and never over another choice of either."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Take over worker_cls and scheduler_cls, or give them back to vLLM."""
+        for name, ours in _OURS.items():
+            present = getattr(namespace, name, _STOCK[name])
+            if present not in (ours, _STOCK[name]):
+                if values == "kvcached":
+                    option = name.replace("_", "-")
+                    parser.error(f"{FLAG} kvcached brings its own --{option}: leave out --{option} {present}")
+                continue
+            setattr(namespace, name, ours if values == "kvcached" else _STOCK[name])
+        os.environ[config.SWITCH_VARIABLE] = "1" if values == "kvcached" else "0"
+        if values == "kvcached":
+            _require_or_exit(parser)
+
+
+def install() -> None:
+    """Wrap `EngineArgs.add_cli_args`, once."""
+    original: Callable[[Any], Any] = arg_utils.EngineArgs.add_cli_args
+    if getattr(original, "_kvcached", False):
+        return
+
+    @functools.wraps(original)
+    def add_cli_args(parser: Any) -> Any:
+        return add_flag(original(parser))
+
+    add_cli_args._kvcached = True  # type: ignore[attr-defined]
+    arg_utils.EngineArgs.add_cli_args = staticmethod(add_cli_args)
+
+
+def add_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the flag to a parser that has vLLM's own options; with ENABLE_KVCACHED it is the default."""
+    if FLAG in parser._option_string_actions:
+        return parser  # vLLM has an option of this name: it is not ours to take
+    group = parser.add_argument_group("kvcached", "Elastic KV cache (plugin vllm-kvcached)")
+    group.add_argument(
+        FLAG,
+        choices=["default", "kvcached"],
+        action=BackendAction,
+        dest=argparse.SUPPRESS,
+        help="memory of the KV cache: 'default' is vLLM's own, 'kvcached' comes and goes with the load and is "
+        "shared between engines (default: 'kvcached' if ENABLE_KVCACHED is on)",
+    )
+    try:
+        asked_for = config.enabled(os.environ)
+    except KVCachedError as error:
+        parser.error(str(error))
+    if asked_for:
+        parser.set_defaults(**_OURS)
+    return parser
+
+
+def _require_or_exit(parser: argparse.ArgumentParser) -> None:
+    try:
+        seams.require()
+        config.load({}, os.environ)
+    except KVCachedError as error:
+        parser.error(str(error))

@@ -1,0 +1,118 @@
+"""The free queue of vLLM's block pool, with granules underneath.
+
+vLLM's own linked list stays, for cached blocks alone: least recently used first, as ever. Blocks with nothing worth
+keeping live in their granules. `num_free_blocks` moves only with the blocks that come and go inside a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kvcached_core.errors import InvariantError
+from kvcached_core.granules import Granules
+from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
+
+if TYPE_CHECKING:
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_utils import KVCacheBlock
+
+
+class ElasticFreeQueue(FreeKVCacheBlockQueue):  # type: ignore[misc]
+    """Hands out clean blocks of the lowest granules first, then new granules, then cached blocks."""
+
+    def __init__(self, pool: BlockPool, granules: Granules[Any]) -> None:
+        super().__init__([])
+        self._pool = pool
+        self._granules = granules
+        for block in pool.blocks:
+            block.prev_free_block = block.next_free_block = None
+        self.settle()
+
+    def settle(self) -> None:
+        """Take over what is free after the budget was set. The pool's own count follows, so usage and reset are right."""
+        self.num_free_blocks = self._granules.free_blocks
+        self._pool.num_gpu_blocks = self._granules.free_blocks + self._granules.used_blocks
+
+    # -- vLLM's contract ---------------------------------------------------------------------------------
+
+    def popleft(self) -> KVCacheBlock:
+        """Return one free block. Raises ValueError if there is none."""
+        if not self.num_free_blocks:
+            raise ValueError("No free blocks available")
+        return self.popleft_n(1)[0]
+
+    def popleft_n(self, n: int) -> list[KVCacheBlock]:
+        """Return n free blocks, cached ones (to be evicted by the pool) last."""
+        if n == 0:
+            return []
+        assert self.num_free_blocks >= n, f"{n} blocks wanted, {self.num_free_blocks} free"
+        popped = self._granules.take(n)
+        self.num_free_blocks -= len(popped)
+        if len(popped) < n:
+            evicted = super().popleft_n(n - len(popped))
+            self._granules.hold(evicted)
+            popped += evicted
+        return popped
+
+    def remove(self, block: KVCacheBlock) -> None:
+        """Take a cached block out of the middle: a request hit it."""
+        super().remove(block)
+        self._granules.hold((block,))
+
+    def append(self, block: KVCacheBlock) -> None:
+        """Put back a block that is worth keeping."""
+        self.append_n([block])
+
+    def append_n(self, blocks: list[KVCacheBlock]) -> None:
+        """Put back blocks that are worth keeping, the first to be evicted first."""
+        super().append_n(blocks)
+        self._granules.lend(blocks)
+
+    def prepend_n(self, blocks: list[KVCacheBlock]) -> None:
+        """Put back blocks with nothing worth keeping."""
+        self._granules.free(blocks)
+        self.num_free_blocks += len(blocks)
+
+    def get_all_free_blocks(self) -> list[KVCacheBlock]:
+        """Return every block that is mapped and free, in the order in which they would be handed out."""
+        return self._granules.clean() + super().get_all_free_blocks()
+
+    def iter_blocks_after(self, cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:
+        """Iterate cached blocks in the order of eviction; from the beginning if the cursor has left the list."""
+        listed = cursor is not None and cursor.next_free_block is not None
+        return super().iter_blocks_after(cursor if listed else None)  # type: ignore[no-any-return]
+
+    # -- memory that goes --------------------------------------------------------------------------------
+
+    def evict(self, blocks: list[KVCacheBlock]) -> None:
+        """Forget cached blocks whose memory is about to go; whoever still reads them is told first."""
+        self._pool._notify_reuse(blocks)
+        for block in blocks:
+            self._pool._maybe_evict_cached_block(block)
+            super().remove(block)
+
+    def forget_unhashed(self) -> None:
+        """Make clean all listed blocks that lost their hash, as after a reset of the prefix cache."""
+        for block in super().get_all_free_blocks():
+            if block.block_hash is None:
+                super().remove(block)
+                self.num_free_blocks += 1  # it stays free: only its place changes
+                self._granules.drop(block)
+
+    def check(self) -> None:
+        """Raise InvariantError unless list, granules and pool agree (I9)."""
+        self._granules.check()
+        cached = [block.block_id for block in super().get_all_free_blocks()]
+        facts = {
+            "free": (self.num_free_blocks, self._granules.free_blocks),
+            "cached": (len(cached), self._granules.cached_blocks),
+            "in use": (
+                sum(block.ref_cnt > 0 for block in self._pool.blocks[1:]) + 1,
+                self._granules.used_blocks,
+            ),
+            "pool": (self._pool.num_gpu_blocks, self.num_free_blocks + self._granules.used_blocks),
+        }
+        wrong = {name: pair for name, pair in facts.items() if pair[0] != pair[1]}
+        if wrong:
+            raise InvariantError(f"the free queue does not add up: {wrong}")

@@ -1,0 +1,117 @@
+"""vLLM's scheduler with a budget of memory that changes between its steps."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.request import RequestStatus
+from vllm_kvcached import wake
+from vllm_kvcached.demand import Demand
+from vllm_kvcached.scheduler_memory import SchedulerMemory
+from vllm_kvcached.support import refuse_unsupported
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+_log = logging.getLogger(__name__)
+
+
+class _Elastic:
+    """What is added to either of vLLM's schedulers. The block pool stays vLLM's own."""
+
+    def __init__(self, *args: Any, vllm_config: VllmConfig, **kwargs: Any) -> None:
+        refuse_unsupported(vllm_config)
+        super().__init__(*args, vllm_config=vllm_config, **kwargs)
+        self.kv_memory = SchedulerMemory(vllm_config, self.kv_cache_manager)
+        self._kv_demand = Demand(self)
+        self._kv_failed: list[Request] = []
+        wake.install()
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        """As in vLLM, with the budget settled before, and the plan attached after."""
+        memory, demand = self.kv_memory, self._kv_demand
+        memory.update(demand.blocks(), busy=self.has_unfinished_requests())
+        while (hopeless := demand.hopeless(memory.limit_blocks)) is not None:
+            self._fail(hopeless)
+        if memory.waiting:
+            memory.wait_while(demand.is_short)
+        output: SchedulerOutput = super().schedule(*args, **kwargs)
+        if output.total_num_scheduled_tokens == 0 and memory.nothing_else_to_come:
+            stuck = demand.stuck()
+            if stuck is not None:
+                self._fail(stuck)
+        demand.note(output)
+        plan = memory.take_plan()
+        if plan is not None:
+            output.kvcached_plan = plan
+        return output
+
+    def has_requests(self) -> bool:
+        """As in vLLM; and while memory waits to be given back."""
+        return super().has_requests() or self.kv_memory.owes_when_idle()
+
+    def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
+        """As in vLLM; requests that can never fit end with an error."""
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for request in self._kv_failed:
+            of_client = outputs.setdefault(request.client_index, EngineCoreOutputs())
+            of_client.outputs.append(
+                EngineCoreOutput(request.request_id, [], finish_reason=FinishReason.ERROR)
+            )
+        self._kv_failed.clear()
+        return outputs
+
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+        """As in vLLM; and what was cached has no claim to its memory any more."""
+        done: bool = super().reset_prefix_cache(*args, **kwargs)
+        if done:
+            self.kv_memory.queue.forget_unhashed()
+        return done
+
+    def get_kv_cache_usage(self) -> float:
+        """Return used over attainable blocks (0 to 1): routers balance by it."""
+        return self.kv_memory.usage
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
+        """As in vLLM, with the usage as above."""
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None:
+            stats.kv_cache_usage = self.kv_memory.usage
+        return stats
+
+    def shutdown(self) -> None:
+        """As in vLLM; then the ledger is let go."""
+        try:
+            super().shutdown()
+        finally:
+            self.kv_memory.close()
+
+    def _fail(self, request: Request) -> None:
+        _log.error(
+            "kvcached: request %s has %d tokens, which do not fit into the limit of %d blocks: "
+            "it ends with an error. Raise the limit (kvctl limit) or send a shorter request",
+            request.request_id, request.num_tokens, self.kv_memory.limit_blocks,
+        )  # fmt: skip
+        self.finish_requests(request.request_id, RequestStatus.FINISHED_ERROR)
+        self._kv_failed.append(request)
+
+
+@functools.cache
+def _elastic(base: type) -> type:
+    return type(f"Elastic{base.__name__}", (_Elastic, base), {})
+
+
+class ElasticScheduler:
+    """Named by `--scheduler-cls`: becomes the elastic form of the scheduler that vLLM would have taken."""
+
+    def __new__(cls, *args: Any, vllm_config: VllmConfig, **kwargs: Any) -> Any:
+        """Return a scheduler, asynchronous or not as configured."""
+        base = AsyncScheduler if vllm_config.scheduler_config.async_scheduling else Scheduler
+        return _elastic(base)(*args, vllm_config=vllm_config, **kwargs)

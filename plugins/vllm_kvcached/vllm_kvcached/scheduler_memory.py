@@ -1,0 +1,135 @@
+"""The scheduler's side of an engine's memory: its granules, its desk at the ledger, and the thread that wakes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from kvcached_core.governor import Governor
+from kvcached_core.granules import Granules
+from kvcached_core.ledger import Desk, Runtime
+from kvcached_core.plan import Plan
+from kvcached_core.steward import Steward
+from vllm_kvcached.queue import ElasticFreeQueue
+from vllm_kvcached.support import instance, settings
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+
+_PAUSE_SECONDS = 0.0005
+
+
+class SchedulerMemory:
+    """Settles the budget between two steps. All but the steward's wake-up happens on the engine's thread."""
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        manager: KVCacheManager,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        chosen = settings(vllm_config)
+        self._clock = clock
+        self._sleep = sleep
+        self._manager = manager
+        self._grant_seconds = chosen.grant_seconds
+        self._watermark = vllm_config.scheduler_config.watermark
+        runtime = Runtime.open(chosen.runtime_dir or None)
+        self._desk = Desk.find(runtime, instance(vllm_config), vllm_config.parallel_config.world_size)
+        geometry = self._desk.geometry[0]
+        pool = manager.block_pool
+        self.granules: Granules[Any] = Granules(
+            pool.blocks,
+            [-(-g * geometry.page_bytes // geometry.stride_bytes) for g in range(geometry.granule_count)],
+            geometry.blocks_per_granule,
+        )
+        self.queue = ElasticFreeQueue(pool, self.granules)
+        pool.free_block_queue = self.queue
+        spare = -(-chosen.spare.of(geometry.granule_count * geometry.granule_bytes) // geometry.granule_bytes)
+        self._governor = Governor(self.granules, self._desk, self.queue.evict, spare, chosen.idle_seconds)
+        self._steward: Steward | None = None
+        self._closed = False
+
+    # -- between two steps -------------------------------------------------------------------------------
+
+    def update(self, demand_blocks: int, busy: bool) -> None:
+        """Settle the budget for the next step and ask for what is missing."""
+        deadline = self._governor.deadline
+        self._governor.update(self._clock(), demand_blocks, busy)
+        self._settle()
+        if self._steward is not None and self._governor.deadline not in (None, deadline):
+            self._steward.tell()
+
+    def wait_while(self, short: Callable[[], bool]) -> None:
+        """Wait for memory that is on its way, a moment at most, while the next step would be `short` of it."""
+        give_up_at = self._clock() + self._grant_seconds
+        while short() and self._governor.waiting and self._clock() < give_up_at:
+            self._sleep(_PAUSE_SECONDS)
+            self._governor.refresh()
+            self._settle()
+
+    def owes_when_idle(self) -> bool:
+        """Settle the budget of an engine without requests; say whether it has to give something back."""
+        if self._closed:
+            return False
+        self.update(0, busy=False)
+        return self._governor.owes_memory
+
+    def take_plan(self) -> Plan | None:
+        """Return the plan for the step just scheduled, if there is one."""
+        return self._governor.take_plan()
+
+    def _settle(self) -> None:
+        self.queue.settle()
+        self._manager.watermark_blocks = int(self._watermark * self._governor.attainable_blocks)
+
+    # -- what the scheduler asks -------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> bool:
+        """Say whether memory is on its way."""
+        return self._governor.waiting
+
+    @property
+    def limit_blocks(self) -> int:
+        """Blocks that requests may hold at the limit; the null block is not theirs."""
+        return self._governor.limit * self.granules.blocks_per_granule - 1
+
+    @property
+    def nothing_else_to_come(self) -> bool:
+        """Say whether everything up to the limit is here and only the null block is used."""
+        return self.granules.used_blocks == 1 and self._governor.held >= self._governor.limit
+
+    @property
+    def usage(self) -> float:
+        """Used over attainable blocks, 0 to 1; the null block counts in neither."""
+        return min(1.0, (self.granules.used_blocks - 1) / max(1, self._governor.attainable_blocks - 1))
+
+    def check(self) -> None:
+        """Raise InvariantError if queue, granules and budget do not add up."""
+        self.queue.check()
+        self._governor.check()
+
+    # -- waking an idle engine ---------------------------------------------------------------------------
+
+    @property
+    def watched(self) -> bool:
+        """Say whether the steward runs."""
+        return self._steward is not None
+
+    def watch(self, wake: Callable[[], Any]) -> None:
+        """Start the steward; `wake` makes the engine's loop look whether there is work."""
+        self._steward = Steward(
+            self._desk.filenos(), self._desk.drain, lambda: self._governor.deadline, wake, self._clock
+        )
+        self._steward.start()
+
+    def close(self) -> None:
+        """Stop the steward and let the ledger go; may be repeated."""
+        self._closed = True
+        if self._steward is not None:
+            self._steward.stop()
+        self._desk.close()

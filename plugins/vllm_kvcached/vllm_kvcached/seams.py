@@ -1,0 +1,182 @@
+"""Every name of vLLM that this plugin relies on, and whether the installed vLLM has it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import re
+from typing import Any, NamedTuple
+
+from kvcached_core.errors import UnsupportedError
+
+OLDEST, NEWEST_TESTED = (0, 30), (0, 33)
+
+_log = logging.getLogger(__name__)
+
+
+class Seam(NamedTuple):
+    """A name in vLLM. `parameters` must be accepted; `kind` is function, class or attribute (of an instance)."""
+
+    module: str
+    qualname: str
+    parameters: tuple[str, ...] = ()
+    kind: str = "function"
+
+
+_QUEUE = "vllm.v1.core.kv_cache_utils"
+_POOL = "vllm.v1.core.block_pool"
+_SCHEDULER = "vllm.v1.core.sched.scheduler"
+_GPU = "vllm.v1.worker.gpu_worker"
+_CPU = "vllm.v1.worker.cpu_worker"
+_ENGINE = "vllm.v1.engine"
+
+SEAMS: tuple[Seam, ...] = (
+    # The two names that are wrapped.
+    Seam("vllm.engine.arg_utils", "EngineArgs.add_cli_args", ("parser",)),
+    Seam(f"{_ENGINE}.core", "EngineCoreProc._process_input_queue", ("self",)),
+    # How a choice reaches the engine.
+    Seam("vllm.engine.arg_utils", "EngineArgs.worker_cls", kind="attribute"),
+    Seam("vllm.engine.arg_utils", "EngineArgs.scheduler_cls", kind="attribute"),
+    Seam("vllm.config.vllm", "VllmConfig.additional_config", kind="attribute"),
+    Seam("vllm.config.vllm", "VllmConfig.instance_id", kind="attribute"),
+    Seam("vllm.config.cache", "CacheConfig.kv_cache_memory_bytes", kind="attribute"),
+    Seam("vllm.config.cache", "CacheConfig.gpu_memory_utilization", kind="attribute"),
+    # The free queue: the whole contract is reimplemented, so the whole contract must be known.
+    Seam(_QUEUE, "FreeKVCacheBlockQueue.__init__", ("self", "blocks")),
+    Seam(_QUEUE, "FreeKVCacheBlockQueue.popleft", ("self",)),
+    Seam(_QUEUE, "FreeKVCacheBlockQueue.popleft_n", ("self", "n")),
+    Seam(_QUEUE, "FreeKVCacheBlockQueue.remove", ("self", "block")),
+    Seam(_QUEUE, "FreeKVCacheBlockQueue.append", ("self", "block")),
+    Seam(_QUEUE, "FreeKVCacheBlockQueue.append_n", ("self", "blocks")),
+    Seam(_QUEUE, "FreeKVCacheBlockQueue.prepend_n", ("self", "blocks")),
+    Seam(_QUEUE, "FreeKVCacheBlockQueue.get_all_free_blocks", ("self",)),
+    Seam(_QUEUE, "FreeKVCacheBlockQueue.iter_blocks_after", ("self", "cursor")),
+    Seam(_QUEUE, "FreeKVCacheBlockQueue.num_free_blocks", kind="attribute"),
+    Seam(_QUEUE, "KVCacheBlock.block_id", kind="attribute"),
+    Seam(_QUEUE, "KVCacheBlock.block_hash", kind="attribute"),
+    Seam(_QUEUE, "KVCacheBlock.ref_cnt", kind="attribute"),
+    Seam(_QUEUE, "KVCacheBlock.prev_free_block", kind="attribute"),
+    Seam(_QUEUE, "KVCacheBlock.next_free_block", kind="attribute"),
+    Seam(_POOL, "BlockPool.free_block_queue", kind="attribute"),
+    Seam(_POOL, "BlockPool.num_gpu_blocks", kind="attribute"),
+    Seam(_POOL, "BlockPool.blocks", kind="attribute"),
+    Seam(_POOL, "BlockPool._maybe_evict_cached_block", ("self", "block")),
+    Seam(_POOL, "BlockPool._notify_reuse", ("self", "blocks")),
+    Seam("vllm.v1.core.kv_cache_manager", "KVCacheManager.block_pool", kind="attribute"),
+    Seam("vllm.v1.core.kv_cache_manager", "KVCacheManager.watermark_blocks", kind="attribute"),
+    # The scheduler.
+    Seam(_SCHEDULER, "Scheduler.schedule", ("self", "throttle_prefills")),
+    Seam(_SCHEDULER, "Scheduler.has_requests", ("self",)),
+    Seam(_SCHEDULER, "Scheduler.has_unfinished_requests", ("self",)),
+    Seam(_SCHEDULER, "Scheduler.update_from_output", ("self", "scheduler_output", "model_runner_output")),
+    Seam(_SCHEDULER, "Scheduler.reset_prefix_cache", ("self",)),
+    Seam(_SCHEDULER, "Scheduler.make_stats", ("self",)),
+    Seam(_SCHEDULER, "Scheduler.shutdown", ("self",)),
+    Seam(_SCHEDULER, "Scheduler.get_kv_cache_usage", ("self",)),
+    Seam(_SCHEDULER, "Scheduler.finish_requests", ("self", "request_ids", "finished_status")),
+    Seam(_SCHEDULER, "Scheduler.running", kind="attribute"),
+    Seam(_SCHEDULER, "Scheduler.waiting", kind="attribute"),
+    Seam(_SCHEDULER, "Scheduler.kv_cache_manager", kind="attribute"),
+    Seam(_SCHEDULER, "Scheduler.num_lookahead_tokens", kind="attribute"),
+    Seam(_SCHEDULER, "Scheduler.max_num_scheduled_tokens", kind="attribute"),
+    Seam("vllm.v1.core.sched.async_scheduler", "AsyncScheduler", kind="class"),
+    Seam("vllm.v1.core.sched.output", "SchedulerOutput.total_num_scheduled_tokens", kind="attribute"),
+    Seam("vllm.v1.core.sched.output", "SchedulerOutput.preempted_req_ids", kind="attribute"),
+    Seam("vllm.v1.metrics.stats", "SchedulerStats.kv_cache_usage", kind="attribute"),
+    Seam("vllm.v1.request", "Request.num_tokens", kind="attribute"),
+    Seam("vllm.v1.request", "Request.client_index", kind="attribute"),
+    Seam("vllm.v1.request", "RequestStatus.FINISHED_ERROR", kind="attribute"),
+    Seam(_ENGINE, "EngineCoreOutput.finish_reason", kind="attribute"),
+    Seam(_ENGINE, "EngineCoreOutputs.outputs", kind="attribute"),
+    Seam(_ENGINE, "EngineCoreRequestType.WAKEUP", kind="attribute"),
+    Seam(f"{_ENGINE}.core", "EngineCoreProc.input_queue", kind="attribute"),
+    # The workers.
+    Seam(_GPU, "Worker.init_device", ("self",)),
+    Seam(_GPU, "Worker.determine_available_memory", ("self",)),
+    Seam(_GPU, "Worker.initialize_from_config", ("self", "kv_cache_config")),
+    Seam(_GPU, "Worker.compile_or_warm_up_model", ("self",)),
+    Seam(_GPU, "Worker.execute_model", ("self", "scheduler_output")),
+    Seam(_GPU, "Worker.get_kv_cache_spec", ("self",)),
+    Seam(_GPU, "Worker.get_supported_kv_cache_layouts", ("self",)),
+    Seam(_GPU, "Worker.shutdown", ("self",)),
+    Seam(_GPU, "Worker.init_snapshot", kind="attribute"),
+    Seam(_GPU, "Worker.requested_memory", kind="attribute"),
+    Seam(_CPU, "CPUWorker._should_warm_up_model", ("self",)),
+    Seam("vllm.v1.worker.cpu_model_runner", "CPUModelRunner.warming_up_model", ("self",)),
+    Seam("vllm.v1.worker.utils", "allocate_kv_cache", ("kv_cache_config", "device", "layout")),
+    Seam("vllm.v1.kv_cache_interface", "KVCacheTensor.size", kind="attribute"),
+    Seam("vllm.v1.kv_cache_interface", "KVCacheTensor.layers", kind="attribute"),
+    Seam("vllm.v1.kv_cache_interface", "KVCacheTensor.layer_stride", kind="attribute"),
+    Seam("vllm.v1.kv_cache_interface", "KVCacheTensor.block_stride", kind="attribute"),
+    Seam("vllm.v1.kv_cache_interface", "KVCacheTensor.offset", kind="attribute"),
+    Seam("vllm.v1.kv_cache_interface", "KVCacheConfig.num_blocks", kind="attribute"),
+    Seam("vllm.v1.kv_cache_interface", "KVCacheConfig.kv_cache_tensors", kind="attribute"),
+    Seam("vllm.v1.kv_cache_interface", "KVCacheConfig.kv_cache_groups", kind="attribute"),
+    Seam("vllm.distributed.parallel_state", "get_world_group"),
+)
+
+
+def vllm_version() -> str:
+    """Return the version of the installed vLLM; raises UnsupportedError if there is none."""
+    try:
+        import vllm
+    except ImportError as error:
+        raise UnsupportedError(f"vllm-kvcached needs vLLM, which cannot be imported: {error}") from error
+    return str(vllm.__version__)
+
+
+def version_problem(version: str) -> str:
+    """Say why a version of vLLM cannot be used, or return an empty text."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    if match and (int(match[1]), int(match[2])) < OLDEST:
+        return (
+            f"vllm-kvcached needs vLLM {OLDEST[0]}.{OLDEST[1]} or newer, and {version} is installed: "
+            f"upgrade vLLM, or start without --kv-cache-backend kvcached and ENABLE_KVCACHED"
+        )
+    return ""
+
+
+def missing(seam: Seam) -> str:
+    """Say what is wrong with a seam in the installed vLLM, or return an empty text."""
+    try:
+        target: Any = importlib.import_module(seam.module)
+    except ImportError as error:
+        return f"{seam.module} cannot be imported: {error}"
+    if seam.kind == "attribute":
+        return ""  # set by __init__ or a dataclass: checked in the source by the compatibility tests
+    for name in seam.qualname.split("."):
+        target = getattr(target, name, None)
+        if target is None:
+            return f"{seam.module} has no {seam.qualname}"
+    if seam.kind == "class":
+        return ""
+    accepted = inspect.signature(target).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values()):
+        return ""
+    absent = [name for name in seam.parameters if name not in accepted]
+    return f"{seam.module}.{seam.qualname} does not take {', '.join(absent)}" if absent else ""
+
+
+def require(cpu: bool = False) -> None:
+    """Raise UnsupportedError unless the installed vLLM can be used; warn if it is newer than what was tested.
+
+    `cpu` asks for the seams of the CPU worker instead of the GPU's, each of which needs its own platform.
+    """
+    version = vllm_version()
+    if problem := version_problem(version):
+        raise UnsupportedError(problem)
+    match = re.match(r"(\d+)\.(\d+)", version)
+    if not match or (int(match[1]), int(match[2])) <= NEWEST_TESTED:
+        return
+    platform_only = (_GPU,) if cpu else (_CPU, "vllm.v1.worker.cpu_model_runner")
+    problems = [missing(seam) for seam in SEAMS if seam.module not in platform_only]
+    if any(problems):
+        raise UnsupportedError(
+            f"vLLM {version} is newer than vllm-kvcached was tested with, and differs where it matters: "
+            f"{'; '.join(filter(None, problems))}. Upgrade vllm-kvcached, or start without it"
+        )
+    _log.warning(
+        "vLLM %s is newer than %d.%d, the newest that vllm-kvcached was tested with; every seam it uses is there",
+        version, *NEWEST_TESTED,
+    )  # fmt: skip

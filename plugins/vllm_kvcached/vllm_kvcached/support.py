@@ -1,0 +1,99 @@
+"""What is refused, and what to do instead; what is only warned about."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from kvcached_core import config
+from kvcached_core.config import Config
+from kvcached_core.errors import ConfigError, UnsupportedError
+from vllm_kvcached import RUN_VARIABLE, SCHEDULER, WORKER
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+_log = logging.getLogger(__name__)
+
+
+def settings(vllm_config: VllmConfig) -> Config:
+    """Return the settings of an engine, from --additional-config '{"kvcached": {...}}' and KVCACHED_*."""
+    additional = vllm_config.additional_config
+    options = additional.get("kvcached", {}) if isinstance(additional, dict) else {}
+    if not isinstance(options, dict):
+        raise ConfigError(f"--additional-config kvcached={options!r}: expected an object of settings")
+    return config.load(options, os.environ)
+
+
+def instance(vllm_config: VllmConfig) -> str:
+    """Return the name by which scheduler and workers of one engine find each other in the ledger."""
+    return f"{os.environ.get(RUN_VARIABLE, '')}-{vllm_config.instance_id}"
+
+
+def adopt_logging() -> None:
+    """Send the log lines of this project where vLLM's go."""
+    engine = logging.getLogger("vllm")
+    for name in ("kvcached_core", "vllm_kvcached"):
+        ours = logging.getLogger(name)
+        ours.handlers, ours.propagate = engine.handlers, engine.propagate
+        ours.setLevel(engine.level)
+
+
+def refuse_unsupported(vllm_config: VllmConfig) -> None:
+    """Raise UnsupportedError for the first option that cannot be combined; warn of those nobody has tried."""
+    adopt_logging()
+    reasons = _refusals(vllm_config)
+    if reasons:
+        raise UnsupportedError(f"--kv-cache-backend kvcached: {'; '.join(reasons)}")
+    for untried in _untried(vllm_config):
+        _log.warning("kvcached has not been tested with %s; please report what you see", untried)
+
+
+def _refusals(vllm_config: VllmConfig) -> list[str]:
+    parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
+    scheduler_cls = vllm_config.scheduler_config.scheduler_cls
+    backend = parallel.distributed_executor_backend
+    checks = {
+        f"worker class {parallel.worker_cls} cannot hold an elastic cache: leave out --worker-cls": (
+            parallel.worker_cls != WORKER
+        ),
+        f"scheduler class {scheduler_cls} does not plan elastic memory: leave out --scheduler-cls": (
+            scheduler_cls != SCHEDULER
+        ),
+        "KV connectors may read blocks that were freed: leave out --kv-transfer-config": (
+            vllm_config.kv_transfer_config is not None
+        ),
+        "encoder connectors are not supported: leave out --ec-transfer-config": (
+            getattr(vllm_config, "ec_transfer_config", None) is not None
+        ),
+        f"executor {backend!r} is not supported: use --distributed-executor-backend mp": (
+            backend not in (None, "mp", "uni")
+        ),
+        "num_gpu_blocks_override contradicts a cache that grows and shrinks: set the limit instead": (
+            cache.num_gpu_blocks_override is not None
+        ),
+        "sleep mode is not supported yet: leave out --enable-sleep-mode": (
+            bool(getattr(vllm_config.model_config, "enable_sleep_mode", False))
+        ),
+        "elastic expert parallelism is not supported: leave out --enable-elastic-ep": (
+            bool(getattr(parallel, "enable_elastic_ep", False))
+        ),
+        "micro-batches run on a second stream: leave out --enable-dbo": (
+            bool(getattr(parallel, "enable_dbo", False))
+        ),
+        "several nodes are not supported yet": getattr(parallel, "nnodes", 1) > 1,
+    }
+    return [reason for reason, applies in checks.items() if applies]
+
+
+def _untried(vllm_config: VllmConfig) -> list[str]:
+    parallel = vllm_config.parallel_config
+    checks = {
+        "speculative decoding": vllm_config.speculative_config is not None,
+        "data parallelism": parallel.data_parallel_size > 1,
+        "LoRA": vllm_config.lora_config is not None,
+        "context parallelism": getattr(parallel, "decode_context_parallel_size", 1) > 1,
+        "encoder-decoder models": bool(getattr(vllm_config.model_config, "is_encoder_decoder", False)),
+    }
+    return [what for what, applies in checks.items() if applies]

@@ -1,0 +1,45 @@
+"""A handle to wake an idle engine: the second and last name of vLLM that is wrapped."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+from kvcached_core import config
+from kvcached_core.errors import UnsupportedError
+from vllm.v1.engine import EngineCoreRequestType
+from vllm.v1.engine.core import EngineCoreProc
+
+
+def install() -> None:
+    """Wrap `EngineCoreProc._process_input_queue`, once: the scheduler learns how to wake its engine."""
+    original = EngineCoreProc._process_input_queue
+    if getattr(original, "_kvcached", False):
+        return
+
+    @functools.wraps(original)
+    def process_input_queue(self: Any) -> Any:
+        memory = getattr(self.scheduler, "kv_memory", None)
+        if memory is None:
+            _refuse_stock(type(self.scheduler).__name__)
+        elif not memory.watched:
+            memory.watch(functools.partial(self.input_queue.put_nowait, (EngineCoreRequestType.WAKEUP, None)))
+        return original(self)
+
+    process_input_queue._kvcached = True  # type: ignore[attr-defined]
+    EngineCoreProc._process_input_queue = process_input_queue
+
+
+def install_if_asked_for() -> None:
+    """Make an engine that was asked to be elastic, and is not, stop with an error instead of being stock."""
+    if config.enabled(os.environ):
+        install()
+
+
+def _refuse_stock(scheduler: str) -> None:
+    if config.enabled(os.environ):
+        raise UnsupportedError(
+            f"{config.SWITCH_VARIABLE} is on, but this engine was made with {scheduler} and without "
+            f"the elastic KV cache: use LLM(..., **vllm_kvcached.llm_kwargs()), or unset {config.SWITCH_VARIABLE}"
+        )

@@ -1,0 +1,129 @@
+"""vLLM's worker with a KV cache that comes and goes: it holds the memory and carries out the scheduler's plans."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from vllm.platforms import current_platform
+from vllm_kvcached.worker_memory import WorkerMemory
+from vllm_kvcached.support import refuse_unsupported
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as _StockWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as _StockWorker
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+_log = logging.getLogger(__name__)
+_MODEST_UTILIZATION = 0.01
+
+
+class _KVCacheAllocation(TorchFunctionMode):
+    """Answers vLLM's one allocation of its KV cache, `torch.zeros(size, dtype=torch.int8)`, with our tensor."""
+
+    def __init__(self, size_bytes: int, make: Any) -> None:
+        super().__init__()
+        self._size_bytes = size_bytes
+        self._make = make
+        self.answered = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.zeros and kwargs.get("dtype") is torch.int8 and args == (self._size_bytes,):
+            self.answered += 1
+            return self._make()
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _modest(vllm_config: VllmConfig) -> Iterator[None]:
+    """Let vLLM's check at start pass: it asks for all memory at once, and we take it as it is needed."""
+    cache = vllm_config.cache_config
+    wanted = cache.gpu_memory_utilization
+    cache.gpu_memory_utilization = min(wanted, _MODEST_UTILIZATION)
+    try:
+        yield
+    finally:
+        cache.gpu_memory_utilization = wanted
+
+
+class ElasticWorker(_StockWorker):  # type: ignore[misc, valid-type]
+    """vLLM's worker for this platform, with an elastic KV cache."""
+
+    def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
+        refuse_unsupported(vllm_config)
+        with _modest(vllm_config):
+            super().__init__(vllm_config, *args, **kwargs)
+        self.kv_memory = WorkerMemory(vllm_config, self.rank)
+
+    def init_device(self) -> None:
+        """As in vLLM; then the driver is opened on the same device."""
+        with _modest(self.vllm_config):
+            super().init_device()
+        if not current_platform.is_cpu():
+            self.requested_memory = self.init_snapshot.free_memory
+        self.kv_memory.open(self.device)
+
+    def get_supported_kv_cache_layouts(self) -> list[str]:
+        """Prefer layouts in which a block is one piece: they make the smallest granules."""
+        names: list[str] = super().get_supported_kv_cache_layouts()
+        return self.kv_memory.preferred_layouts(names)
+
+    @torch.inference_mode()
+    def determine_available_memory(self) -> int:
+        """Profile as vLLM does, and return the bytes to reserve addresses for."""
+        if current_platform.is_cpu():
+            # vLLM would compare a fixed size with what is free now; here only the warm-up matters.
+            if self._should_warm_up_model() or self.parallel_config.pipeline_parallel_size > 1:
+                self.model_runner.warming_up_model()
+        else:
+            super().determine_available_memory()
+        return self.kv_memory.virtual_bytes(self.get_kv_cache_spec())
+
+    def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
+        """As in vLLM, with the buffer taken from the elastic pool."""
+        size_bytes = kv_cache_config.kv_cache_tensors[0].size
+        allocation = _KVCacheAllocation(
+            size_bytes, lambda: self.kv_memory.allocate(kv_cache_config, size_bytes)
+        )
+        with allocation:
+            super().initialize_from_config(kv_cache_config)
+        self.kv_memory.require_allocated(allocation.answered)
+
+    def compile_or_warm_up_model(self) -> Any:
+        """As in vLLM; from then on, memory that no plan has mapped faults."""
+        times = super().compile_or_warm_up_model()
+        self.kv_memory.begin_service(getattr(self, "peak_activation_memory", 0))
+        return times
+
+    def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
+        """Carry out the plan, if the step brings one, before its kernels are launched."""
+        plan = getattr(scheduler_output, "kvcached_plan", None)
+        if plan is not None:
+            self.kv_memory.apply(plan)
+        return super().execute_model(scheduler_output, *args, **kwargs)
+
+    def kvcached_stats(self) -> dict[str, int]:
+        """Return the pool's counts; callable through vLLM's collective_rpc."""
+        return self.kv_memory.stats()
+
+    def kvcached_check(self) -> None:
+        """Raise InvariantError if pool and ledger do not add up; callable through vLLM's collective_rpc."""
+        self.kv_memory.check()
+
+    def shutdown(self) -> None:
+        """As in vLLM; then everything goes back."""
+        try:
+            super().shutdown()
+        finally:
+            self.kv_memory.close()

@@ -1,0 +1,263 @@
+"""What one worker holds: a driver, an account in the ledger and a pool, made in this order as vLLM starts."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from kvcached_core.driver.base import Driver
+from kvcached_core.driver.registry import open_driver
+from kvcached_core.errors import ConfigError, InvariantError
+from kvcached_core.geometry import Geometry, choose_page_bytes, make_geometry
+from kvcached_core.ledger import Account, Runtime
+from kvcached_core.plan import Plan
+from kvcached_core.pool import ElasticPool
+from kvcached_core.units import format_size
+from vllm.platforms import current_platform
+from vllm_kvcached.placement import (
+    Placement,
+    block_step,
+    blocks_of_longest_request,
+    bytes_per_block,
+    placement,
+)
+from vllm_kvcached.support import instance, settings
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
+
+_log = logging.getLogger(__name__)
+
+
+class _Reservation(NamedTuple):
+    """What a rank would reserve, as the ranks tell each other."""
+
+    blocks: int
+    step: int
+
+
+class WorkerMemory:
+    """The elastic memory of one rank."""
+
+    def __init__(self, vllm_config: VllmConfig, rank: int) -> None:
+        self._vllm_config = vllm_config
+        self._settings = settings(vllm_config)
+        self._rank = rank
+        self._driver: Driver | None = None
+        self._account: Account | None = None
+        self._pool: ElasticPool | None = None
+        self._capacity_bytes = 0
+
+    # -- starting, in vLLM's order -----------------------------------------------------------------------
+
+    def open(self, device: torch.device) -> None:
+        """Open the driver on the worker's device."""
+        on_host = device.type == "cpu"
+        name = self._settings.driver
+        if name == "auto":
+            name = "host" if on_host else "cuda"
+        if (name == "host") != on_host:
+            raise ConfigError(
+                f"kvcached.driver={name!r}: this engine runs on {device.type}, expected "
+                f"{'host' if on_host else 'cuda'} or auto"
+            )
+        index = device.index or 0
+        if on_host:
+            with_all = open_driver(name, index, 0)
+            total = with_all.memory().total_bytes
+            with_all.close()
+            self._driver = open_driver(name, index, self._settings.host_capacity.of(total))
+        else:
+            self._driver = open_driver(name, index, 0)
+        self._capacity_bytes = self._driver.memory().total_bytes
+
+    def preferred_layouts(self, names: list[str]) -> list[str]:
+        """Sort layouts with the block outermost to the front, unless the choice is left to vLLM."""
+        if self._settings.layout == "engine":
+            return names
+        return sorted(names, key=lambda name: not name.startswith("B"))
+
+    def virtual_bytes(self, specs: dict[str, KVCacheSpec]) -> int:
+        """Return how much address space this rank reserves: the same number of blocks on every rank."""
+        driver, chosen = self._opened(), self._settings
+        size_bytes = max(chosen.virtual.of(self._capacity_bytes), self._limit_bytes())
+        if self._vllm_config.model_config.original_max_model_len == -1:
+            size_bytes = min(size_bytes, self._limit_bytes())  # so that the length that is chosen fits the limit
+        per_block = bytes_per_block(specs)
+        mine = _Reservation(
+            min(size_bytes // per_block, chosen.max_blocks), block_step(specs, driver.granularity_bytes)
+        )
+        ranks = _gather(mine)
+        step = math.lcm(*(rank.step for rank in ranks))
+        blocks = min(rank.blocks for rank in ranks) // step * step
+        return blocks * per_block
+
+    def allocate(self, kv_cache_config: KVCacheConfig, size_bytes: int) -> torch.Tensor:
+        """Attach to the ledger and return the tensor that holds the KV cache; int8 of shape (size_bytes,)."""
+        if self._pool is not None:
+            raise InvariantError("vLLM allocated its KV cache twice")
+        driver = self._opened()
+        where = placement(kv_cache_config)
+        geometry = self._geometry(where, kv_cache_config.num_blocks, driver)
+        self._account = self._attach(geometry, kv_cache_config)
+        self._pool = ElasticPool(
+            driver, geometry, self._account, size_bytes=size_bytes, private_bytes=_private_bytes
+        )
+        self._pool.begin_warm_up()
+        self._log_start(geometry)
+        return self._pool.tensor
+
+    def require_allocated(self, times: int) -> None:
+        """Raise InvariantError unless vLLM took its KV cache from the pool."""
+        if times != 1:
+            raise InvariantError(f"vLLM's allocation of the KV cache was seen {times} times, expected once")
+
+    def begin_service(self, peak_activation_bytes: int) -> None:
+        """End the warm-up: unmapped memory faults from now on, and the supply thread runs."""
+        assert self._pool is not None and self._account is not None
+        self._pool.end_warm_up()
+        self._account.set_private_peak(_private_bytes() + int(peak_activation_bytes))
+        self._pool.start()
+
+    # -- service -----------------------------------------------------------------------------------------
+
+    def apply(self, plan: Plan) -> None:
+        """Carry out a plan; kernels launched after this see its memory."""
+        assert self._pool is not None
+        self._pool.apply(plan, _stream())
+
+    def stats(self) -> dict[str, int]:
+        """Return the pool's counts."""
+        assert self._pool is not None
+        return dict(self._pool.stats()._asdict())
+
+    def check(self) -> None:
+        """Raise InvariantError if pool or account do not add up."""
+        assert self._pool is not None and self._account is not None
+        self._pool.check()
+        self._account.check()
+
+    def close(self) -> None:
+        """Give everything back and leave the ledger; may be repeated."""
+        pool, account, driver = self._pool, self._account, self._driver
+        self._pool = self._account = self._driver = None
+        try:
+            if pool is not None:
+                pool.close()
+            elif driver is not None:
+                driver.close()
+        finally:
+            if account is not None:
+                account.detach()
+
+    # -- parts of starting -------------------------------------------------------------------------------
+
+    def _opened(self) -> Driver:
+        if self._driver is None:
+            raise InvariantError("the driver is opened with the device")
+        return self._driver
+
+    def _limit_bytes(self) -> int:
+        """Return the limit: as set, and not over vLLM's own --kv-cache-memory-bytes."""
+        limit = self._settings.limit.of(self._capacity_bytes)
+        explicit = self._vllm_config.cache_config.kv_cache_memory_bytes
+        return min(limit, explicit, self._capacity_bytes) if explicit else min(limit, self._capacity_bytes)
+
+    def _geometry(self, where: Placement, block_count: int, driver: Driver) -> Geometry:
+        wanted = self._settings.page_size
+        strides = _gather(where.stride_bytes)
+        rank = torch.distributed.get_rank() if len(strides) > 1 else 0
+        pages = choose_page_bytes(
+            strides,
+            len(where.starts),
+            driver.granularity_bytes,
+            block_count,
+            driver.max_mappings,
+            exact=driver.name == "host",
+            wanted_bytes=None if wanted is None else wanted.of(self._capacity_bytes),
+        )
+        return make_geometry(
+            pages[rank], where.stride_bytes, where.starts, block_count, driver.granularity_bytes
+        )
+
+    def _attach(self, geometry: Geometry, kv_cache_config: KVCacheConfig) -> Account:
+        chosen, model = self._settings, self._vllm_config.model_config
+        served = model.served_model_name
+        name = chosen.name or str(served[0] if isinstance(served, list) else served or model.model)
+        account = Account.attach(
+            Runtime.open(chosen.runtime_dir or None),
+            self._opened().identity(),
+            self._capacity_bytes,
+            chosen.headroom.of(self._capacity_bytes),
+            instance=instance(self._vllm_config),
+            rank=self._rank,
+            name=name.rstrip("/").rpartition("/")[2],
+            engine="vllm",
+            model=str(model.model),
+            limit_bytes=self._limit_bytes(),
+            floor_bytes=self._floor_bytes(geometry, kv_cache_config),
+            weight=chosen.weight,
+        )
+        account.describe(
+            page_bytes=geometry.page_bytes,
+            granule_bytes=geometry.granule_bytes,
+            granule_count=geometry.granule_count,
+            blocks_per_granule=geometry.blocks_per_granule,
+            block_count=geometry.block_count,
+            stride_bytes=geometry.stride_bytes,
+        )
+        return account
+
+    def _floor_bytes(self, geometry: Geometry, kv_cache_config: KVCacheConfig) -> int:
+        """Return the floor: as set, or what one request of the maximum length needs, beside the null block."""
+        blocks = 1 + blocks_of_longest_request(self._vllm_config, kv_cache_config)
+        needed = -(-blocks // geometry.blocks_per_granule) * geometry.granule_bytes
+        limit, length = self._limit_bytes(), self._vllm_config.model_config.max_model_len
+        if needed > limit and len(kv_cache_config.kv_cache_groups) == 1:
+            raise ConfigError(
+                f"the limit of {format_size(limit)} is less than the {format_size(needed)} that one request of "
+                f"{length} tokens needs: raise kvcached.limit (or --kv-cache-memory-bytes) or lower --max-model-len"
+            )
+        floor = self._settings.floor
+        return min(needed, limit) if floor is None else floor.of(self._capacity_bytes)
+
+    def _log_start(self, geometry: Geometry) -> None:
+        assert self._account is not None
+        block_tokens = self._vllm_config.cache_config.block_size or 0
+        _log.info(
+            "kvcached backend: driver %s, %s (%d tokens), virtual capacity %s, floor %s, limit %s, "
+            "engine %s in ledger %s",
+            self._opened().name,
+            geometry.describe(),
+            geometry.blocks_per_granule * block_tokens,
+            format_size(geometry.granule_count * geometry.granule_bytes),
+            format_size(self._account.floor_bytes),
+            format_size(self._account.limit_bytes),
+            self._account.name,
+            self._account.ledger_path,
+        )
+
+
+def _gather(mine: Any) -> list[Any]:
+    """Return what every rank of this engine says, by rank."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return [mine]
+    from vllm.distributed.parallel_state import get_world_group
+
+    said: list[Any] = [None] * get_world_group().world_size
+    torch.distributed.all_gather_object(said, mine, group=get_world_group().cpu_group)
+    return said
+
+
+def _private_bytes() -> int:
+    """Return what this process takes of its device outside the KV cache; on the host that is the system's to know."""
+    return 0 if current_platform.is_cpu() else int(torch.cuda.memory_reserved())
+
+
+def _stream() -> int:
+    """Return the stream on which the next step's kernels are launched."""
+    return 0 if current_platform.is_cpu() else int(torch.cuda.current_stream().cuda_stream)

@@ -1,0 +1,110 @@
+"""kvctl doctor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kvcached_core.driver.base import DeviceIdentity
+from kvcached_core.ledger import Runtime
+from kvctl import probes
+from tests.cli.conftest import Run
+from tests.ledger.helpers import attach, child, die, files
+
+
+def test_the_doctor_shows_owners_holders_and_every_setting(
+    runtime: Runtime, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCACHED_SPARE", "32MiB")
+    die(attach(runtime, "dead", name="ghost"))
+    with child(runtime, "account = attach(runtime, instance)\nsay('here')\nsys.stdin.readline()") as owner:
+        assert owner.hear() == "here"
+        attach(runtime, "late", name="late", device=DeviceIdentity("GPU-9", "gpu"))
+        code, out, _ = run("doctor", "--json")
+        pid = owner.process.pid
+    data = json.loads(out)
+    texts = "\n".join(finding["text"] for finding in data["checks"])
+    assert code in (0, 1) and data["version"] == 1
+    assert f"m rank 0, slot 0, running, worker {pid}" in texts
+    assert f"{pid} (python" in texts
+    settings = {setting["name"]: (setting["value"], setting["source"]) for setting in data["settings"]}
+    assert settings["spare"] == ("32MiB", "KVCACHED_SPARE")
+    assert settings["enabled"] == ("0", "default") and "limit" in settings
+    die(attach(runtime, "dead", name="ghost"))
+    code, out, _ = run("doctor")
+    assert "ghost rank 0, slot 0, ended: the next engine or limit on this device removes it" in out
+    assert "slot-00.owner" in files(runtime)
+
+
+def test_the_doctor_finds_a_wrong_setting(
+    run: Run, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCACHED_LIMIT", "much")
+    code, out, _ = run("doctor")
+    assert code == 1 and "KVCACHED_LIMIT='much'" in out
+
+
+def make_distribution(folder: Path, name: str, version: str, entry_points: str = "") -> None:
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(entry_points)
+
+
+def test_the_doctor_finds_what_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = "[vllm.general_plugins]\nkvcached = vllm_kvcached:register\n"
+    make_distribution(tmp_path, "kvcached", "0.1.6")
+    make_distribution(tmp_path, "vllm-kvcached", "0.0.7", points)
+    make_distribution(tmp_path, "kvctl", "0.0.8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    found = {(check.status, check.text.split(":")[0]) for check in probes.check_packages()}
+    assert ("warning", "kvcached 0.1.6 of another project is installed") in found
+    assert ("info", "vllm.general_plugins") in found
+    assert ("error", "VLLM_PLUGINS='other' keeps vLLM from loading kvcached") in found
+    assert any(status == "error" and text.startswith("versions differ") for status, text in found)
+
+
+def test_the_doctor_reads_the_driver_in_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "cuda" / "bindings"
+    package.mkdir(parents=True)
+    (tmp_path / "cupy.py").touch()
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
+    (package / "driver.py").write_text(
+        "class CUdevice_attribute:\n    CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED = 102\n"
+        "def cuInit(flags): return (0,)\ndef cuDeviceGetCount(): return (0, 2)\n"
+        "def cuDeviceGet(i): return (0, i)\n"
+        "def cuDeviceGetName(n, d): return (0, b'H100\\0\\0')\ndef cuDriverGetVersion(): return (0, 12090)\n"
+        "def cuDeviceGetAttribute(a, d): return (0, int(a == 102 and d == 0))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert [(check.status, check.text.split(":")[0]) for check in probes.check_cuda()] == [
+        ("ok", "the driver supports CUDA 12.9"),
+        ("ok", "device 0, H100, supports virtual memory management"),
+        ("error", "device 1, H100, has no virtual memory management"),
+    ]
+    (package / "driver.py").write_text("raise SystemExit('CUDA_ERROR_NO_DEVICE')\n")
+    (check,) = probes.check_cuda()
+    assert check.status == "warning" and check.text.endswith("CUDA_ERROR_NO_DEVICE")
+
+
+def test_the_doctor_reads_the_limits_of_the_host(tmp_path: Path) -> None:
+    (tmp_path / "sys" / "vm").mkdir(parents=True)
+    (tmp_path / "sys" / "vm" / "max_map_count").write_text("1000\n")
+    (tmp_path / "meminfo").write_text("MemTotal:  2048 kB\nMemFree: 1 kB\nMemAvailable:  1024 kB\n")
+    (tmp_path / "memory.max").write_text("1048576\n")
+    found = [(check.status, check.text) for check in probes.check_host(tmp_path, tmp_path)]
+    assert found[:4] == [
+        ("warning", "a process may have 1000 mappings (vm.max_map_count)"),
+        ("info", "MemTotal: 2 MiB"),
+        ("info", "MemAvailable: 1 MiB"),
+        ("info", "memory limit of this cgroup: 1 MiB"),
+    ]
+    (tmp_path / "memory.max").write_text("max\n")
+    assert not any("cgroup" in check.text for check in probes.check_host(tmp_path, tmp_path))

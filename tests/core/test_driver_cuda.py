@@ -1,0 +1,452 @@
+"""The cuda driver: against modules that record and fail its calls, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import enum
+import importlib.util
+import itertools
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from kvcached_core.driver.base import Driver, MemoryInfo
+from kvcached_core.driver.registry import open_driver
+from kvcached_core.errors import CapacityError, DriverError, InvariantError, UnsupportedError
+from kvcached_core.geometry import make_geometry
+from kvcached_core.plan import Plan
+from kvcached_core.pool import ElasticPool
+from tests.fakes import FakeAccount
+from tests.report import record
+
+MODULE = "kvcached_core.driver.cuda"
+PAGE = 2 << 20
+RAW_UUID = bytes.fromhex("00112233445566778899aabbccddeeff")
+
+
+class CUresult(enum.IntEnum):
+    """The statuses that matter."""
+
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_OUT_OF_MEMORY = 2
+    CUDA_ERROR_ILLEGAL_ADDRESS = 700
+
+
+class CUDARuntimeError(RuntimeError):
+    """CuPy's error."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"cudaError {status}")
+        self.status = status
+
+
+class FakeGpu:
+    """Records (name, arguments) of each call of either module; `fail` holds {(name, n): status}."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.fail: dict[tuple[str, int], int] = {}
+        self.handles: set[int] = set()
+        self.mapped: dict[int, int] = {}
+        self.free_bytes = 8 << 30
+        self.supported = 1
+        self.name = b"NVIDIA H100 80GB HBM3"
+        self.event_status = 0
+        self._numbers = itertools.count(100)
+
+    def names(self) -> list[str]:
+        """Return the names of all calls that change something."""
+        return [name for name, _ in self.calls if name != "use"]
+
+    def bound(self, name: str, effect: Callable[..., Any], driver: bool) -> Callable[..., Any]:
+        """Return a function as cuda.bindings (a tuple with a status) or CuPy (a value, or raises) has it."""
+
+        def call(*arguments: Any) -> Any:
+            self.calls.append((name, arguments))
+            status = self.fail.get((name, sum(n == name for n, _ in self.calls)), 0)
+            status = status or self.fail.get((name, 0), 0)  # 0: every call
+            if status and not driver:
+                raise CUDARuntimeError(status)
+            if status:
+                return (CUresult(status), None)
+            value = effect(*arguments)
+            return (
+                ((CUresult.CUDA_SUCCESS,) if value is None else (CUresult.CUDA_SUCCESS, value))
+                if driver
+                else value
+            )
+
+        call.__name__ = name
+        return call
+
+    def create(self, size: int, properties: Any, flags: int) -> int:
+        """Create a handle on the right device."""
+        assert properties.location.id == 0 and flags == 0 and size % PAGE == 0
+        handle = next(self._numbers)
+        self.handles.add(handle)
+        return handle
+
+    def map(self, address: int, size: int, offset: int, handle: int, flags: int) -> None:
+        """Map, strictly."""
+        assert handle in self.handles and address not in self.mapped
+        self.mapped[address] = handle
+
+    def unmap(self, address: int, size: int) -> None:
+        """Unmap, strictly."""
+        del self.mapped[address]
+
+    def release(self, handle: int) -> None:
+        """Release, strictly."""
+        self.handles.remove(handle)
+
+
+def binding_modules(gpu: FakeGpu) -> dict[str, types.ModuleType]:
+    """Return fake `cuda`, `cuda.bindings` and `cuda.bindings.driver`."""
+    addresses = itertools.count(1 << 40, 1 << 40)
+    effects: dict[str, Callable[..., Any]] = {
+        "cuDeviceGet": lambda index: index,
+        "cuDeviceGetAttribute": lambda attribute, device: gpu.supported,
+        "cuDeviceGetName": lambda length, device: gpu.name + bytes(length - len(gpu.name)),
+        "cuDeviceGetUuid": lambda device: types.SimpleNamespace(bytes=RAW_UUID),
+        "cuMemGetAllocationGranularity": lambda properties, option: PAGE,
+        "cuMemAddressReserve": lambda size, alignment, address, flags: next(addresses),
+        "cuMemAddressFree": lambda address, size: None,
+        "cuMemCreate": gpu.create,
+        "cuMemRelease": gpu.release,
+        "cuMemMap": gpu.map,
+        "cuMemUnmap": gpu.unmap,
+        "cuMemSetAccess": lambda address, size, access, count: None,
+    }
+    driver: Any = types.ModuleType("cuda.bindings.driver")
+    for name, effect in effects.items():
+        setattr(driver, name, gpu.bound(name, effect, driver=True))
+
+    def record_type() -> Any:
+        return types.SimpleNamespace(location=types.SimpleNamespace())
+
+    driver.CUresult = CUresult
+    driver.CUmemAllocationProp = driver.CUmemAccessDesc = record_type
+    for name in ("CUmemAllocationType", "CUmemAccess_flags", "CUmemLocationType"):
+        setattr(driver, name, AnyName())
+    driver.CUmemAllocationGranularity_flags = driver.CUdevice_attribute = AnyName()
+    bindings: Any = types.ModuleType("cuda.bindings")
+    bindings.driver = driver
+    return {"cuda": types.ModuleType("cuda"), "cuda.bindings": bindings, "cuda.bindings.driver": driver}
+
+
+class AnyName:
+    """An enumeration that has every name."""
+
+    def __getattr__(self, name: str) -> str:
+        return name
+
+
+def cupy_module(gpu: FakeGpu) -> types.ModuleType:
+    """Return a fake `cupy`."""
+    effects: dict[str, Callable[..., Any]] = {
+        "free": lambda pointer: None,
+        "memGetInfo": lambda: (gpu.free_bytes, 16 << 30),
+        "memsetAsync": lambda address, value, size, stream: None,
+        "eventRecord": lambda event, stream: None,
+        "eventQuery": lambda event: gpu.event_status,
+        "deviceSynchronize": lambda: None,
+    }
+    runtime = types.SimpleNamespace(CUDARuntimeError=CUDARuntimeError)
+    for name, effect in effects.items():
+        setattr(runtime, name, gpu.bound(name, effect, driver=False))
+    use = gpu.bound("use", lambda: None, driver=False)
+    module: Any = types.ModuleType("cupy")
+    module.cuda = types.SimpleNamespace(
+        runtime=runtime,
+        Device=lambda index: types.SimpleNamespace(use=use),
+        UnownedMemory=lambda address, size, owner, device: (address, size, device),
+        MemoryPointer=lambda memory, offset: (memory, offset),
+        Event=lambda block, disable_timing: types.SimpleNamespace(ptr=77),
+    )
+    module.int8 = "int8"
+
+    def ndarray(shape: tuple[int], dtype: str, memptr: Any) -> Any:
+        gpu.calls.append(("ndarray", (shape, dtype, memptr)))
+        return torch.ones(shape, dtype=torch.int8)  # anything that speaks DLPack
+
+    module.ndarray = ndarray
+    return module  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
+    """Return a GPU that consists of fake modules."""
+    gpu = FakeGpu()
+    for name, module in {**binding_modules(gpu), "cupy": cupy_module(gpu)}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    yield gpu
+    sys.modules.pop(MODULE, None)
+
+
+@pytest.fixture
+def driver(gpu: FakeGpu) -> Driver:
+    """Return the driver on that GPU, its start-up calls forgotten."""
+    driver = open_driver("cuda")
+    gpu.calls.clear()
+    return driver
+
+
+def test_identity_is_the_uuid_as_people_know_it(
+    gpu: FakeGpu, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert driver.identity() == ("GPU-00112233-4455-6677-8899-aabbccddeeff", "NVIDIA H100 80GB HBM3")
+    gpu.name = b"NVIDIA A100-SXM4-40GB MIG 1g.5gb"
+    assert driver.identity().uuid == "MIG-00112233-4455-6677-8899-aabbccddeeff"
+    gpu.name = b"NVIDIA A100-SXM4-40GB"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-00112233-4455-6677-8899-aabbccddeeff")
+    assert driver.identity().uuid.startswith("MIG-")
+
+
+def test_a_device_without_virtual_memory_is_refused_with_a_sentence(gpu: FakeGpu) -> None:
+    gpu.supported = 0
+    with pytest.raises(
+        UnsupportedError, match=r"H100 80GB HBM3.*no virtual memory management: run the engine"
+    ):
+        open_driver("cuda")
+
+
+def test_no_device_and_no_package_are_refused_with_a_sentence(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu.fail["use", 0] = 100
+    with pytest.raises(UnsupportedError, match="CUDA device 3 cannot be used: use failed with status 100"):
+        open_driver("cuda", 3)
+    sys.modules.pop(MODULE, None)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(UnsupportedError, match="install the extra cuda12 or cuda13"):
+        open_driver("cuda")
+
+
+def test_map_grants_access_and_zeroes_on_the_stream_last(gpu: FakeGpu, driver: Driver) -> None:
+    address, handle = driver.reserve(4 * PAGE), driver.create(PAGE)
+    gpu.calls.clear()
+    driver.map(address, PAGE, handle, stream=42)
+    assert gpu.names() == ["cuMemMap", "cuMemSetAccess", "memsetAsync"]
+    assert gpu.calls[-1][1] == (address, 0, PAGE, 42)
+    driver.alias(address + PAGE, PAGE, handle)
+    assert gpu.names()[3:] == ["cuMemMap", "cuMemSetAccess"], "an alias keeps the contents"
+
+
+@pytest.mark.parametrize("call", ["cuMemMap", "cuMemSetAccess", "memsetAsync"])
+@pytest.mark.parametrize(("status", "error"), [(2, CapacityError), (700, DriverError)])
+def test_i8_a_map_that_fails_half_way_is_undone(
+    gpu: FakeGpu, driver: Driver, call: str, status: int, error: type[Exception]
+) -> None:
+    address, handle = driver.reserve(4 * PAGE), driver.create(PAGE)
+    gpu.fail[call, 1] = status
+    with pytest.raises(error, match=call):
+        driver.map(address, PAGE, handle)
+    assert not gpu.mapped
+    driver.map(address, PAGE, handle)
+    driver.unmap(address, PAGE)
+    driver.release(handle)
+    assert not gpu.handles
+    record("driver.injected_failures", 1)
+
+
+VERBS: dict[str, Callable[[Driver, int, int, int], Any]] = {
+    "cuMemAddressReserve": lambda d, a, mapped, idle: d.reserve(PAGE),
+    "cuMemAddressFree": lambda d, a, mapped, idle: d.unreserve(d.reserve(PAGE), PAGE),
+    "cuMemCreate": lambda d, a, mapped, idle: d.create(PAGE),
+    "cuMemRelease": lambda d, a, mapped, idle: d.release(idle),
+    "cuMemUnmap": lambda d, a, mapped, idle: d.unmap(a, PAGE),
+    "eventRecord": lambda d, a, mapped, idle: d.record(5),
+    "deviceSynchronize": lambda d, a, mapped, idle: d.synchronize(),
+    "memGetInfo": lambda d, a, mapped, idle: d.memory(),
+}
+
+
+@pytest.mark.parametrize("call", VERBS)
+@pytest.mark.parametrize(("status", "error"), [(2, CapacityError), (700, DriverError)])
+def test_i8_a_failed_call_is_typed_and_changes_nothing(
+    gpu: FakeGpu, driver: Driver, call: str, status: int, error: type[Exception]
+) -> None:
+    address, mapped, idle = driver.reserve(4 * PAGE), driver.create(PAGE), driver.create(PAGE)
+    driver.map(address, PAGE, mapped)
+    before = (set(gpu.handles), dict(gpu.mapped))
+    gpu.fail[call, 0] = status
+    with pytest.raises(error, match=call) as caught:
+        VERBS[call](driver, address, mapped, idle)
+    if isinstance(caught.value, DriverError):
+        assert (caught.value.call, caught.value.status) == (call, status)
+    assert (gpu.handles, gpu.mapped) == before
+    gpu.fail.clear()
+    VERBS[call](driver, address, mapped, idle)
+    driver.close()
+    assert not gpu.handles and not gpu.mapped
+    record("driver.injected_failures", 1)
+
+
+def test_close_frees_all_even_where_an_unmap_fails(gpu: FakeGpu, driver: Driver) -> None:
+    address = driver.reserve(4 * PAGE)
+    for index in range(3):
+        driver.map(address + index * PAGE, PAGE, driver.create(PAGE))
+    gpu.fail["cuMemUnmap", 2] = 700
+    driver.close()
+    driver.close()
+    assert not gpu.handles and len(gpu.mapped) == 1
+
+
+def test_i6_a_fence_passes_with_its_event_and_a_dead_device_is_an_error(gpu: FakeGpu, driver: Driver) -> None:
+    gpu.event_status = 600
+    fence = driver.record(9)
+    assert ("eventRecord", (77, 9)) in gpu.calls
+    assert driver.passed(fence) is False
+    gpu.event_status = 0
+    assert driver.passed(fence) is True
+    gpu.event_status = 700
+    with pytest.raises(DriverError, match="eventQuery failed with status 700"):
+        driver.passed(fence)
+
+
+def test_a_tensor_is_a_view_of_the_range(gpu: FakeGpu, driver: Driver) -> None:
+    address = driver.reserve(4 * PAGE)
+    tensor = driver.tensor(address, 3 * PAGE)
+    assert gpu.calls[-1] == ("ndarray", ((3 * PAGE,), "int8", ((address, 3 * PAGE, 0), 0)))
+    assert tensor.shape == (3 * PAGE,) and tensor.dtype == torch.int8
+
+
+def test_every_thread_gets_the_device_made_current(gpu: FakeGpu, driver: Driver) -> None:
+    address, handle = driver.reserve(PAGE), driver.create(PAGE)
+    verbs: list[Callable[[], object]] = [
+        lambda: driver.map(address, PAGE, handle),
+        lambda: driver.record(0),
+        lambda: driver.unmap(address, PAGE),
+        lambda: driver.release(handle),
+        driver.memory,
+        driver.synchronize,
+    ]
+    for verb in verbs:
+        gpu.calls.clear()
+        thread = threading.Thread(target=verb)
+        thread.start()
+        thread.join(10)
+        assert next(name for name, _ in gpu.calls) == "use" and len(gpu.calls) > 1
+
+
+def test_memory_is_the_devices_or_what_the_capacity_leaves(gpu: FakeGpu, driver: Driver) -> None:
+    assert driver.memory() == MemoryInfo(8 << 30, 16 << 30)
+    capped = open_driver("cuda", capacity_bytes=2 * PAGE)
+    handle = capped.create(PAGE)
+    assert capped.memory() == MemoryInfo(PAGE, 2 * PAGE)
+    capped.create(PAGE)
+    with pytest.raises(CapacityError, match="over the capacity"):
+        capped.create(PAGE)
+    capped.release(handle)
+    assert capped.memory().free_bytes == PAGE
+
+
+def test_misuse_never_reaches_the_device(gpu: FakeGpu, driver: Driver) -> None:
+    address, handle = driver.reserve(4 * PAGE), driver.create(PAGE)
+    driver.map(address, PAGE, handle)
+    gpu.calls.clear()
+    misuses: list[Callable[[], object]] = [
+        lambda: driver.release(handle),
+        lambda: driver.clean(handle),
+        lambda: driver.unmap(address + PAGE, PAGE),
+        lambda: driver.map(address + PAGE, PAGE, handle),
+        lambda: driver.unreserve(address, 4 * PAGE),
+    ]
+    for misuse in misuses:
+        with pytest.raises(InvariantError):
+            misuse()
+    assert not gpu.names()
+
+
+needs_gpu = pytest.mark.skipif(
+    importlib.util.find_spec("cupy") is None or importlib.util.find_spec("cuda") is None,
+    reason="CuPy and cuda-bindings are not installed",
+)
+
+
+@pytest.fixture
+def real() -> Iterator[Any]:
+    """Return the driver on the first GPU."""
+    try:
+        driver = open_driver("cuda")
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+    yield driver
+    driver.close()
+
+
+@needs_gpu
+def test_gpu_a_mapped_page_reads_zero_and_holds_what_is_written(real: Any) -> None:
+    page, handle_count = real.granularity_bytes, 2
+    address = real.reserve(4 * page)
+    handles = [real.create(page) for _ in range(handle_count)]
+    real.map(address, page, handles[0])
+    tensor = real.tensor(address, 4 * page)
+    assert tensor.is_cuda and tensor.data_ptr() == address and tensor.shape == (4 * page,)
+    for handle in (handles[1], handles[1]):
+        real.map(address + page, page, handle)
+        view = tensor[page : 2 * page]
+        assert int(view.count_nonzero()) == 0
+        view.fill_(3)
+        assert int(view.sum(dtype=view.long().dtype)) == 3 * page
+        real.synchronize()
+        real.unmap(address + page, page)
+
+
+@needs_gpu
+def test_gpu_bytes_return_to_the_device(real: Any) -> None:
+    size = 64 * real.granularity_bytes
+    before = real.memory().free_bytes
+    handle = real.create(size)
+    assert before - real.memory().free_bytes >= size
+    real.release(handle)
+    assert real.memory().free_bytes >= before
+    with pytest.raises(CapacityError):
+        real.create(real.memory().total_bytes * 2 // size * size)
+
+
+@needs_gpu
+def test_gpu_identity_is_what_nvidia_smi_prints(real: Any) -> None:
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
+    assert real.identity().uuid in listing
+
+
+@needs_gpu
+def test_gpu_i6_granules_come_and_go_under_running_kernels(real: Any) -> None:
+    page, count = 8 * real.granularity_bytes, 32
+    geometry = make_geometry(page, page // 8, (0,), 8 * count, real.granularity_bytes)
+    account = FakeAccount(page, count * page)
+    pool = ElasticPool(real, geometry, account)
+    pool.begin_warm_up()
+    pool.tensor.view(-1, page).fill_(1)  # warm-up may touch any byte: all of them are backed by one page
+    assert int(pool.tensor[-1]) == 1
+    pool.end_warm_up()
+    account.want(8)
+    pool.supply_thread.turn(0.0)
+    stream = torch.cuda.current_stream().cuda_stream
+    live: list[int] = []
+    for step in range(200):
+        old, live = tuple(live[:3]), live[3:]
+        new = tuple(g for g in range(1 + step % 5, count, 5) if g not in live and g not in old)[
+            : 7 - len(live)
+        ]
+        pool.apply(Plan(step, old, new, 0), stream)
+        live += new
+        for granule in new:
+            view = pool.tensor[granule * page : (granule + 1) * page]
+            view.add_(1)
+        pool.supply_thread.turn(float(step))
+        pool.check()
+    torch.cuda.synchronize()
+    for granule in live:
+        assert int(pool.tensor[granule * page : (granule + 1) * page].max()) >= 1
+    pool.close()
+    assert (account.leased_bytes, account.ready_bytes) == (0, 0)
+    account.close()

@@ -1,0 +1,426 @@
+"""The host driver, on real memory."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pluggy
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from kvcached_core import hooks
+from kvcached_core.driver.base import Driver, MemoryInfo
+from kvcached_core.driver.host import HostDriver, SystemCalls
+from kvcached_core.driver.machine import Machine
+from kvcached_core.driver.registry import open_driver
+from kvcached_core.errors import CapacityError, ConfigError, DriverError, InvariantError
+from tests.report import record
+
+PAGE = 16 * mmap.PAGESIZE
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def driver() -> Iterator[HostDriver]:
+    """Return a driver with room for 64 pages."""
+    driver = HostDriver(64 * PAGE)
+    yield driver
+    driver.close()
+
+
+def backed_bytes(driver: HostDriver) -> int:
+    """Return what the system has given the driver's file."""
+    return os.fstat(driver._fd).st_blocks * 512
+
+
+def mapped_page(driver: HostDriver) -> tuple[int, int]:
+    """Return (address, handle) of a mapped page in a range of four."""
+    address, handle = driver.reserve(4 * PAGE), driver.create(PAGE)
+    driver.map(address, PAGE, handle)
+    return address, handle
+
+
+def test_it_is_a_driver_and_says_which_device(driver: HostDriver) -> None:
+    assert isinstance(driver, Driver)
+    assert driver.identity().uuid == "host" and driver.identity().name
+    assert driver.granularity_bytes == mmap.PAGESIZE
+    assert 0 < driver.max_mappings < int(Path("/proc/sys/vm/max_map_count").read_text())
+
+
+STRAY_ACCESS = """
+import ctypes
+from kvcached_core.driver.host import HostDriver
+driver = HostDriver(1 << 20)
+address, handle = driver.reserve(1 << 16), driver.create(1 << 14)
+driver.map(address, 1 << 14, handle)
+ctypes.memset(address, 1, 1 << 14)
+{then}
+print("touching", flush=True)
+ctypes.memset(address{offset}, 1, 1)
+print("survived", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "offset", "dies"),
+    [
+        ("", "", False),
+        ("driver.unmap(address, 1 << 14)", "", True),
+        ("", " + (1 << 14)", True),
+        ("driver.unmap(address, 1 << 14); driver.map(address, 1 << 14, handle)", "", False),
+        ("driver.close()", "", True),
+    ],
+    ids=["mapped", "unmapped", "never mapped", "mapped again", "closed"],
+)
+def test_a_touch_of_an_unmapped_page_faults(then: str, offset: str, dies: bool) -> None:
+    code = STRAY_ACCESS.format(then=then, offset=offset)
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert child.stdout == ("touching\n" if dies else "touching\nsurvived\n"), child.stderr
+    assert child.returncode == (-signal.SIGSEGV if dies else 0)
+
+
+def test_a_mapped_page_reads_zero_also_after_use(driver: HostDriver) -> None:
+    address, handle = mapped_page(driver)
+    tensor = driver.tensor(address, 4 * PAGE)
+    for clean in (False, True, False):
+        page = tensor[:PAGE]
+        assert int(page.count_nonzero()) == 0
+        page.fill_(7)
+        driver.unmap(address, PAGE)
+        if clean:
+            driver.clean(handle)
+            assert os.pread(driver._fd, PAGE, driver._offsets[handle]) == bytes(PAGE)
+        driver.map(address, PAGE, handle)
+    assert tensor.shape == (4 * PAGE,) and str(tensor.dtype) == "torch.int8"
+
+
+def test_an_offset_that_is_used_again_reads_zero(driver: HostDriver) -> None:
+    address, handle = mapped_page(driver)
+    offset = driver._offsets[handle]
+    ctypes.memset(address, 9, PAGE)
+    driver.unmap(address, PAGE)
+    driver.release(handle)
+    again = driver.create(PAGE)
+    assert (driver._offsets[again], again != handle) == (offset, True)
+    driver.map(address, PAGE, again)
+    assert ctypes.string_at(address, PAGE) == bytes(PAGE)
+
+
+def test_an_alias_shows_the_same_bytes(driver: HostDriver) -> None:
+    address, handle = mapped_page(driver)
+    ctypes.memset(address, 5, PAGE)
+    driver.alias(address + PAGE, PAGE, handle)
+    assert ctypes.string_at(address + PAGE, PAGE) == b"\5" * PAGE
+    driver.unmap(address, PAGE)
+    with pytest.raises(InvariantError):
+        driver.release(handle)
+    driver.unmap(address + PAGE, PAGE)
+    driver.release(handle)
+
+
+def test_create_backs_the_page_and_release_gives_its_bytes_back(driver: HostDriver) -> None:
+    handles = [driver.create(PAGE) for _ in range(8)]
+    assert backed_bytes(driver) == 8 * PAGE, "before any touch"
+    assert driver.memory().free_bytes <= 56 * PAGE
+    for handle in handles:
+        driver.clean(handle)
+        driver.release(handle)
+    assert backed_bytes(driver) == 0
+    assert driver.memory() == MemoryInfo(64 * PAGE, 64 * PAGE)
+
+
+def test_capacity_is_a_limit_with_numbers(driver: HostDriver) -> None:
+    for _ in range(64):
+        driver.create(PAGE)
+    with pytest.raises(CapacityError, match=f"{PAGE} bytes were asked for, 0 bytes are free"):
+        driver.create(PAGE)
+    assert backed_bytes(driver) == 64 * PAGE
+
+
+@pytest.mark.parametrize(
+    "misuse",
+    [
+        lambda d, a, h: d.map(a + PAGE, PAGE, h),  # mapped already
+        lambda d, a, h: d.map(a, PAGE, d.create(PAGE)),  # address taken
+        lambda d, a, h: d.map(a + PAGE, 2 * PAGE, h),  # size
+        lambda d, a, h: d.map(a + 4 * PAGE, PAGE, d.create(PAGE)),  # outside
+        lambda d, a, h: d.unmap(a + PAGE, PAGE),
+        lambda d, a, h: d.unmap(a, 2 * PAGE),
+        lambda d, a, h: d.release(h),
+        lambda d, a, h: d.release(h + 99),
+        lambda d, a, h: d.clean(h),
+        lambda d, a, h: d.unreserve(a, 4 * PAGE),
+        lambda d, a, h: d.unreserve(a, PAGE),
+    ],
+)
+def test_misuse_is_an_invariant_error_and_changes_nothing(
+    driver: HostDriver, misuse: Callable[[HostDriver, int, int], Any]
+) -> None:
+    address, handle = mapped_page(driver)
+    mappings = dict(driver._book.mappings)
+    with pytest.raises(InvariantError):
+        misuse(driver, address, handle)
+    assert driver._book.mappings == mappings
+    ctypes.memset(address, 1, PAGE)
+
+
+def test_close_frees_all_and_may_be_called_again() -> None:
+    driver = HostDriver(64 * PAGE)
+    address, _ = mapped_page(driver)
+    driver.create(PAGE)
+    watch = os.dup(driver._fd)
+    driver.close()
+    driver.close()
+    assert os.fstat(watch).st_blocks == 0
+    os.close(watch)
+    driver.unreserve(address, 4 * PAGE)
+
+
+class FailingCalls(SystemCalls):
+    """Fails the n-th call of one kind from now on (counting only while armed), once or for good."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.call, self.left, self.forever, self.code, self.injected = "", 0, False, errno.ENOMEM, 0
+
+    def arm(self, call: str, nth: int, code: int, forever: bool) -> None:
+        """Let the nth call fail."""
+        self.call, self.left, self.code, self.forever = call, nth, code, forever
+
+    def _maybe_fail(self, call: str) -> None:
+        if call != self.call:
+            return
+        self.left -= 1
+        if self.left == 0 or (self.forever and self.left < 0):
+            self.injected += 1
+            raise OSError(self.code, os.strerror(self.code), call)
+
+    def mmap(self, address: int | None, size: int, protection: int, flags: int, fd: int, offset: int) -> int:
+        self._maybe_fail("mmap")
+        return super().mmap(address, size, protection, flags, fd, offset)
+
+    def munmap(self, address: int, size: int) -> None:
+        self._maybe_fail("munmap")
+        super().munmap(address, size)
+
+    def fallocate(self, fd: int, mode: int, offset: int, size: int) -> None:
+        self._maybe_fail("fallocate")
+        super().fallocate(fd, mode, offset, size)
+
+
+STEPS: dict[str, tuple[str, Callable[[HostDriver, int, int, int], Any]]] = {
+    "reserve": ("mmap", lambda d, a, mapped, spare: d.reserve(PAGE)),
+    "unreserve": ("munmap", lambda d, a, mapped, spare: d.unreserve(a + 0, 4 * PAGE)),
+    "create": ("fallocate", lambda d, a, mapped, spare: d.create(PAGE)),
+    "release": ("fallocate", lambda d, a, mapped, spare: d.release(spare)),
+    "map": ("mmap", lambda d, a, mapped, spare: d.map(a + PAGE, PAGE, spare)),
+    "alias": ("mmap", lambda d, a, mapped, spare: d.alias(a + PAGE, PAGE, mapped)),
+    "unmap": ("mmap", lambda d, a, mapped, spare: d.unmap(a, PAGE)),
+}
+
+
+@pytest.mark.parametrize("forever", [False, True], ids=["once", "for-good"])
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [(errno.ENOMEM, CapacityError), (errno.ENOSPC, CapacityError), (errno.EIO, DriverError)],
+)
+@pytest.mark.parametrize("verb", STEPS)
+def test_i8_a_verb_whose_system_call_fails_leaves_the_state_as_it_was(
+    verb: str, code: int, error: type[Exception], forever: bool
+) -> None:
+    system = FailingCalls()
+    driver = HostDriver(64 * PAGE, system=system)
+    address, mapped = mapped_page(driver)
+    spare = driver.create(PAGE)
+    if verb == "unreserve":
+        driver.unmap(address, PAGE)
+
+    def state() -> tuple[Any, ...]:
+        book = driver._book
+        return (
+            dict(book.sizes),
+            dict(book.mappings),
+            dict(book.ranges),
+            backed_bytes(driver),
+            driver._held_bytes,
+        )
+
+    before = state()
+    call, step = STEPS[verb]
+    for _ in range(2 if forever else 1):
+        system.arm(call, 1, code, forever)
+        with pytest.raises(error):
+            step(driver, address, mapped, spare)
+        assert state() == before
+    system.arm("", 0, 0, False)
+    step(driver, address, mapped, spare)
+    assert state() != before
+    driver.close()
+    record("driver.injected_failures", system.injected)
+
+
+class HostMachine(RuleBasedStateMachine):
+    """Any legal order of verbs: contents, free bytes and backing are what they should be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver = HostDriver(16 * PAGE)
+        self.base = self.driver.reserve(8 * PAGE)
+        self.idle: list[int] = []
+        self.mapped: dict[int, int] = {}
+
+    @rule()
+    def create(self) -> None:
+        if len(self.idle) + len(self.mapped) == 16:
+            with pytest.raises(CapacityError):
+                self.driver.create(PAGE)
+        else:
+            self.idle.append(self.driver.create(PAGE))
+
+    @precondition(lambda self: self.idle)
+    @rule(data=st.data(), clean=st.booleans())
+    def release(self, data: st.DataObject, clean: bool) -> None:
+        handle = self.idle.pop(data.draw(st.integers(0, len(self.idle) - 1)))
+        if clean:
+            self.driver.clean(handle)
+        self.driver.release(handle)
+
+    @precondition(lambda self: self.idle)
+    @rule(data=st.data(), slot=st.integers(0, 7), clean=st.booleans())
+    def map(self, data: st.DataObject, slot: int, clean: bool) -> None:
+        if slot in self.mapped:
+            return
+        handle = self.idle.pop(data.draw(st.integers(0, len(self.idle) - 1)))
+        if clean:
+            self.driver.clean(handle)
+        address = self.base + slot * PAGE
+        self.driver.map(address, PAGE, handle)
+        self.mapped[slot] = handle
+        assert ctypes.string_at(address, PAGE) == bytes(PAGE)
+        ctypes.memset(address, 1 + slot, PAGE)
+
+    @precondition(lambda self: self.mapped)
+    @rule(data=st.data())
+    def unmap(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(sorted(self.mapped)))
+        address = self.base + slot * PAGE
+        assert ctypes.string_at(address, PAGE) == bytes([1 + slot]) * PAGE, "nobody else wrote here"
+        self.driver.unmap(address, PAGE)
+        self.idle.append(self.mapped.pop(slot))
+
+    @rule()
+    def i1_bytes_add_up(self) -> None:
+        held = (len(self.idle) + len(self.mapped)) * PAGE
+        assert backed_bytes(self.driver) == held
+        assert self.driver.memory().free_bytes == 16 * PAGE - held
+
+    def teardown(self) -> None:
+        watch = os.dup(self.driver._fd)
+        self.driver.close()
+        assert os.fstat(watch).st_blocks == 0, "I11"
+        os.close(watch)
+        self.driver.unreserve(self.base, 8 * PAGE)
+
+
+HostMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestHostMachine = HostMachine.TestCase
+
+
+def test_two_threads_create_and_release_together(driver: HostDriver) -> None:
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(200):
+                handles = [driver.create(PAGE) for _ in range(4)]
+                assert len({driver._offsets[handle] for handle in handles}) == 4
+                for handle in handles:
+                    driver.release(handle)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures
+    assert (backed_bytes(driver), driver._held_bytes) == (0, 0)
+
+
+def write_tree(root: Path, files: dict[str, str]) -> Machine:
+    """Return a machine whose /proc and control groups are these files."""
+    meminfo = "MemTotal:       1000 kB\nMemFree:  100 kB\nMemAvailable:    600 kB\nHugePages_Total:       0\n"
+    for name, text in {"proc/meminfo": meminfo, **files}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return Machine(root)
+
+
+def test_memory_is_the_least_of_system_group_and_capacity(tmp_path: Path) -> None:
+    kib = 1024
+    bare = write_tree(tmp_path / "bare", {"proc/sys/vm/max_map_count": "1000\n"})
+    assert bare.memory() == MemoryInfo(600 * kib, 1000 * kib)
+    assert bare.max_mappings() == 500
+    v2 = {
+        "proc/self/cgroup": "0::/a/b\n",
+        "sys/fs/cgroup/a/b/memory.max": "max\n",
+        "sys/fs/cgroup/a/b/memory.current": "1\n",
+        "sys/fs/cgroup/a/memory.max": f"{500 * kib}\n",
+        "sys/fs/cgroup/a/memory.current": f"{300 * kib}\n",
+        "sys/fs/cgroup/a/memory.stat": f"anon 5\ninactive_file {50 * kib}\n",
+    }
+    assert write_tree(tmp_path / "v2", v2).memory() == MemoryInfo(250 * kib, 500 * kib)
+    v1 = {
+        "proc/self/cgroup": "3:cpu:/x\n4:memory:/not/visible/inside\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{400 * kib}",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{500 * kib}",
+    }
+    machine = write_tree(tmp_path / "v1", v1)
+    assert machine.memory() == MemoryInfo(0, 400 * kib)
+    full, capped = HostDriver(100 * kib, machine=machine), HostDriver(300 * kib, machine=bare)
+    with pytest.raises(CapacityError):
+        full.create(4096)
+    assert capped.memory() == MemoryInfo(300 * kib, 300 * kib)
+    full.close()
+    capped.close()
+
+
+def test_drivers_are_opened_by_name_and_plugins_may_add_theirs() -> None:
+    opened = open_driver("host", capacity_bytes=PAGE)
+    assert isinstance(opened, HostDriver) and opened.memory().total_bytes == PAGE
+    opened.close()
+
+    class Mine:
+        @hooks.hookimpl
+        def kvcached_driver(self, name: str) -> object | None:
+            return "mine" if name == "mine" else None
+
+    manager: pluggy.PluginManager = hooks.new_plugin_manager()
+    manager.register(Mine(), "mine")
+    assert open_driver("mine", manager=manager) == "mine"  # type: ignore[comparison-overlap]
+    with pytest.raises(ConfigError, match="'rocm' is not known: expected one of cuda, host, mine"):
+        open_driver("rocm", manager=manager)
+    assert hooks.plugin_manager() is hooks.plugin_manager()
+
+
+def test_hooks_import_nothing_heavy() -> None:
+    code = (
+        "import sys, kvcached_core.hooks as h; h.plugin_manager(); import kvcached_core.pool;"
+        "print([m for m in ('torch', 'cupy', 'cuda', 'numpy') if m in sys.modules])"
+    )
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert child.stdout.strip() == "[]", child.stderr

@@ -1,0 +1,71 @@
+"""Pool, supply thread, ledger and doorbells together, on real memory."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from kvcached_core.driver.host import HostDriver
+from kvcached_core.geometry import make_geometry
+from kvcached_core.ledger import Account, Desk, Runtime
+from kvcached_core.plan import Plan
+from kvcached_core.pool import ElasticPool
+
+PAGE, COUNT = 64 * 1024, 32
+
+
+class Usage(NamedTuple):
+    """What this scheduler tells."""
+
+    wanted_granules: int
+    released_granules: int
+    used_blocks: int = 0
+    cached_blocks: int = 0
+    stranded_blocks: int = 0
+
+
+def wait_until(desk: Desk, condition: Callable[[], bool]) -> None:
+    """Wait for the engine bell until a condition holds, 10 seconds at most."""
+    poller = select.poll()
+    for descriptor in desk.filenos():
+        poller.register(descriptor, select.POLLIN)
+    for _ in range(1000):
+        if condition():
+            return
+        poller.poll(10)
+        desk.drain()
+    raise AssertionError("the thread did not get there")
+
+
+def test_the_thread_grows_and_shrinks_by_the_doorbell(tmp_path: Path) -> None:
+    runtime = Runtime.open(tmp_path / "run")
+    driver = HostDriver(COUNT * PAGE)
+    geometry = make_geometry(PAGE, PAGE // 2, (0,), 2 * COUNT, driver.granularity_bytes)
+    account = Account.attach(runtime, driver.identity(), COUNT * PAGE, 0, instance="one", rank=0, name="one")
+    account.describe(
+        page_bytes=PAGE, granule_bytes=geometry.granule_bytes, granule_count=geometry.granule_count,
+        blocks_per_granule=2, block_count=2 * COUNT, stride_bytes=PAGE // 2,
+    )  # fmt: skip
+    pool = ElasticPool(driver, geometry, account, private_bytes=lambda: 4096)
+    pool.start()
+    desk = Desk.find(runtime, "one", 1)
+    desk.publish(Usage(wanted_granules=9, released_granules=0))
+    wait_until(desk, lambda: desk.created() == 9)
+
+    pool.apply(Plan(0, (), tuple(range(1, 9)), 0))
+    pool.tensor[: 9 * PAGE].fill_(1)
+    # The wish falls before the plan arrives; else the thread would make anew what it has just freed.
+    desk.publish(Usage(wanted_granules=3, released_granules=6))
+    pool.apply(Plan(1, tuple(range(3, 9)), (), 6))
+    wait_until(desk, lambda: account.leased_bytes == 3 * PAGE)
+    assert account.ready_bytes == 3 * PAGE == COUNT * PAGE - driver.memory().free_bytes
+    pool.check()
+    account.check()
+
+    pool.close()
+    assert account.leased_bytes == account.ready_bytes == 0
+    account.check()
+    desk.close()
+    account.detach()

@@ -1,0 +1,151 @@
+"""What the ledger's tests share: small devices, accounts on them, and child processes that own accounts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
+from kvcached_core.ledger import Account, DeviceSnapshot, Runtime, snapshot
+
+GRANULE = 1 << 20
+CAPACITY = 64 * GRANULE
+HOST = DeviceIdentity("host", "host")
+PLENTY = MemoryInfo(CAPACITY, CAPACITY)
+_BOUND_SECONDS = 30.0
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class Usage(NamedTuple):
+    """What a scheduler publishes."""
+
+    used_blocks: int = 0
+    cached_blocks: int = 0
+    stranded_blocks: int = 0
+    wanted_granules: int = 0
+    released_granules: int = 0
+
+
+def describe(account: Account) -> None:
+    """Give an account granules of one page and four blocks."""
+    account.describe(
+        page_bytes=GRANULE, granule_bytes=GRANULE, granule_count=CAPACITY // GRANULE, blocks_per_granule=4,
+        block_count=4 * CAPACITY // GRANULE, stride_bytes=GRANULE // 4,
+    )  # fmt: skip
+
+
+def attach(
+    runtime: Runtime,
+    instance: str,
+    rank: int = 0,
+    name: str = "m",
+    device: DeviceIdentity = HOST,
+    capacity_bytes: int = CAPACITY,
+    headroom_bytes: int = 0,
+    limit_bytes: int | None = None,
+    floor_bytes: int = 0,
+) -> Account:
+    """Attach and describe."""
+    account = Account.attach(
+        runtime, device, capacity_bytes, headroom_bytes, instance=instance, rank=rank, name=name,
+        engine="test 1", model="tiny", limit_bytes=limit_bytes, floor_bytes=floor_bytes,
+    )  # fmt: skip
+    describe(account)
+    return account
+
+
+def hold(account: Account, granules: int) -> None:
+    """Lease and create so many granules."""
+    assert account.lease(granules * GRANULE, PLENTY) == granules * GRANULE
+    account.created(granules)
+
+
+def leave(account: Account) -> None:
+    """Give back everything and detach."""
+    account.publish(0, 0)
+    account.give_back(account.leased_bytes - account.ready_bytes, account.ready_bytes // GRANULE)
+    account.detach()
+
+
+def picture(runtime: Runtime) -> DeviceSnapshot:
+    """Return the only device."""
+    (device,) = snapshot(runtime)
+    return device
+
+
+def files(runtime: Runtime, device: DeviceIdentity = HOST) -> set[str]:
+    return set(os.listdir(runtime.device(device.uuid).path))
+
+
+class Child:
+    """A Python process that runs `body` after the imports and an attached `account`; it says lines."""
+
+    def __init__(self, runtime: Runtime, body: str, instance: str = "child") -> None:
+        head = f"""
+            import os, pathlib, signal, sys
+            from kvcached_core.ledger import Runtime, storage
+            from tests.ledger.helpers import GRANULE, PLENTY, attach, hold, leave
+            def say(text): os.write(1, (text + "\\n").encode())
+            instance = {instance!r}
+            runtime = Runtime(pathlib.Path({str(runtime.path)!r}))
+        """
+        code = textwrap.dedent(head) + textwrap.dedent(body)
+        environ = os.environ | {"PYTHONPATH": str(_ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ
+        )
+
+    def hear(self) -> str:
+        """Return the next line, or what there is at its end."""
+        assert self.process.stdout is not None
+        line = b""
+        while not line.endswith(b"\n"):
+            ready, _, _ = select.select([self.process.stdout], [], [], _BOUND_SECONDS)
+            assert ready, f"the child said nothing for {_BOUND_SECONDS} s"
+            byte = os.read(self.process.stdout.fileno(), 1)
+            if not byte:
+                break
+            line += byte
+        return line.decode().strip()
+
+    def tell(self) -> None:
+        """Let it go on: it reads a line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(_BOUND_SECONDS)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+
+@contextlib.contextmanager
+def child(runtime: Runtime, body: str, instance: str = "child") -> Iterator[Child]:
+    """Run a child for the length of the block."""
+    process = Child(runtime, body, instance)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def die(account: Account) -> None:
+    """Do to an account of this process what death does: its descriptors are closed, its words stay."""
+    account._seat.close()

@@ -1,0 +1,260 @@
+"""Files that were deleted, cut, overwritten, of another version, or in a place that is not safe."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvcached_core.errors import KVCachedError, LedgerError
+from kvcached_core.ledger import Desk, Runtime, check, layout, set_limit, snapshot, storage
+from kvcached_core.ledger.snapshot import parse
+from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, die, hold, leave, picture
+from tests.report import record
+
+FLIPS = 20_000
+Damage = Callable[[Path], None]
+HELD = ("leased_bytes", "ready_bytes", "mapped_bytes", "used_bytes", "cached_bytes", "stranded_bytes")
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 1000)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def zero(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+
+
+def write_word(name: str, value: int) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with path.open("r+b") as file:
+            file.seek(layout.HEADER_AT[name] * layout.WORD)
+            file.write(struct.pack("<Q", value))
+
+    write.__name__ = f"{name}_{value}"
+    return write
+
+
+DAMAGES: list[Damage] = [
+    cut, empty, zero, write_word("magic", 7), write_word("slot_count", 1 << 40), write_word("slot_bytes", 9),
+    write_word("header_bytes", 0), write_word("capacity_bytes", 1 << 63),
+]  # fmt: skip
+each_damage = pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+
+
+@each_damage
+def test_a_damaged_file_that_nobody_uses_is_made_anew(runtime: Runtime, damage: Damage) -> None:
+    die(attach(runtime, "a"))
+    damage(runtime.device("host").ledger)
+    assert picture(runtime).damage and check(picture(runtime))
+    hold(attach(runtime, "b"), 3)
+    assert check(picture(runtime)) == []
+    assert [owner.instance for owner in picture(runtime).owners] == ["b"]
+
+
+@each_damage
+def test_a_damaged_file_is_no_ground_for_a_newcomer_to_guess(runtime: Runtime, damage: Damage) -> None:
+    account = attach(runtime, "a")
+    hold(account, 3)
+    damage(runtime.device("host").ledger)
+    with pytest.raises(LedgerError, match=r"1 engine workers that use it are alive \(slots 0\): end them"):
+        attach(runtime, "b")
+    with pytest.raises(LedgerError):
+        Desk.find(runtime, "a", 1)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, zero, DAMAGES[3]], ids=lambda damage: damage.__name__)
+def test_those_who_used_a_damaged_file_write_it_again(runtime: Runtime, damage: Damage) -> None:
+    a, b = attach(runtime, "a"), attach(runtime, "b")
+    hold(a, 3)
+    hold(b, 60)
+    damage(runtime.device("host").ledger)
+    assert a.lease(GRANULE, PLENTY) == 0, "b holds memory that the new file does not show yet"
+    assert [owner.heard for owner in picture(runtime).owners] == [True, False]
+    b.acknowledge()
+    assert [owner.heard for owner in picture(runtime).owners] == [True, True]
+    assert a.lease(CAPACITY, PLENTY) == GRANULE
+    for account in (a, b):
+        account.check()
+    assert check(picture(runtime)) == []
+
+
+def test_an_owner_that_dies_before_it_is_heard_of_holds_nobody_up(runtime: Runtime) -> None:
+    a, b = attach(runtime, "a"), attach(runtime, "b")
+    hold(b, 60)
+    runtime.device("host").ledger.unlink()
+    assert a.lease(GRANULE, PLENTY) == 0
+    die(b)
+    assert a.lease(CAPACITY, PLENTY) == CAPACITY
+
+
+def test_a_newcomer_after_a_deletion_waits_until_all_are_heard_of(runtime: Runtime) -> None:
+    a = attach(runtime, "a")
+    hold(a, 60)
+    a.drain()
+    runtime.device("host").ledger.unlink()
+    b = attach(runtime, "b", name="other")
+    assert b.slot == 1
+    assert b.lease(CAPACITY, PLENTY) == 0
+    a.acknowledge()
+    assert b.lease(CAPACITY, PLENTY) == 4 * GRANULE
+
+
+def test_a_scheduler_follows_its_worker_to_the_new_file(runtime: Runtime) -> None:
+    accounts = [attach(runtime, "a", rank) for rank in range(2)]
+    desk = Desk.find(runtime, "a", 2)
+    bells = list(desk.filenos())
+    for account in accounts:
+        hold(account, 5)
+    desk.publish(Usage(used_blocks=3, wanted_granules=7))
+    runtime.device("host").ledger.unlink()
+    assert desk.created() == 5
+    accounts[1].acknowledge()
+    assert desk.created() == 5
+    accounts[0].acknowledge()
+    accounts[0].lease(GRANULE, PLENTY)
+    accounts[0].created(1)
+    assert desk.created() == 5 and list(desk.filenos()) == bells
+    assert [account.wanted_bytes for account in accounts] == [7 * GRANULE] * 2
+    assert [owner.used_bytes for owner in picture(runtime).owners] == [3 * GRANULE // 4] * 2
+    desk.publish(Usage(wanted_granules=8))
+    assert [account.wanted_bytes for account in accounts] == [8 * GRANULE] * 2
+
+
+def test_a_scheduler_outlives_a_file_that_was_cut(runtime: Runtime) -> None:
+    account = attach(runtime, "a")
+    desk = Desk.find(runtime, "a", 1)
+    hold(account, 5)
+    assert (desk.created(), desk.granule_limit()) == (5, 64)
+    cut(runtime.device("host").ledger)
+    assert (desk.created(), desk.granule_limit(), desk.refused()) == (5, 64, False)
+    desk.publish(Usage(wanted_granules=9))
+    account.publish(GRANULE, 0)
+    assert account.wanted_bytes == 0
+    account.acknowledge()
+    assert desk.created() == 5
+    assert account.wanted_bytes == 9 * GRANULE
+
+
+@pytest.mark.parametrize("name", ["slot-00.owner", "slot-00.worker", "slot-00.engine"])
+def test_i4_an_owner_whose_file_was_deleted_takes_a_place_again(runtime: Runtime, name: str) -> None:
+    account = attach(runtime, "a")
+    hold(account, 5)
+    bell = account.fileno()
+    desk = Desk.find(runtime, "a", 1)
+    (runtime.device("host").path / name).unlink()
+    account.acknowledge()
+    (owner,) = [owner for owner in picture(runtime).owners if owner.live]
+    assert owner.ready_bytes == 5 * GRANULE and account.fileno() == bell
+    assert desk.created() == 5
+    desk.publish(Usage(wanted_granules=6))
+    assert os.read(bell, 10)
+    leave(account)
+    assert picture(runtime).owners == ()
+
+
+def test_another_major_version_is_refused_while_its_owners_live(runtime: Runtime) -> None:
+    account = attach(runtime, "a")
+    write_word("major", layout.MAJOR + 1)(runtime.device("host").ledger)
+    with pytest.raises(LedgerError, match="layout 2, this version 1"):
+        attach(runtime, "b")
+    die(account)
+    attach(runtime, "b")
+    assert check(picture(runtime)) == []
+
+
+def test_a_newer_minor_version_with_more_fields_works_together(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = runtime.device("host")
+    folder.make()
+    with monkeypatch.context() as newer:
+        newer.setattr(layout, "MINOR", layout.MINOR + 1)
+        newer.setattr(layout, "HEADER_BYTES", 1024)
+        newer.setattr(layout, "SLOT_BYTES", 2048)
+        newer.setattr(layout, "SLOT_COUNT", 80)
+        storage.make_ledger(folder.ledger, 0o600, "host", CAPACITY, 0, unheard=set())
+        inode = folder.ledger.stat().st_ino
+    accounts = [attach(runtime, f"i{n}", name=f"n{n}") for n in range(70)]
+    hold(accounts[69], 5)
+    assert folder.ledger.stat().st_ino == inode
+    assert folder.ledger.stat().st_size == 1024 + 80 * 2048
+    assert [owner.ready_bytes for owner in picture(runtime).owners] == [0] * 69 + [5 * GRANULE]
+    assert Desk.find(runtime, "i69", 1).created() == 5
+    assert check(picture(runtime)) == []
+
+
+def busy_file(runtime: Runtime) -> bytes:
+    for n in range(5):
+        account = attach(runtime, f"i{n}", name=f"n{n}")
+        hold(account, n + 1)
+        account.publish(n * GRANULE, 3)
+    return runtime.device("host").ledger.read_bytes()
+
+
+def test_i1_no_flipped_bytes_crash_the_parser_or_show_more_than_the_capacity(runtime: Runtime) -> None:
+    clean = busy_file(runtime)
+    chance = random.Random(20_25)
+    shown_damage = 0
+    used = layout.HEADER_BYTES + 6 * layout.SLOT_BYTES
+    for turn in range(FLIPS):
+        data = bytearray(clean)
+        for _ in range(1 + turn % 4):
+            # three in four where the words are that count
+            at = chance.randrange(used) if chance.random() < 0.75 else chance.randrange(len(data))
+            data[at] ^= 1 << chance.randrange(8) if turn % 2 else chance.randrange(1, 256)
+        if turn % 50 == 0:
+            del data[chance.randrange(len(data)) :]
+        seen = parse(bytes(data), lambda slot: slot % 2 == 0)
+        for owner in seen.owners:
+            assert all(0 <= getattr(owner, name) <= seen.capacity_bytes for name in HELD)
+        shown_damage += bool(check(seen))
+    assert shown_damage > FLIPS // 20
+    record("ledger.byte_flips", FLIPS)
+
+
+def test_noise_is_no_ledger(runtime: Runtime) -> None:
+    chance = random.Random(7)
+    for size in (0, 1, 511, 512, 4096, 66_048):
+        seen = parse(chance.randbytes(size), lambda slot: True)
+        assert seen.damage and seen.owners == ()
+
+
+def test_i1_an_account_on_a_file_with_flipped_bytes_never_gets_more_than_the_capacity(
+    runtime: Runtime,
+) -> None:
+    chance = random.Random(11)
+    refused = granted = 0
+    for turn in range(300):
+        a, b = attach(runtime, f"a{turn}"), attach(runtime, f"b{turn}", name="b")
+        hold(a, 30)
+        path = runtime.device("host").ledger
+        with path.open("r+b") as file:
+            for _ in range(4):
+                at = chance.randrange(layout.HEADER_BYTES + 3 * layout.SLOT_BYTES)
+                file.seek(at)
+                byte = file.read(1)[0]
+                file.seek(at)
+                file.write(bytes([byte ^ (1 << chance.randrange(8))]))
+        try:
+            got = b.lease(CAPACITY, PLENTY)
+            assert 0 <= got <= CAPACITY
+            granted += got > 0
+            set_limit(runtime, "b", 3 * GRANULE)
+            b.acknowledge()
+        except KVCachedError:
+            refused += 1
+        snapshot(runtime)
+        for account in (a, b):
+            die(account)
+        path.unlink()
+    assert granted > 100 and refused > 0

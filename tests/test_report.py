@@ -1,0 +1,64 @@
+"""The counts that the suite keeps of itself."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from tests import report
+from tools import test_report
+
+JUNIT = '<testsuites><testsuite tests="5" failures="{failures}" errors="0" skipped="1"/></testsuites>'
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(report.VARIABLE, str(tmp_path / "counts"))
+    return tmp_path / "counts"
+
+
+def test_counts_add_up_over_processes(source: Path) -> None:
+    report.record("a", 2)
+    child = multiprocessing.get_context("spawn").Process(target=report.record, args=("a", 3))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    report.record("b", 1)
+    assert report.collect(source) == {"a": 5, "b": 1}
+    assert len(list(source.iterdir())) == 2
+
+
+def test_a_count_cannot_fall(source: Path) -> None:
+    with pytest.raises(ValueError, match="cannot fall"):
+        report.record("a", -1)
+    assert report.collect(source) == {}
+
+
+@pytest.mark.parametrize(
+    ("counted", "failures", "sentence"), [(9, 0, ""), (4, 0, "a: 4"), (9, 1, "1 failures")]
+)
+def test_a_count_under_its_minimum_or_a_failed_test_is_wrong(
+    source: Path, tmp_path: Path, counted: int, failures: int, sentence: str
+) -> None:
+    report.record("a", counted)
+    junit, written = tmp_path / "junit.xml", tmp_path / "report.json"
+    junit.write_text(JUNIT.format(failures=failures))
+    wrong = test_report.write(written, junit, source, {"a": 5})
+    assert bool(wrong) == bool(sentence)
+    assert sentence in "".join(wrong)
+    text = json.loads(written.read_text())
+    assert text["counts"] == {"a": counted}
+    assert text["tests"] == {
+        "tests": 5,
+        "failures": failures,
+        "errors": 0,
+        "skipped": 1,
+        "passed": 4 - failures,
+    }
+
+
+def test_a_count_that_never_came_is_wrong() -> None:
+    assert test_report.shortfalls({}, {"a": 1}) == ["a: 0 counted, at least 1 expected"]

@@ -1,0 +1,73 @@
+"""Write build/test-report.json from what the tests counted, and fail where a count is under its minimum."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tests.report import collect, folder
+
+ROOT = Path(__file__).resolve().parent.parent
+JUNIT = ROOT / "build" / "junit.xml"
+REPORT = ROOT / "build" / "test-report.json"
+
+# A suite that silently does less than this is broken, whatever pytest says.
+MINIMA: dict[str, int] = {
+    "driver.injected_failures": 50,
+    "granules.steps": 5_000,
+    "ledger.byte_flips": 10_000,
+    "ledger.kills": 3,
+    "ledger.steps": 2_000,
+    "pool.steps": 2_000,
+    "requests.compared": 200,
+}
+
+
+def outcomes(junit: Path) -> dict[str, int]:
+    """Return pytest's own counts from its XML: tests, passed, failures, errors, skipped."""
+    totals = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
+    for suite in ElementTree.parse(junit).getroot().iter("testsuite"):
+        for name in totals:
+            totals[name] += int(suite.get(name, "0"))
+    totals["passed"] = totals["tests"] - totals["failures"] - totals["errors"] - totals["skipped"]
+    return totals
+
+
+def shortfalls(counts: Mapping[str, int], minima: Mapping[str, int]) -> list[str]:
+    """Return one sentence for each count under its minimum."""
+    return [
+        f"{key}: {counts.get(key, 0)} counted, at least {least} expected"
+        for key, least in minima.items()
+        if counts.get(key, 0) < least
+    ]
+
+
+def write(report: Path, junit: Path, source: Path, minima: Mapping[str, int]) -> list[str]:
+    """Write the report as JSON, whole or not at all, and return what is wrong."""
+    counts, tests = collect(source), outcomes(junit)
+    wrong = shortfalls(counts, minima)
+    if tests["failures"] or tests["errors"]:
+        wrong.append(f"pytest: {tests['failures']} failures, {tests['errors']} errors")
+    text = {"schema": 1, "tests": tests, "counts": counts, "minima": dict(minima), "wrong": wrong}
+    part = report.with_suffix(".part")
+    part.write_text(json.dumps(text, indent=2) + "\n")
+    os.replace(part, report)
+    return wrong
+
+
+def main() -> int:
+    """Report on the last run of the suite; exit status 1 if anything is wrong."""
+    wrong = write(REPORT, JUNIT, folder(), MINIMA)
+    for sentence in wrong:
+        print(f"test report: {sentence}", file=sys.stderr)
+    if not wrong:
+        print(f"test report: every count is at its minimum or above ({REPORT.relative_to(ROOT)})")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
