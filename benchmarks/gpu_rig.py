@@ -1,0 +1,108 @@
+"""What the vLLM benchmarks share: a model folder of the shape of Llama-8B, and an engine over it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "torch_dtype": "bfloat16",
+}
+BACKENDS = ("stock", "kvcached")
+
+
+class RandomWeights:
+    """Mixed into vLLM's worker by worker_extension_cls: weights by which outputs depend on the cache."""
+
+    def bench_randomize(self, seed: int, deviation: float) -> None:
+        """Draw all matrices anew, the same for the same seed; in place, so captured graphs stay true."""
+        import torch
+
+        model = self.model_runner.get_model()  # type: ignore[attr-defined]
+        generator = torch.Generator(device=next(model.parameters()).device)
+        generator.manual_seed(seed)
+        with torch.no_grad():
+            for _, parameter in sorted(model.named_parameters()):
+                if parameter.dim() > 1:
+                    parameter.normal_(0.0, deviation, generator=generator)
+
+    def bench_memory(self) -> tuple[int, int]:
+        """Return free and total bytes of the device."""
+        import torch
+
+        free, total = torch.cuda.mem_get_info()
+        return int(free), int(total)
+
+
+def model_folder(path: Path, **changes: Any) -> Path:
+    """Write a folder with only a configuration, for load_format=dummy."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps(SHAPE | changes))
+    return path
+
+
+def engine(backend: str, model: Path, kv_bytes: int | None, options: dict[str, Any], **more: Any) -> Any:
+    """Start vLLM with the stock or the elastic backend; `kv_bytes` bounds the KV cache of either."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from vllm import LLM
+
+    import vllm_kvcached
+
+    arguments: dict[str, Any] = {
+        "model": str(model),
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "max_model_len": 4096,
+        "gpu_memory_utilization": 0.9,
+        "enable_prefix_caching": True,
+        "kv_cache_memory_bytes": kv_bytes,
+        "worker_extension_cls": "benchmarks.gpu_rig.RandomWeights",
+        "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
+        "max_num_seqs": 256,
+        "disable_log_stats": False,
+    }
+    if backend == "kvcached":
+        arguments |= vllm_kvcached.llm_kwargs(**options)
+    return LLM(**(arguments | more))
+
+
+def free_bytes(llm: Any) -> int:
+    """Return the device's free memory, as the worker sees it."""
+    return int(llm.collective_rpc("bench_memory")[0][0])
+
+
+def settle(llm: Any, seconds: float) -> int:
+    """Forget the prefix cache, leave the engine alone for a while, and return the free memory."""
+    llm.reset_prefix_cache()
+    time.sleep(seconds)
+    return free_bytes(llm)
+
+
+def prompts(count: int, length: int, seed: int) -> list[dict[str, list[int]]]:
+    """Return prompts of random token ids, different for different seeds."""
+    import random
+
+    source = random.Random(seed)
+    return [
+        {"prompt_token_ids": [source.randrange(100, 100_000) for _ in range(length)]} for _ in range(count)
+    ]

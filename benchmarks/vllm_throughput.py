@@ -1,0 +1,71 @@
+"""Stock against elastic vLLM on one GPU: throughput while memory grows, when it is full, when it is there.
+
+    python -m benchmarks.vllm_throughput --out benchmarks/results/vllm_throughput.json
+
+Engines alternate (stock, kvcached, kvcached, stock), each in a process of its own, so that a drift of the
+machine meets both. Arguments after `--` go to benchmarks.vllm_rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import Ratio, write
+
+PHASES = ("growing", "full", "steady")
+ORDER = ("stock", "kvcached", "kvcached", "stock")
+MEMORY = ("free_idle_bytes", "free_peak_bytes", "free_after_bytes", "free_full_bytes")
+
+
+def measure(backend: str, folder: Path, index: int, more: list[str], log_folder: Path) -> dict[str, Any]:
+    """Run one engine; raises CalledProcessError if it fails."""
+    out = folder / f"{index}.json"
+    command = [sys.executable, "-m", "benchmarks.vllm_rounds", "--backend", backend, "--out", str(out), *more]
+    log_folder.mkdir(parents=True, exist_ok=True)
+    with (log_folder / f"throughput-{index}-{backend}.log").open("w") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+    seen: dict[str, Any] = json.loads(out.read_text())
+    return seen
+
+
+def collect(seen: list[tuple[str, dict[str, Any]]]) -> dict[str, list[float]]:
+    """Return samples by name: what and which backend."""
+    samples: dict[str, list[float]] = {}
+    for backend, run in seen:
+        for name in (*PHASES, *MEMORY, "load_seconds"):
+            values = run[name] if isinstance(run[name], list) else [run[name]]
+            unit = "_tokens_per_second" if name in PHASES else ""
+            samples.setdefault(f"{name}{unit}_{backend}", []).extend(values)
+    return samples
+
+
+def main() -> None:
+    """Run, write the JSON and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--logs", type=Path, default=Path("build/bench"))
+    parser.add_argument("--order", nargs="+", default=ORDER)
+    parser.add_argument("more", nargs="*", help="arguments of benchmarks.vllm_rounds, after --")
+    options = parser.parse_args()
+    started = time.time()
+    seen = []
+    with tempfile.TemporaryDirectory() as folder:
+        for index, backend in enumerate(options.order):
+            seen.append((backend, measure(backend, Path(folder), index, options.more, options.logs)))
+            print(f"{time.time() - started:6.0f} s  {backend}: {seen[-1][1]}", flush=True)
+    samples = collect(seen)
+    rate = "tokens_per_second"
+    ratios = {phase: Ratio(f"{phase}_{rate}_kvcached", f"{phase}_{rate}_stock") for phase in PHASES}
+    write(options.out, sys.argv, samples, ratios, started, {"order": list(options.order)})
+    print(json.dumps(json.loads(options.out.read_text())["ratios"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
