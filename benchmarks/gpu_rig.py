@@ -91,8 +91,8 @@ def free_bytes(llm: Any) -> int:
     return int(llm.collective_rpc("bench_memory")[0][0])
 
 
-def settle(llm: Any, seconds: float) -> int:
-    """Forget the prefix cache, leave the engine alone for a while, and return the free memory."""
+def settle(llm: Any, seconds: float = 5.0) -> int:
+    """Forget the prefix cache, leave the engine alone for two idle periods, and return the free memory."""
     llm.reset_prefix_cache()
     time.sleep(seconds)
     return free_bytes(llm)

@@ -67,12 +67,12 @@ class Run:
         """Run every phase."""
         options, seen = self.options, self.seen
         self.round(16)  # what is compiled late is compiled now
-        seen["free_idle_bytes"] = gpu_rig.settle(self.llm, 3.0)
+        seen["free_idle_bytes"] = gpu_rig.settle(self.llm)
         seen["growing"], seen["free_peak_bytes"], seen["free_after_bytes"] = [], [], []
         for _ in range(options.growing):
             seen["growing"].append(self.round())
             seen["free_peak_bytes"].append(gpu_rig.free_bytes(self.llm))
-            seen["free_after_bytes"].append(gpu_rig.settle(self.llm, 3.0))
+            seen["free_after_bytes"].append(gpu_rig.settle(self.llm))
         filling = [self.round() for _ in range(2)]  # 2 x 20 GiB: now it is full
         seen["filling"] = filling
         seen["full"] = [self.round() for _ in range(options.full)]

@@ -50,6 +50,11 @@ class Arena:
         self._scratch: dict[int, Handle] = {}  # page size -> handle, while warming up
         self._aliases: dict[int, int] = {}  # address -> size
 
+    @property
+    def is_warming_up(self) -> bool:
+        """Say whether scratch memory is behind what is not mapped."""
+        return bool(self._aliases)
+
     def tensor(self) -> torch.Tensor:
         """Return the int8 tensor over all `size_bytes`; granule 0 must be mapped."""
         return self._driver.tensor(self._base, self._size_bytes)

@@ -88,7 +88,8 @@ def _option(name: str, legal: str, text: str, parse: Callable[[str], Any], defau
 
 
 OPTIONS: tuple[Option, ...] = (
-    _option("runtime_dir", "a directory", "where the ledgers are; default: kvcached-<uid> in /dev/shm", str, ""),
+    _option("runtime_dir", "a directory", "where the ledgers are; default: kvcached-<uid> in /dev/shm",
+            str, ""),
     _option("name", "a word", "what tools call this engine; default: the served model's name", str, ""),
     _option("driver", "auto, or the name of a driver", "which driver holds the memory", str, "auto"),
     _option("host_capacity", LEGAL_SIZES, "what engines on the host share, at most", parse_size, "80%"),
@@ -108,7 +109,7 @@ OPTIONS: tuple[Option, ...] = (
     _option("spare", LEGAL_SIZES, "kept ready ahead of need", parse_size, "64MiB"),
     _option("idle_seconds", "0 to 86400", "spare memory unused for so long is given back",
             _number(0, 86400), "2"),
-    _option("grant_seconds", "0 to 1", "how long a step waits for memory that is on its way before it preempts",
+    _option("grant_seconds", "0 to 1", "how long a step waits for memory on its way before it preempts",
             _number(0, 1), "0.02"),
 )  # fmt: skip
 
@@ -138,7 +139,9 @@ def explain(environ: Mapping[str, str], options: Mapping[str, Any] | None = None
     for option in OPTIONS:
         label, text = _lookup(option, options, environ)
         source = "default" if text is None else ("option" if option.name in options else label)
-        settings.append(Setting(option.name, option.variable, option.default if text is None else text, source))
+        settings.append(
+            Setting(option.name, option.variable, option.default if text is None else text, source)
+        )
     return settings
 
 

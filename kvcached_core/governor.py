@@ -1,8 +1,8 @@
 """How much memory an engine uses, asks for and lets go; decided by its scheduler between two steps.
 
-Each rank counts the granules it ever created, the scheduler counts those it ever released, and nobody else writes
-either number. So `held = min over ranks(created) - released` can be used without a lock and without a race: a worker
-never frees a handle that the scheduler still counts on.
+Each rank counts the granules it ever created, the scheduler counts those it ever released, and nobody else
+writes either number. So `held = min over ranks(created) - released` can be used without a lock and without a
+race: a worker never frees a handle that the scheduler still counts on.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from .errors import InvariantError
-from .granules import Granules
-from .plan import Plan
+from kvcached_core.errors import InvariantError
+from kvcached_core.granules import Granules
+from kvcached_core.plan import Plan
 
 
 class Usage(NamedTuple):
-    """What an engine does with its memory, in blocks and granules; written to the ledger for everybody to read."""
+    """What an engine does with its memory, in blocks and granules; the ledger shows it to everybody."""
 
     used_blocks: int
     cached_blocks: int
@@ -45,8 +45,8 @@ class LedgerView(Protocol):
 class Governor:
     """Keeps the budget of an engine's granules. One thread calls it; `update` between steps only.
 
-    `spare_granules` are kept ready ahead of need while requests run; whatever was not needed for `idle_seconds` is let go.
-    `evict` is told cached blocks that are about to lose their memory.
+    `spare_granules` are kept ready ahead of need while requests run; whatever was not needed for
+    `idle_seconds` is let go. `evict` is told cached blocks that are about to lose their memory.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Governor:
         self._published: Usage | None = None
 
     def update(self, now: float, demand_blocks: int, busy: bool) -> None:
-        """Take note of memory that came, let go what is over the limit or was idle, and ask for what is missing.
+        """Take note of memory that came, let go what is over the limit or was idle, ask for what is missing.
 
         `demand_blocks` is what the next steps may take beyond what is used. Only here the budget changes.
         """
@@ -101,25 +101,26 @@ class Governor:
 
     @property
     def attainable_blocks(self) -> int:
-        """Blocks this engine could use if it asked: all up to its limit, or what it has once it was refused."""
+        """Blocks this engine could use if it asked: up to its limit, or what it has once it was refused."""
         granules = self.held if self._ledger.refused() else self.limit
         return max(granules, self.granules.mapped) * self.granules.blocks_per_granule
 
     @property
     def owes(self) -> bool:
         """Say whether a plan waits to be sent."""
-        return self.granules.changed or self.released != self._released_sent
+        return self.granules.extent.changed or self.released != self._released_sent
 
     @property
     def owes_memory(self) -> bool:
         """Say whether a plan waits to be sent that gives something back."""
-        return self.granules.gives_back or self.released != self._released_sent
+        return self.granules.extent.gives_back or self.released != self._released_sent
 
     def take_plan(self) -> Plan | None:
         """Return the plan for the step just scheduled, or None if nothing changes."""
+        self._publish()  # what the step took
         if not self.owes:
             return None
-        change = self.granules.take_change()
+        change = self.granules.extent.take_change()
         plan = Plan(self._sequence, change.unmap, change.map, self.released)
         self._sequence += 1
         self._released_sent = self.released

@@ -5,17 +5,18 @@ contents may serve a later request). A granule is a fixed group of blocks that i
 
     unmapped -> busy (a block is used) -> idle (none used, some cached) -> empty (all clean) -> unmapped
 
-No operation looks at all granules or all blocks: the cost of each is constant, or logarithmic in the number of
-granules, per block it is given.
+No operation looks at all granules or all blocks: the cost of each is constant, or logarithmic in the number
+of granules, per block it is given. `take`, `free`, `lend` and `hold` see every block of every step.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from heapq import heappop, heappush
+from typing import Generic, Protocol, TypeVar
 
-from .errors import InvariantError
+from kvcached_core.errors import InvariantError
+from kvcached_core.extent import Extent
 
 
 class Block(Protocol):
@@ -27,54 +28,40 @@ class Block(Protocol):
 BlockT = TypeVar("BlockT", bound=Block)
 
 
-class Change(NamedTuple):
-    """Granules to unmap and to map since the last change was taken; disjoint and sorted."""
-
-    unmap: tuple[int, ...]
-    map: tuple[int, ...]
-
-
 class Granules(Generic[BlockT]):
     """The engine's `blocks` in groups; block 0 is used from the beginning to the end.
 
-    `first_blocks[g]` is the first of the `blocks_per_granule` blocks of granule g. Blocks in none are never handed out.
-    `free_blocks` is what may be taken now: it moves only with the blocks that come and go, never by itself,
-    until `set_budget` is called.
+    `first_blocks[g]` is the first of the `blocks_per_granule` blocks of granule g. Blocks in none are never
+    handed out. `free_blocks` is what may be taken now: it moves only with the blocks that come and go, never
+    by itself, until `set_budget` is called.
     """
 
     def __init__(
         self, blocks: Sequence[BlockT], first_blocks: Sequence[int], blocks_per_granule: int
     ) -> None:
-        if not first_blocks or first_blocks[0] != 0 or blocks_per_granule < 2:
-            raise InvariantError("granule 0 must begin at block 0 and hold another block beside it")
+        if not first_blocks or first_blocks[0] != 0 or blocks_per_granule < 1:
+            raise InvariantError("granule 0 must begin with block 0")
         self.blocks_per_granule = blocks_per_granule
         self.granule_count = len(first_blocks)
+        self.extent = Extent(self.granule_count)
         self._blocks = blocks
         self._first = list(first_blocks)
         self._granule_of = [-1] * len(blocks)
         for granule, first in enumerate(first_blocks):
             self._granule_of[first : first + blocks_per_granule] = [granule] * blocks_per_granule
-        # Clean blocks of a granule, the one to hand out next at the end; None while it is unmapped.
-        self._clean: list[list[BlockT] | None] = [None] * self.granule_count
+        # Clean blocks of a granule, the one to hand out next at the end; none while it is unmapped.
+        self._clean: list[list[BlockT]] = [[] for _ in first_blocks]
         self._used = [0] * self.granule_count
         self._idle: dict[int, None] = {}  # oldest latest use first
-        self._open: list[int] = []  # heap: mapped granules that may have a clean block
-        self._in_open = bytearray(self.granule_count)
-        self._spent: list[int] = []  # heap of -g: granules that may be empty
+        self._open: list[int] = []  # heap: granules with a clean block, once each, and the stale ones
+        self._stale: set[int] = set()  # granules in _open that were unmapped
+        self._spent: list[int] = []  # heap of -g: every empty granule, once, and some others
         self._in_spent = bytearray(self.granule_count)
-        self._returned: list[int] = []  # heap: granules below _fresh that are unmapped
-        self._fresh = 0  # every granule >= _fresh has never been mapped
-        self._to_map: set[int] = set()
-        self._to_unmap: set[int] = set()
-        self.mapped = self.empty = 0
-        self.clean_blocks = self.used_blocks = self.cached_blocks = 0
         self.budget = 1
-        self.free_blocks = 0
-        self._begin()
-
-    def _begin(self) -> None:
+        self.empty = self.clean_blocks = 0
+        self.capacity_blocks = self.free_blocks = 0  # what is free or used; what is free
         self._map_next()
-        self._to_map.clear()  # granule 0 is mapped before the first plan (I7)
+        self.extent.take_change()  # granule 0 is mapped before the first plan (I7)
         block_zero = self.take(1)
         assert block_zero[0].block_id == 0
         self.set_budget(1)
@@ -88,71 +75,62 @@ class Granules(Generic[BlockT]):
         returned when only cached blocks are left: evict with `hold`.
         """
         taken: list[BlockT] = []
+        clean_of, used, is_open = self._clean, self._used, self._open
         missing = count
         while missing:
-            granule = self._lowest_open()
-            if granule < 0:
-                if self.mapped >= min(self.budget, self.granule_count):
-                    break
-                granule = self._map_next()
-            clean: list[BlockT] = self._clean[granule]  # type: ignore[assignment]  # an open granule is mapped
-            if not self._used[granule]:
-                self._wake(granule, len(clean))
+            if not is_open and not self._map_next():
+                break
+            granule = is_open[0]
+            clean = clean_of[granule]
             number = len(clean)
+            if not used[granule]:
+                if not number:
+                    self._stale.remove(heappop(is_open))
+                    continue
+                self._wake(granule, number)
             if number > missing:
                 taken += clean[: -missing - 1 : -1]
                 del clean[-missing:]
-                self._used[granule] += missing
+                used[granule] += missing
                 missing = 0
             else:
+                heappop(is_open)
                 clean.reverse()
                 taken += clean
                 clean.clear()
-                self._used[granule] += number
+                used[granule] += number
                 missing -= number
-        self._count_taken(count - missing)
+        self.clean_blocks -= count - missing
+        self.free_blocks -= count - missing
         return taken
-
-    def _count_taken(self, number: int) -> None:
-        self.clean_blocks -= number
-        self.used_blocks += number
-        self.free_blocks -= number
 
     def free(self, blocks: Sequence[BlockT]) -> None:
         """Turn used blocks into clean ones."""
-        clean_of, used, granule_of, is_open = self._clean, self._used, self._granule_of, self._in_open
+        clean_of, used, granule_of = self._clean, self._used, self._granule_of
         for block in blocks:
             granule = granule_of[block.block_id]
-            clean: list[BlockT] = clean_of[granule]  # type: ignore[assignment]  # a used block is mapped (I5)
-            if not clean and not is_open[granule]:
-                is_open[granule] = 1
-                heapq.heappush(self._open, granule)
+            clean = clean_of[granule]
+            if not clean:
+                heappush(self._open, granule)
             clean.append(block)
-            left = used[granule] - 1
-            used[granule] = left
+            left = used[granule] = used[granule] - 1
             if not left:
                 self._rest(granule, len(clean))
-        number = len(blocks)
-        self.used_blocks -= number
-        self.clean_blocks += number
-        self.free_blocks += number
+        self.clean_blocks += len(blocks)
+        self.free_blocks += len(blocks)
 
     def lend(self, blocks: Sequence[BlockT]) -> None:
         """Turn used blocks into cached ones; a granule with none used becomes the youngest victim."""
         used, granule_of = self._used, self._granule_of
         for block in blocks:
             granule = granule_of[block.block_id]
-            left = used[granule] - 1
-            used[granule] = left
+            left = used[granule] = used[granule] - 1
             if not left:
                 self._idle[granule] = None
-        number = len(blocks)
-        self.used_blocks -= number
-        self.cached_blocks += number
-        self.free_blocks += number
+        self.free_blocks += len(blocks)
 
     def hold(self, blocks: Sequence[BlockT]) -> None:
-        """Turn cached blocks into used ones: a request hit them, or they were evicted to be handed out."""
+        """Turn cached blocks into used ones: they were evicted to be handed out."""
         used, granule_of = self._used, self._granule_of
         for block in blocks:
             granule = granule_of[block.block_id]
@@ -160,24 +138,28 @@ class Granules(Generic[BlockT]):
             used[granule] = before + 1
             if not before:
                 del self._idle[granule]
-        number = len(blocks)
-        self.cached_blocks -= number
-        self.used_blocks += number
-        self.free_blocks -= number
+        self.free_blocks -= len(blocks)
+
+    def hold_one(self, block: BlockT) -> None:
+        """Turn a cached block into a used one: a request hit it."""
+        granule = self._granule_of[block.block_id]
+        before = self._used[granule]
+        self._used[granule] = before + 1
+        if not before:
+            del self._idle[granule]
+        self.free_blocks -= 1
 
     def drop(self, block: BlockT) -> None:
         """Turn a cached block into a clean one: its contents are worth nothing any more."""
         granule = self._granule_of[block.block_id]
-        granule_clean: list[BlockT] = self._clean[granule]  # type: ignore[assignment]  # (I5)
-        granule_clean.append(block)
-        self.cached_blocks -= 1
+        clean = self._clean[granule]
+        if not clean:
+            heappush(self._open, granule)
+        clean.append(block)
         self.clean_blocks += 1
-        if not self._in_open[granule]:
-            self._in_open[granule] = 1
-            heapq.heappush(self._open, granule)
-        if len(granule_clean) == self.blocks_per_granule:
+        if len(clean) == self.blocks_per_granule:
             del self._idle[granule]
-            self._rest(granule, self.blocks_per_granule)
+            self._rest(granule, len(clean))
 
     # -- granules that come and go -----------------------------------------------------------------------
 
@@ -186,12 +168,11 @@ class Granules(Generic[BlockT]):
 
         Over the budget nothing is free until granules were given up: what is mapped then only falls (I2).
         """
-        self.budget = max(1, granules)
-        room = min(self.budget, self.granule_count) - self.mapped
-        if room < 0:
-            self.free_blocks = 0
-        else:
-            self.free_blocks = self.clean_blocks + self.cached_blocks + room * self.blocks_per_granule
+        used = self.used_blocks
+        self.budget = max(1, min(granules, self.granule_count))
+        # Clean, cached, and what may still be mapped; what is over the budget does not count.
+        self.free_blocks = self.budget * self.blocks_per_granule - used if self.mapped <= self.budget else 0
+        self.capacity_blocks = self.free_blocks + used
 
     def shrink(self, granules: int, evict: Callable[[list[BlockT]], None]) -> None:
         """Unmap until at most `granules` are mapped or all that are left hold a used block.
@@ -210,7 +191,7 @@ class Granules(Generic[BlockT]):
 
     def _clear(self, granule: int) -> list[BlockT]:
         """Make all cached blocks of an idle granule clean; return them."""
-        clean = {block.block_id for block in self._clean[granule] or ()}
+        clean = {block.block_id for block in self._clean[granule]}
         first = self._first[granule]
         blocks = self._blocks[first : first + self.blocks_per_granule]
         cached = [block for block in blocks if block.block_id not in clean]
@@ -218,79 +199,55 @@ class Granules(Generic[BlockT]):
             self.drop(block)
         return cached
 
-    def take_change(self) -> Change:
-        """Return what changed since the last call; a granule that came and went is in neither list."""
-        change = Change(tuple(sorted(self._to_unmap)), tuple(sorted(self._to_map)))
-        self._to_unmap.clear()
-        self._to_map.clear()
-        return change
+    @property
+    def mapped(self) -> int:
+        """Granules that are mapped."""
+        return self.extent.mapped
 
     @property
-    def changed(self) -> bool:
-        """Say whether `take_change` would return anything."""
-        return bool(self._to_map or self._to_unmap)
+    def used_blocks(self) -> int:
+        """Blocks that requests hold, and block 0."""
+        return self.capacity_blocks - self.free_blocks
 
     @property
-    def gives_back(self) -> bool:
-        """Say whether the next change unmaps anything."""
-        return bool(self._to_unmap)
+    def cached_blocks(self) -> int:
+        """Blocks that are mapped, and neither clean nor used."""
+        return self.mapped * self.blocks_per_granule - self.clean_blocks - self.used_blocks
 
     @property
     def stranded_blocks(self) -> int:
         """Clean blocks in granules that other blocks keep mapped."""
         return self.clean_blocks - self.empty * self.blocks_per_granule
 
-    def _map_next(self) -> int:
-        if self._returned:
-            granule = heapq.heappop(self._returned)
-        else:
-            granule = self._fresh
-            self._fresh += 1
+    def _map_next(self) -> bool:
+        """Map another granule; say False if the budget has no room for it."""
+        if self.mapped >= self.budget:
+            return False
+        granule = self.extent.map_lowest()
         first = self._first[granule]
-        self._clean[granule] = [*reversed(self._blocks[first : first + self.blocks_per_granule])]
+        self._clean[granule] += reversed(self._blocks[first : first + self.blocks_per_granule])
         self.clean_blocks += self.blocks_per_granule
-        self.mapped += 1
-        if granule in self._to_unmap:
-            self._to_unmap.remove(granule)
+        if granule in self._stale:
+            self._stale.remove(granule)
         else:
-            self._to_map.add(granule)
-        if not self._in_open[granule]:
-            self._in_open[granule] = 1
-            heapq.heappush(self._open, granule)
+            heappush(self._open, granule)
         self._rest(granule, self.blocks_per_granule)
-        return granule
+        return True
 
     def _unmap(self, granule: int) -> None:
-        self.empty -= 1
-        self._clean[granule] = None
+        self.extent.unmap(granule)
+        self._clean[granule].clear()
         self.clean_blocks -= self.blocks_per_granule
-        self.mapped -= 1
-        heapq.heappush(self._returned, granule)
-        if granule in self._to_map:
-            self._to_map.remove(granule)
-        else:
-            self._to_unmap.add(granule)
-
-    # -- which granule is next; the heaps are lazy: an entry may be stale, but each granule has at most one ----
-
-    def _lowest_open(self) -> int:
-        """Return the lowest mapped granule with a clean block, or -1."""
-        is_open = self._open
-        while is_open:
-            granule = is_open[0]
-            if self._clean[granule]:
-                return granule
-            heapq.heappop(is_open)
-            self._in_open[granule] = 0
-        return -1
+        self.empty -= 1
+        self._stale.add(granule)
 
     def _highest_empty(self) -> int:
         """Return the highest empty granule, or -1."""
         while self._spent:
             granule = -self._spent[0]
-            if len(self._clean[granule] or ()) == self.blocks_per_granule:
+            if len(self._clean[granule]) == self.blocks_per_granule:
                 return granule
-            heapq.heappop(self._spent)
+            heappop(self._spent)
             self._in_spent[granule] = 0
         return -1
 
@@ -298,11 +255,11 @@ class Granules(Generic[BlockT]):
         """The last used block of a granule has gone: it is idle, or empty if nothing in it is cached."""
         if clean < self.blocks_per_granule:
             self._idle[granule] = None
-            return
-        self.empty += 1
-        if not self._in_spent[granule]:
-            self._in_spent[granule] = 1
-            heapq.heappush(self._spent, -granule)
+        else:
+            self.empty += 1
+            if not self._in_spent[granule]:
+                self._in_spent[granule] = 1
+                heappush(self._spent, -granule)
 
     def _wake(self, granule: int, clean: int) -> None:
         """A granule with no used block is about to have one."""
@@ -312,32 +269,30 @@ class Granules(Generic[BlockT]):
             self.empty -= 1
 
     def clean(self) -> list[BlockT]:
-        """Return all clean blocks of mapped granules, the next to be handed out first; looks at all granules."""
-        return [block for clean in self._clean if clean for block in reversed(clean)]
-
-    # -- invariants --------------------------------------------------------------------------------------
+        """Return all clean blocks of mapped granules, the next to be handed out first; looks at all."""
+        return [block for clean in self._clean for block in reversed(clean)]
 
     def check(self) -> None:
         """Raise InvariantError unless everything adds up (I9, and I5 for blocks); looks at all granules."""
+        self.extent.check()
         size = self.blocks_per_granule
-        mapped = [g for g in range(self.granule_count) if self._clean[g] is not None]
-        clean = {g: len(self._clean[g] or ()) for g in mapped}
-        resting = {g for g in mapped if not self._used[g]}
-        empty = {g for g in resting if clean[g] == size}
+        mapped = self.extent.granules()
+        unmapped = set(range(self.granule_count)).difference(mapped)
+        used, clean = sum(self._used), {g: len(self._clean[g]) for g in mapped}
+        idle = {g for g in mapped if not self._used[g] and clean[g] < size}
+        empty = {g for g in mapped if clean[g] == size}
         clean_ids = [block.block_id for block in self.clean()]
         expected = {
-            "mapped": (self.mapped, len(mapped)),
             "clean": (self.clean_blocks, len(clean_ids)),
-            "used": (self.used_blocks, sum(self._used)),
-            "blocks": (
-                self.clean_blocks + self.used_blocks + self.cached_blocks,
-                self.mapped * size,
-            ),
+            "used": (self.used_blocks, used),
+            "too many": ([g for g in mapped if not 0 <= self._used[g] <= size - clean[g]], []),
+            "unmapped": ([g for g in unmapped if self._clean[g] or self._used[g]], []),
             "empty": (self.empty, len(empty)),
-            "idle": (set(self._idle), resting - empty),
-            "block 0": (self._used[0] > 0 and 0 in mapped and 0 not in clean_ids, True),
+            "idle": (set(self._idle), idle),
+            "open": (sorted(self._open), sorted([*(g for g in mapped if clean[g]), *self._stale])),
+            "spent": (empty - {-g for g in self._spent}, set()),
+            "block 0": (self._used[0] > 0 and 0 in clean and 0 not in clean_ids, True),
             "doubles": (len(clean_ids), len(set(clean_ids))),
-            "plan": (self._to_map & self._to_unmap, set()),
         }
         wrong = {name: pair for name, pair in expected.items() if pair[0] != pair[1]}
         if wrong or self.free_blocks < 0:

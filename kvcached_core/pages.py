@@ -109,6 +109,11 @@ class PageSupply:
         self.growth_ended: DriverError | None = None
 
     @property
+    def owed(self) -> int:
+        """Granules that the scheduler has let go and that are neither free nor being freed."""
+        return max(0, self.ordered - self.released - self.leaving)
+
+    @property
     def leaving(self) -> int:
         """Granules that are neither usable nor free yet: 0 or 1."""
         return 1 if self._leaving else 0

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
+from kvcached_core.ahead import Ahead
 from kvcached_core.arena import FENCE_BOUND_SECONDS, Arena, Handles, wait_passed
-from kvcached_core.driver.base import Driver, Fence
+from kvcached_core.driver.base import Driver
 from kvcached_core.errors import DriverError, InvariantError
 from kvcached_core.geometry import Geometry
-from kvcached_core.pages import LeaseAccount, PageSupply, Usage
+from kvcached_core.pages import SLICE_GRANULES, LeaseAccount, PageSupply, Usage
+from kvcached_core.pending import Pending
 from kvcached_core.plan import Plan
+from kvcached_core.pool_stats import PoolStats
 from kvcached_core.supply_thread import SupplyThread
-
-Fences = tuple[Fence, ...]  # all of them must have passed
 
 NULL_GRANULE = 0  # holds block 0, which padding writes to: mapped from before the first kernel to the end
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 20e-6, 1e-3
-
-
-class PoolStats(NamedTuple):
-    """Granules by state, and counts since the pool began.
-
-    created - released = mapped + pending + spare + moving.
-    """
-
-    mapped: int
-    pending: int  # mapped, and waiting for a fence to be unmapped
-    spare: int
-    moving: int  # being cleaned or freed
-    created: int
-    released: int
 
 
 class ElasticPool:
@@ -60,7 +45,9 @@ class ElasticPool:
         # Guards what follows, and the supply's counters. Never held across create, clean or release,
         # nor while a fence is waited for.
         self._changed = threading.Condition(threading.Lock())
-        self._pending: OrderedDict[int, Fences] = OrderedDict()  # oldest first
+        # Taken before `changed`: by a step for all of apply(), by the supply thread until it has `changed`.
+        # So a step waits for one granule at most, and nothing is mapped ahead while a step waits for handles.
+        self._step_first = threading.Lock()
         self._next_sequence = 0
         self._attempted = -1  # the sequence of a plan that failed half-way
         self._closed = False
@@ -70,6 +57,8 @@ class ElasticPool:
         with ExitStack() as undo:
             self._arena = Arena(driver, geometry, size)
             undo.callback(self._arena.close)
+            self._ahead = Ahead(driver, self._arena, NULL_GRANULE + 1, geometry.granule_count)
+            self._pending = Pending(driver, self._arena, self._ahead.vacated)
             handles = self._supply.take_first()
             undo.callback(self._return_first, handles)
             self._arena.map(NULL_GRANULE, handles, 0)
@@ -78,7 +67,7 @@ class ElasticPool:
             self.tensor = self._arena.tensor()
             undo.pop_all()
         self.supply_thread = SupplyThread(
-            account, self._supply, self.retire, self.usage, private_bytes, clock
+            account, self._supply, self.retire, self.place_ahead, self.usage, private_bytes, clock
         )
 
     def start(self) -> None:
@@ -88,6 +77,9 @@ class ElasticPool:
     def begin_warm_up(self) -> None:
         """Let kernels touch any block: scratch memory is behind all that is not mapped."""
         with self._changed:
+            self._driver.synchronize()
+            while (handles := self._ahead.withdraw()) is not None:  # else kernels would write to them
+                self._supply.spare.append(handles)
             self._arena.alias_all()
 
     def end_warm_up(self) -> None:
@@ -107,7 +99,7 @@ class ElasticPool:
         if plan is None:
             return
         self.supply_thread.raise_failure()
-        with self._changed:
+        with self._step_first, self._changed:
             if not self._is_next(plan):
                 return
             self._attempted = plan.sequence
@@ -115,7 +107,8 @@ class ElasticPool:
             if plan.unmap:
                 self._unmap_later(plan.unmap, streams)
             with ExitStack() as undo:
-                for granule in plan.map:
+                # What is mapped already comes first: its handles are not to be taken for the others.
+                for granule in sorted(plan.map, key=lambda g: g not in self._arena.mapped):
                     self._map_now(granule, stream)
                     undo.callback(self._unmap_later, (granule,), streams)
                 undo.pop_all()
@@ -126,14 +119,40 @@ class ElasticPool:
             self.supply_thread.wake()
 
     def retire(self) -> int:
-        """Unmap, oldest first, what no kernel can touch any more; return how many still wait."""
+        """Unmap, oldest first, what no kernel can touch any more; return how many are still waited for."""
         while True:
-            with self._changed:
-                handles = self._withdraw_oldest()
+            with self._after_steps():
+                is_short = self._supply.owed > len(self._supply.spare) + self._supply.cleaning
+                handles = self._pending.withdraw() or (self._ahead.withdraw() if is_short else None)
                 if handles is None:
-                    return len(self._pending)
+                    return len(self._pending) + (len(self._ahead) if is_short else 0)
                 self._supply.cleaning += 1
             self._supply.put(handles)
+
+    def place_ahead(self) -> bool:
+        """Map spare handles where the next plans are likely to want them: lowest granules first.
+
+        Off the step path, which then finds its granules mapped. The lock is held for one granule at a time,
+        no longer than the step would need to map it itself. Returns whether there may be more to map.
+        Raises what the driver raises; no handle is lost then.
+        """
+        if not self._supply.settled:
+            return False  # I2: what the ledger does not know to be ready is not mapped
+        for _ in range(SLICE_GRANULES):
+            with self._after_steps():
+                granule = self._ahead.lowest_vacant()
+                if granule is None or self._supply.owed or self._arena.is_warming_up:
+                    return False
+                handles = self._supply.take()
+                if handles is None:
+                    return False
+                try:
+                    self._ahead.place(granule, handles)
+                except BaseException:
+                    if granule not in self._ahead:
+                        self._supply.spare.appendleft(handles)
+                    raise
+        return True
 
     def mapped_bytes(self) -> int:
         """Return what is mapped, waiting for a fence included."""
@@ -146,10 +165,11 @@ class ElasticPool:
     def stats(self) -> PoolStats:
         """Return counts that belong together."""
         with self._changed:
-            supply, pending = self._supply, len(self._pending)
+            supply, pending, ahead = self._supply, len(self._pending), len(self._ahead)
             return PoolStats(
-                mapped=len(self._arena.mapped) - pending,
+                mapped=len(self._arena.mapped) - pending - ahead,
                 pending=pending,
+                ahead=ahead,
                 spare=len(supply.spare),
                 moving=supply.cleaning + supply.leaving,
                 created=supply.created,
@@ -159,15 +179,17 @@ class ElasticPool:
     def check(self) -> None:
         """Raise InvariantError if the pool's books do not add up."""
         stats = self.stats()
-        held = stats.mapped + stats.pending + stats.spare + stats.moving
         mapped, ready, leased = self.mapped_bytes(), self._account.ready_bytes, self._account.leased_bytes
         with self._changed:
+            mapped_now = self._arena.mapped.keys()
+            pending, ahead = self._pending.granules(), self._ahead.granules()
             pages = [h for handles in (*self._arena.mapped.values(), *self._supply.spare) for h in handles]
             facts = {
-                "created - released = sum of states": stats.created - stats.released == held,
+                "created - released = sum of states": stats.created - stats.released == stats.held,
                 "I2: mapped <= ready <= leased": self._closed or mapped <= ready <= leased,
                 "I7: granule 0 is mapped": self._closed or self._is_live(NULL_GRANULE),
-                "pending granules are mapped": self._pending.keys() <= self._arena.mapped.keys(),
+                "pending granules are mapped": pending <= mapped_now,
+                "granules ahead are mapped and not pending": ahead <= mapped_now - pending,
                 "a handle is in one place": len(pages) == len(set(pages)),
             }
         broken = [fact for fact, holds in facts.items() if not holds]
@@ -187,14 +209,13 @@ class ElasticPool:
             steps.callback(self._driver.close)
             steps.callback(self._arena.close)
             steps.callback(self._supply.close)
-            for granule in list(self._arena.mapped):
-                steps.callback(self._unmap_at_close, granule)
+            steps.callback(self._unmap_all)
             steps.callback(self._arena.unalias)
             steps.callback(self._driver.synchronize)
             steps.callback(self.supply_thread.stop)
 
     def _is_live(self, granule: int) -> bool:
-        return granule in self._arena.mapped and granule not in self._pending
+        return granule in self._arena.mapped and granule not in self._pending and granule not in self._ahead
 
     def _is_next(self, plan: Plan) -> bool:
         """Say whether a plan is new; raise InvariantError unless it is legal."""
@@ -211,16 +232,22 @@ class ElasticPool:
             raise InvariantError(f"{plan} is not legal: unmap {bad_unmap}, map {bad_map} of {count} granules")
         return True
 
+    @contextmanager
+    def _after_steps(self) -> Iterator[None]:
+        """Hold `changed`; a step that waits for it goes first."""
+        with self._step_first:
+            self._changed.acquire()
+        try:
+            yield
+        finally:
+            self._changed.release()
+
     def _unmap_later(self, granules: Iterable[int], streams: Iterable[int]) -> None:
-        fences = tuple(self._driver.record(stream) for stream in streams)
-        for granule in granules:
-            if self._is_live(granule):
-                self._pending[granule] = fences
+        self._pending.add([granule for granule in granules if self._is_live(granule)], streams)
 
     def _map_now(self, granule: int, stream: int) -> None:
-        if granule in self._pending:
-            # Never unmapped: it holds finite old values, as a block does that was used before.
-            del self._pending[granule]
+        # A canceled unmap leaves finite old values, as in a block that was used before.
+        if self._pending.cancel(granule) or self._ahead.claim(granule, stream):
             return
         handles = self._take()
         try:
@@ -232,8 +259,8 @@ class ElasticPool:
     def _take(self) -> Handles:
         """Return spare handles, or take over those of the oldest pending unmap; `changed` is held."""
         pause, give_up_at = _FIRST_PAUSE_SECONDS, self._clock() + FENCE_BOUND_SECONDS
-        while (handles := self._supply.take() or self._withdraw_oldest()) is None:
-            if not self._pending and not self._supply.cleaning:
+        while (handles := self._supply.take() or self._pending.withdraw() or self._ahead.withdraw()) is None:
+            if not self._pending and not self._ahead and not self._supply.cleaning:
                 raise InvariantError("I5: the plan maps more granules than there are handles")
             if self._clock() > give_up_at:
                 raise DriverError("wait for a fence", -1, f"not passed after {FENCE_BOUND_SECONDS:g} s")
@@ -241,19 +268,14 @@ class ElasticPool:
             pause = min(2 * pause, _LAST_PAUSE_SECONDS)
         return handles
 
-    def _withdraw_oldest(self) -> Handles | None:
-        """Unmap the oldest pending granule if its fences have passed; `changed` is held."""
-        if not self._pending:
-            return None
-        granule, fences = next(iter(self._pending.items()))
-        if not all(self._driver.passed(fence) for fence in fences):
-            return None
-        handles = self._arena.unmap(granule)
-        del self._pending[granule]
-        return handles
+    def _unmap_all(self) -> None:
+        with ExitStack() as steps:
+            for granule in list(self._arena.mapped):
+                steps.callback(self._unmap_at_close, granule)
 
     def _unmap_at_close(self, granule: int) -> None:
-        self._pending.pop(granule, None)
+        self._pending.cancel(granule)
+        self._ahead.forget(granule)
         self._supply.spare.append(self._arena.unmap(granule))
 
     def _unmap_first(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -13,8 +14,8 @@ class Steward:
     """Sleeps in poll() until a doorbell rings or a deadline passes, then calls `wake`.
 
     `doorbells` are file descriptors that become readable; `drain` empties them. `deadline` says when to look
-    again, in seconds of `clock`, or None; who changes it calls `tell`. `wake` has to make the engine look, which
-    moves the deadline: it is called once for each.
+    again, in seconds of `clock`, or None; who changes it calls `tell`. `wake` has to make the engine look,
+    which moves the deadline: it is called once for each.
     """
 
     def __init__(
@@ -42,11 +43,9 @@ class Steward:
         self._thread.start()
 
     def tell(self) -> None:
-        """Make the thread read the deadline anew; callable from any thread, never blocks."""
-        try:
-            os.write(self._told_write, b"!")
-        except BlockingIOError:
-            pass  # it has been told often enough
+        """Make the thread read the deadline anew; never blocks, and does nothing once it was stopped."""
+        if not self._stopping:
+            self._write()
 
     def turn(self) -> None:
         """Sleep once; wake the engine if a doorbell rang or the deadline has passed."""
@@ -74,11 +73,15 @@ class Steward:
         if self._stopping:
             return
         self._stopping = True
-        self.tell()
+        self._write()
         if self._thread.is_alive():
             self._thread.join()
         os.close(self._told_read)
         os.close(self._told_write)
+
+    def _write(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it has been told often enough
+            os.write(self._told_write, b"!")
 
     def _run(self) -> None:
         while not self._stopping:

@@ -27,14 +27,17 @@ class SupplyThread:
         account: LeaseAccount,
         supply: PageSupply,
         retire: Callable[[], int],
+        place_ahead: Callable[[], bool],
         usage: Callable[[], Usage],
         private_bytes: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`retire` unmaps what may be unmapped and returns how many granules still wait for a fence."""
+        """`retire` unmaps what may be unmapped and returns how many granules still wait for a fence;
+        `place_ahead` maps some spare granules where they will be wanted and says whether to call it again."""
         self._account = account
         self._supply = supply
         self._retire = retire
+        self._place_ahead = place_ahead
         self._usage = usage
         self._told = Usage(0, 0, 0)
         self._private_bytes = private_bytes
@@ -43,6 +46,7 @@ class SupplyThread:
         self._stopping = False
         self._failure: BaseException | None = None
         self._device_failed = False
+        self._may_place_ahead = True  # until it fails; again with the next ring of the bell
         self._thread = threading.Thread(target=self._run, name="kvcached-supply", daemon=True)
 
     def start(self) -> None:
@@ -94,10 +98,25 @@ class SupplyThread:
         self._supply.settle()
         if (wait := self._supply.grow(now, rung)) is not None:
             waits.append(wait)
+        self._may_place_ahead |= rung
+        if self._attempt_ahead():
+            waits.append(0.0)
         published = self._attempt(self._publish)
         if not (self._supply.settled and published):
             waits.append(FIRST_RETRY_SECONDS)
         return min(waits) if waits else None
+
+    def _attempt_ahead(self) -> bool:
+        """Map ahead of need; say whether there may be more to map."""
+        if self._device_failed or not self._may_place_ahead:
+            return False
+        try:
+            return self._place_ahead()
+        except (CapacityError, DriverError) as error:
+            # No handle is lost, and the step that wants one maps it, or says so if that fails too.
+            self._may_place_ahead = False
+            log.warning("mapping ahead of need failed: %s", error)
+            return False
 
     def _publish(self) -> None:
         usage, told = self._usage(), self._told

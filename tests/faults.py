@@ -12,7 +12,7 @@ from kvcached_core.errors import KVCachedError
 VERBS = frozenset(
     {
         *("identity", "memory", "reserve", "unreserve", "create", "clean", "release", "map", "alias"),
-        *("unmap", "tensor", "record", "passed", "synchronize", "close"),
+        *("unmap", "tensor", "record", "passed", "own_stream", "follow", "synchronize", "close"),
     }
 )
 

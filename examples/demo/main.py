@@ -26,7 +26,7 @@ from kvcached_core.units import format_size, parse_size
 ROOT = Path(__file__).resolve().parent.parent.parent
 BUILD = ROOT / "build" / "demo"
 MODEL = ROOT / "build" / "models" / "smollm2"
-LOWERED = "96MiB"
+LOWERED = "72MiB"
 BURST, AT_ONCE, MAX_TOKENS = 24, 12, 56  # requests, of them at the same time, tokens each
 IDLE_SECONDS = 8.0  # longer than spare memory is kept
 CONTROL_SECONDS = 30

@@ -76,6 +76,12 @@ class Driver(Protocol):
     def passed(self, fence: Fence) -> bool:
         """Say whether the work before the fence is complete; never blocks."""
 
+    def own_stream(self) -> int:
+        """Return a stream beside the engine's, for zeroing off the step path."""
+
+    def follow(self, stream: int, fence: Fence) -> None:
+        """Make all later work on `stream` wait for a fence; the caller does not wait."""
+
     def synchronize(self) -> None:
         """Wait until the device is idle; start-up, shutdown and sleep only."""
 

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 SUCCESS, OUT_OF_MEMORY, NOT_READY = 0, 2, 600  # the same numbers in the driver and in the runtime
 
 
-def _checked(call: Callable[..., Any], *arguments: Any) -> Any:
-    """Make a call of cuda.bindings or of CuPy's runtime and return its value.
+def _checked(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Make a call of cuda.bindings or of CuPy and return its value.
 
     The only place that looks at a status. Raises CapacityError for out of memory, else DriverError.
     """
     name = call.__name__
     try:
-        result = call(*arguments)
+        result = call(*arguments, **options)
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise _typed(name, int(error.status), str(error)) from error
     if not (isinstance(result, tuple) and result and isinstance(result[0], cu.CUresult)):
@@ -79,6 +79,7 @@ class CudaDriver:
         granularity = _checked(cu.cuMemGetAllocationGranularity, self._properties, minimum)
         self.granularity_bytes = int(granularity)
         self._book = Book()
+        self._stream = _checked(cupy.cuda.Stream, non_blocking=True)
 
     def identity(self) -> DeviceIdentity:
         """Return the UUID as nvidia-smi prints it: of the instance where the device is a MIG one."""
@@ -169,7 +170,7 @@ class CudaDriver:
     def record(self, stream: int) -> Fence:
         """Record an event on a stream."""
         self._use()
-        event = cupy.cuda.Event(block=False, disable_timing=True)
+        event = _checked(cupy.cuda.Event, block=False, disable_timing=True)
         _checked(self._runtime.eventRecord, event.ptr, stream)
         return event
 
@@ -180,6 +181,15 @@ class CudaDriver:
         if status not in (SUCCESS, NOT_READY):
             raise _typed("eventQuery", status, "the device failed before the fence")
         return status == SUCCESS
+
+    def own_stream(self) -> int:
+        """Return a stream that waits for no other, the default one included."""
+        return int(self._stream.ptr)
+
+    def follow(self, stream: int, fence: Fence) -> None:
+        """Queue the wait on the stream."""
+        self._use()
+        _checked(self._runtime.streamWaitEvent, stream, fence.ptr)
 
     def synchronize(self) -> None:
         """Wait for the device."""

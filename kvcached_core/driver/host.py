@@ -211,6 +211,13 @@ class HostDriver:
         """Say yes."""
         return True
 
+    def own_stream(self) -> int:
+        """Return the one there is."""
+        return 0
+
+    def follow(self, stream: int, fence: Fence) -> None:
+        """Return: every fence has passed."""
+
     def synchronize(self) -> None:
         """Return: nothing runs behind the caller's back."""
 

@@ -113,7 +113,6 @@ def test_a_wrong_name_is_3_and_the_nearest_is_named(
     "command",
     [
         ("limit", "m", "3 MB of"), ("limit", "m", "-1"), ("limit", "m", "101%"),
-        ("limit", "m", "3 MB of"), ("limit", "m", "-1"), ("limit", "m", "101%"),
         ("limit-percent", "m", "101"), ("limit-percent", "m", "x"), ("limit", "m"),
         ("limit", "m", "1", "--wait", "-1"), ("nothing",), (),
         ("list", "--device", "7"),

@@ -26,6 +26,7 @@ from tests.report import record
 
 MODULE = "kvcached_core.driver.cuda"
 PAGE = 2 << 20
+OWN_STREAM = 55
 RAW_UUID = bytes.fromhex("00112233445566778899aabbccddeeff")
 
 
@@ -66,7 +67,7 @@ class FakeGpu:
     def bound(self, name: str, effect: Callable[..., Any], driver: bool) -> Callable[..., Any]:
         """Return a function as cuda.bindings (a tuple with a status) or CuPy (a value, or raises) has it."""
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             self.calls.append((name, arguments))
             status = self.fail.get((name, sum(n == name for n, _ in self.calls)), 0)
             status = status or self.fail.get((name, 0), 0)  # 0: every call
@@ -74,7 +75,7 @@ class FakeGpu:
                 raise CUDARuntimeError(status)
             if status:
                 return (CUresult(status), None)
-            value = effect(*arguments)
+            value = effect(*arguments, **options)
             return (
                 ((CUresult.CUDA_SUCCESS,) if value is None else (CUresult.CUDA_SUCCESS, value))
                 if driver
@@ -154,19 +155,29 @@ def cupy_module(gpu: FakeGpu) -> types.ModuleType:
         "memsetAsync": lambda address, value, size, stream: None,
         "eventRecord": lambda event, stream: None,
         "eventQuery": lambda event: gpu.event_status,
+        "streamWaitEvent": lambda stream, event: None,
         "deviceSynchronize": lambda: None,
     }
     runtime = types.SimpleNamespace(CUDARuntimeError=CUDARuntimeError)
     for name, effect in effects.items():
         setattr(runtime, name, gpu.bound(name, effect, driver=False))
     use = gpu.bound("use", lambda: None, driver=False)
+
+    def stream(non_blocking: bool) -> Any:
+        assert non_blocking, "else it would wait for the default stream, and the default stream for it"
+        return types.SimpleNamespace(ptr=OWN_STREAM)
+
+    def event(block: bool, disable_timing: bool) -> Any:
+        return types.SimpleNamespace(ptr=77)
+
     module: Any = types.ModuleType("cupy")
     module.cuda = types.SimpleNamespace(
         runtime=runtime,
         Device=lambda index: types.SimpleNamespace(use=use),
         UnownedMemory=lambda address, size, owner, device: (address, size, device),
         MemoryPointer=lambda memory, offset: (memory, offset),
-        Event=lambda block, disable_timing: types.SimpleNamespace(ptr=77),
+        Stream=gpu.bound("Stream", stream, driver=False),
+        Event=gpu.bound("Event", event, driver=False),
     )
     module.int8 = "int8"
 
@@ -262,7 +273,10 @@ VERBS: dict[str, Callable[[Driver, int, int, int], Any]] = {
     "cuMemCreate": lambda d, a, mapped, idle: d.create(PAGE),
     "cuMemRelease": lambda d, a, mapped, idle: d.release(idle),
     "cuMemUnmap": lambda d, a, mapped, idle: d.unmap(a, PAGE),
+    "Event": lambda d, a, mapped, idle: d.record(5),
     "eventRecord": lambda d, a, mapped, idle: d.record(5),
+    "eventQuery": lambda d, a, mapped, idle: d.passed(d.record(5)),
+    "streamWaitEvent": lambda d, a, mapped, idle: d.follow(5, d.record(d.own_stream())),
     "deviceSynchronize": lambda d, a, mapped, idle: d.synchronize(),
     "memGetInfo": lambda d, a, mapped, idle: d.memory(),
 }
@@ -311,6 +325,27 @@ def test_i6_a_fence_passes_with_its_event_and_a_dead_device_is_an_error(gpu: Fak
         driver.passed(fence)
 
 
+def test_a_stream_follows_the_zeroing_on_the_drivers_own(gpu: FakeGpu, driver: Driver) -> None:
+    address, handle = driver.reserve(4 * PAGE), driver.create(PAGE)
+    driver.map(address, PAGE, handle, driver.own_stream())
+    driver.follow(9, driver.record(driver.own_stream()))
+    calls = [call for call in gpu.calls if call[0] in ("memsetAsync", "eventRecord", "streamWaitEvent")]
+    assert calls == [
+        ("memsetAsync", (address, 0, PAGE, OWN_STREAM)),
+        ("eventRecord", (77, OWN_STREAM)),
+        ("streamWaitEvent", (9, 77)),
+    ]
+
+
+@pytest.mark.parametrize(("status", "error"), [(2, CapacityError), (700, DriverError)])
+def test_a_device_that_gives_no_stream_fails_with_a_typed_error(
+    gpu: FakeGpu, status: int, error: type[Exception]
+) -> None:
+    gpu.fail["Stream", 1] = status
+    with pytest.raises(error, match="Stream"):
+        open_driver("cuda")
+
+
 def test_a_tensor_is_a_view_of_the_range(gpu: FakeGpu, driver: Driver) -> None:
     address = driver.reserve(4 * PAGE)
     tensor = driver.tensor(address, 3 * PAGE)
@@ -323,6 +358,8 @@ def test_every_thread_gets_the_device_made_current(gpu: FakeGpu, driver: Driver)
     verbs: list[Callable[[], object]] = [
         lambda: driver.map(address, PAGE, handle),
         lambda: driver.record(0),
+        lambda: driver.follow(0, types.SimpleNamespace(ptr=77)),
+        lambda: driver.passed(types.SimpleNamespace(ptr=77)),
         lambda: driver.unmap(address, PAGE),
         lambda: driver.release(handle),
         driver.memory,

@@ -1,4 +1,4 @@
-"""The whole ledger against a plain model: owners, tools, outsiders that take memory, and files that vanish."""
+"""The ledger against a plain model: owners, tools, outsiders that take memory, files that vanish."""
 
 from __future__ import annotations
 

@@ -16,12 +16,12 @@ __version__ = "0.1.0"
 WORKER = "vllm_kvcached.worker.ElasticWorker"
 SCHEDULER = "vllm_kvcached.scheduler.ElasticScheduler"
 
-# Set in the first process of an engine and inherited by the others: part of the name by which they find each other.
+# Set in the first process of an engine and inherited by the others: part of the name by which they meet.
 RUN_VARIABLE = "_KVCACHED_RUN"
 
 
 def register() -> None:
-    """vLLM's entry point: runs in every process of an engine, changes nothing unless the backend is chosen."""
+    """vLLM's entry point: in every process of an engine; changes nothing unless the backend is chosen."""
     os.environ.setdefault(RUN_VARIABLE, secrets.token_hex(6))
     if "vllm.engine.arg_utils" in sys.modules:
         from vllm_kvcached import flag

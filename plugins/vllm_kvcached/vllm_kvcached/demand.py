@@ -43,7 +43,7 @@ class Demand:
         free = self._pool.get_num_free_blocks()
         if scheduler.running:
             return bool(free < len(scheduler.running) * self._per_running)
-        return bool(scheduler.waiting) and free < self._of_tokens(scheduler.waiting.peek_request().num_tokens)
+        return bool(scheduler.waiting) and free < self._of_request(scheduler.waiting.peek_request())
 
     def hopeless(self, limit_blocks: int) -> Request | None:
         """Return the next request to be admitted if it alone is over the limit."""
@@ -51,7 +51,7 @@ class Demand:
         if len(self._block_sizes) != 1 or not scheduler.waiting:
             return None
         head = scheduler.waiting.peek_request()
-        return head if self._of_tokens(head.num_tokens) > limit_blocks else None
+        return head if self._of_request(head) > limit_blocks else None
 
     def stuck(self) -> Request | None:
         """Return the next request if nothing runs and it does not fit into all that is free."""
@@ -59,7 +59,7 @@ class Demand:
         if scheduler.running or not scheduler.waiting:
             return None
         head = scheduler.waiting.peek_request()
-        return head if self._of_tokens(head.num_tokens) > self._pool.get_num_free_blocks() else None
+        return head if self._of_request(head) > self._pool.get_num_free_blocks() else None
 
     def note(self, output: SchedulerOutput) -> None:
         """Remember of a step what the next one is likely to do."""
@@ -70,12 +70,18 @@ class Demand:
     def _of_tokens(self, tokens: int) -> int:
         return sum(-(-tokens // size) for size in self._block_sizes)
 
+    def _of_request(self, request: Request) -> int:
+        """Return the blocks that a waiting request needs until its first answer, with vLLM's lookahead."""
+        scheduler = self._scheduler
+        tokens = request.num_tokens + scheduler.num_lookahead_tokens
+        return self._of_tokens(min(tokens, scheduler.max_model_len))
+
     def _of_waiting(self) -> int:
         """Return the blocks of the head of the queue, and of those behind it that two steps could prefill."""
         most = 2 * self._scheduler.max_num_scheduled_tokens
         tokens = blocks = 0
         for request in islice(self._scheduler.waiting, _LOOK_AT_WAITING):
-            blocks += self._of_tokens(request.num_tokens)
+            blocks += self._of_request(request)
             tokens += request.num_tokens
             if tokens >= most:
                 break

@@ -8,9 +8,10 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vllm.engine import arg_utils
+
 from kvcached_core import config
 from kvcached_core.errors import KVCachedError
-from vllm.engine import arg_utils
 from vllm_kvcached import SCHEDULER, WORKER, seams
 
 FLAG = "--kv-cache-backend"
@@ -66,14 +67,15 @@ def add_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         choices=["default", "kvcached"],
         action=BackendAction,
         dest=argparse.SUPPRESS,
-        help="memory of the KV cache: 'default' is vLLM's own, 'kvcached' comes and goes with the load and is "
-        "shared between engines (default: 'kvcached' if ENABLE_KVCACHED is on)",
+        help="memory of the KV cache: 'default' is vLLM's own, 'kvcached' comes and goes with the load and "
+        "is shared between engines (default: 'kvcached' if ENABLE_KVCACHED is on)",
     )
     try:
         asked_for = config.enabled(os.environ)
     except KVCachedError as error:
         parser.error(str(error))
     if asked_for:
+        _require_or_exit(parser)
         parser.set_defaults(**_OURS)
     return parser
 

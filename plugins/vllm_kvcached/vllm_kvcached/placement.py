@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Placement(NamedTuple):
-    """Block b of the segment that begins at byte `starts[s]` occupies `stride_bytes` from starts[s] + b * stride."""
+    """Block b of segment s occupies `stride_bytes` from byte `starts[s]` + b * `stride_bytes`."""
 
     starts: tuple[int, ...]
     stride_bytes: int
@@ -25,11 +25,15 @@ def placement(kv_cache_config: KVCacheConfig) -> Placement:
     Raises UnsupportedError for a cache whose blocks are not laid out evenly.
     """
     if kv_cache_config.kv_cache_layout == "LHBNC":
-        raise UnsupportedError("the KV cache layout LHBNC scatters a block over its heads: choose another layout")
+        raise UnsupportedError(
+            "the KV cache layout LHBNC scatters a block over its heads: choose another layout"
+        )
     segments: set[tuple[int, int]] = set()
     for tensor in kv_cache_config.kv_cache_tensors:
         if tensor.host_resident:
-            raise UnsupportedError("KV cache tensors in host memory beside the device (HiSparse) are not supported")
+            raise UnsupportedError(
+                "KV cache tensors in host memory beside the device (HiSparse) are not supported"
+            )
         if tensor.layer_stride <= tensor.block_stride:
             segments.add((0, tensor.block_stride))
         else:
@@ -45,15 +49,15 @@ def placement(kv_cache_config: KVCacheConfig) -> Placement:
 
 
 def bytes_per_block(specs: dict[str, KVCacheSpec]) -> int:
-    """Return the bytes of one block in all layers of a worker. Raises UnsupportedError if there is no KV cache."""
-    total = sum(spec.page_size_bytes for spec in specs.values())
+    """Return the bytes of one block in all layers of a worker; UnsupportedError if there is no KV cache."""
+    total: int = sum(spec.page_size_bytes for spec in specs.values())
     if not total:
         raise UnsupportedError("this model has no KV cache: start without --kv-cache-backend kvcached")
     return total
 
 
 def block_step(specs: dict[str, KVCacheSpec], granularity_bytes: int) -> int:
-    """Return a number such that any multiple of it, as block count, lets each layer's blocks begin on whole pages."""
+    """Return n such that with any multiple of n blocks the blocks of each layer begin on a whole page."""
     pages = {spec.page_size_bytes for spec in specs.values()}
     return math.lcm(*(granularity_bytes // math.gcd(granularity_bytes, page) for page in pages))
 

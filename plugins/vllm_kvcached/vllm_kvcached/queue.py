@@ -1,7 +1,7 @@
 """The free queue of vLLM's block pool, with granules underneath.
 
-vLLM's own linked list stays, for cached blocks alone: least recently used first, as ever. Blocks with nothing worth
-keeping live in their granules. `num_free_blocks` moves only with the blocks that come and go inside a step.
+vLLM's own linked list stays, for cached blocks alone: least recently used first, as ever. Blocks with nothing
+worth keeping live in their granules. Inside a step `num_free_blocks` moves only with blocks that come and go.
 """
 
 from __future__ import annotations
@@ -9,30 +9,32 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
+
 from kvcached_core.errors import InvariantError
 from kvcached_core.granules import Granules
-from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 
-class ElasticFreeQueue(FreeKVCacheBlockQueue):  # type: ignore[misc]
+class ElasticFreeQueue(FreeKVCacheBlockQueue):
     """Hands out clean blocks of the lowest granules first, then new granules, then cached blocks."""
 
     def __init__(self, pool: BlockPool, granules: Granules[Any]) -> None:
         super().__init__([])
         self._pool = pool
         self._granules = granules
+        self.evictions = 0  # cached blocks that lost their memory
         for block in pool.blocks:
             block.prev_free_block = block.next_free_block = None
         self.settle()
 
     def settle(self) -> None:
-        """Take over what is free after the budget was set. The pool's own count follows, so usage and reset are right."""
+        """Take over what is free after the budget was set; the pool's count follows: usage needs it."""
         self.num_free_blocks = self._granules.free_blocks
-        self._pool.num_gpu_blocks = self._granules.free_blocks + self._granules.used_blocks
+        self._pool.num_gpu_blocks = self._granules.capacity_blocks
 
     # -- vLLM's contract ---------------------------------------------------------------------------------
 
@@ -57,8 +59,13 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):  # type: ignore[misc]
 
     def remove(self, block: KVCacheBlock) -> None:
         """Take a cached block out of the middle: a request hit it."""
-        super().remove(block)
-        self._granules.hold((block,))
+        before, after = block.prev_free_block, block.next_free_block
+        if before is None or after is None:
+            raise RuntimeError(f"remove() called on a block that is not in the list: {block}")
+        before.next_free_block, after.prev_free_block = after, before
+        block.prev_free_block = block.next_free_block = None
+        self.num_free_blocks -= 1
+        self._granules.hold_one(block)
 
     def append(self, block: KVCacheBlock) -> None:
         """Put back a block that is worth keeping."""
@@ -76,10 +83,10 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):  # type: ignore[misc]
 
     def get_all_free_blocks(self) -> list[KVCacheBlock]:
         """Return every block that is mapped and free, in the order in which they would be handed out."""
-        return self._granules.clean() + super().get_all_free_blocks()
+        return [*self._granules.clean(), *super().get_all_free_blocks()]
 
     def iter_blocks_after(self, cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:
-        """Iterate cached blocks in the order of eviction; from the beginning if the cursor has left the list."""
+        """Iterate cached blocks in the order of eviction, from the beginning if the cursor left the list."""
         listed = cursor is not None and cursor.next_free_block is not None
         return super().iter_blocks_after(cursor if listed else None)  # type: ignore[no-any-return]
 
@@ -87,6 +94,7 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):  # type: ignore[misc]
 
     def evict(self, blocks: list[KVCacheBlock]) -> None:
         """Forget cached blocks whose memory is about to go; whoever still reads them is told first."""
+        self.evictions += len(blocks)
         self._pool._notify_reuse(blocks)
         for block in blocks:
             self._pool._maybe_evict_cached_block(block)

@@ -10,6 +10,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
+
 from vllm_kvcached import wake
 from vllm_kvcached.demand import Demand
 from vllm_kvcached.scheduler_memory import SchedulerMemory
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class _Elastic:
+class _Elastic(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]
     """What is added to either of vLLM's schedulers. The block pool stays vLLM's own."""
 
     def __init__(self, *args: Any, vllm_config: VllmConfig, **kwargs: Any) -> None:
@@ -48,7 +49,7 @@ class _Elastic:
             if stuck is not None:
                 self._fail(stuck)
         demand.note(output)
-        plan = memory.take_plan()
+        plan = memory.take_plan(demand.preemptions)
         if plan is not None:
             output.kvcached_plan = plan
         return output

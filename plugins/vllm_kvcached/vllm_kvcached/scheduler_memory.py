@@ -1,4 +1,4 @@
-"""The scheduler's side of an engine's memory: its granules, its desk at the ledger, and the thread that wakes it."""
+"""The scheduler's side of an engine's memory: granules, a desk at the ledger, the thread that wakes it."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ class SchedulerMemory:
         self._governor = Governor(self.granules, self._desk, self.queue.evict, spare, chosen.idle_seconds)
         self._steward: Steward | None = None
         self._closed = False
+        self._preemptions = 0
+        self._counted: tuple[int, int, bool] | None = None
 
     # -- between two steps -------------------------------------------------------------------------------
 
@@ -64,7 +66,7 @@ class SchedulerMemory:
             self._steward.tell()
 
     def wait_while(self, short: Callable[[], bool]) -> None:
-        """Wait for memory that is on its way, a moment at most, while the next step would be `short` of it."""
+        """Wait for memory that is on its way, a moment at most, while the next step is `short` of it."""
         give_up_at = self._clock() + self._grant_seconds
         while short() and self._governor.waiting and self._clock() < give_up_at:
             self._sleep(_PAUSE_SECONDS)
@@ -76,11 +78,20 @@ class SchedulerMemory:
         if self._closed:
             return False
         self.update(0, busy=False)
+        self._count(busy=False)
         return self._governor.owes_memory
 
-    def take_plan(self) -> Plan | None:
-        """Return the plan for the step just scheduled, if there is one."""
+    def take_plan(self, preemptions: int) -> Plan | None:
+        """Return the plan for the step just scheduled, if there is one; `preemptions` since the engine began."""
+        self._preemptions = preemptions
+        self._count(busy=True)
         return self._governor.take_plan()
+
+    def _count(self, busy: bool) -> None:
+        counts = (self.queue.evictions, self._preemptions, busy)
+        if counts != self._counted:
+            self._counted = counts
+            self._desk.count(*counts)
 
     def _settle(self) -> None:
         self.queue.settle()

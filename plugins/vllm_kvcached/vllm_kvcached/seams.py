@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class Seam(NamedTuple):
-    """A name in vLLM. `parameters` must be accepted; `kind` is function, class or attribute (of an instance)."""
+    """A name in vLLM. It must accept `parameters`; `kind`: function, class or attribute (of an instance)."""
 
     module: str
     qualname: str
@@ -80,6 +80,7 @@ SEAMS: tuple[Seam, ...] = (
     Seam(_SCHEDULER, "Scheduler.kv_cache_manager", kind="attribute"),
     Seam(_SCHEDULER, "Scheduler.num_lookahead_tokens", kind="attribute"),
     Seam(_SCHEDULER, "Scheduler.max_num_scheduled_tokens", kind="attribute"),
+    Seam(_SCHEDULER, "Scheduler.max_model_len", kind="attribute"),
     Seam("vllm.v1.core.sched.async_scheduler", "AsyncScheduler", kind="class"),
     Seam("vllm.v1.core.sched.output", "SchedulerOutput.total_num_scheduled_tokens", kind="attribute"),
     Seam("vllm.v1.core.sched.output", "SchedulerOutput.preempted_req_ids", kind="attribute"),
@@ -104,6 +105,7 @@ SEAMS: tuple[Seam, ...] = (
     Seam(_GPU, "Worker.requested_memory", kind="attribute"),
     Seam(_CPU, "CPUWorker._should_warm_up_model", ("self",)),
     Seam("vllm.v1.worker.cpu_model_runner", "CPUModelRunner.warming_up_model", ("self",)),
+    Seam("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.profile_run", ("self",)),
     Seam("vllm.v1.worker.utils", "allocate_kv_cache", ("kv_cache_config", "device", "layout")),
     Seam("vllm.v1.kv_cache_interface", "KVCacheTensor.size", kind="attribute"),
     Seam("vllm.v1.kv_cache_interface", "KVCacheTensor.layers", kind="attribute"),
@@ -177,6 +179,6 @@ def require(cpu: bool = False) -> None:
             f"{'; '.join(filter(None, problems))}. Upgrade vllm-kvcached, or start without it"
         )
     _log.warning(
-        "vLLM %s is newer than %d.%d, the newest that vllm-kvcached was tested with; every seam it uses is there",
+        "vLLM %s is newer than %d.%d, the newest vllm-kvcached was tested with; every seam it uses is there",
         version, *NEWEST_TESTED,
     )  # fmt: skip

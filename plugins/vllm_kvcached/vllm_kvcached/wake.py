@@ -6,10 +6,11 @@ import functools
 import os
 from typing import Any
 
-from kvcached_core import config
-from kvcached_core.errors import UnsupportedError
 from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.engine.core import EngineCoreProc
+
+from kvcached_core import config
+from kvcached_core.errors import UnsupportedError
 
 
 def install() -> None:
@@ -22,7 +23,7 @@ def install() -> None:
     def process_input_queue(self: Any) -> Any:
         memory = getattr(self.scheduler, "kv_memory", None)
         if memory is None:
-            _refuse_stock(type(self.scheduler).__name__)
+            _refuse_stock(self)
         elif not memory.watched:
             memory.watch(functools.partial(self.input_queue.put_nowait, (EngineCoreRequestType.WAKEUP, None)))
         return original(self)
@@ -37,9 +38,20 @@ def install_if_asked_for() -> None:
         install()
 
 
-def _refuse_stock(scheduler: str) -> None:
-    if config.enabled(os.environ):
-        raise UnsupportedError(
-            f"{config.SWITCH_VARIABLE} is on, but this engine was made with {scheduler} and without "
-            f"the elastic KV cache: use LLM(..., **vllm_kvcached.llm_kwargs()), or unset {config.SWITCH_VARIABLE}"
-        )
+def _refuse_stock(core: Any) -> None:
+    """Make an engine that should be elastic and is not answer with the error.
+
+    Whoever made it waits for an answer to its first question, and would wait for ever if the engine died.
+    """
+    if not config.enabled(os.environ):
+        return
+    error = UnsupportedError(
+        f"{config.SWITCH_VARIABLE} is on, but this engine was made with {type(core.scheduler).__name__} "
+        f"and without the elastic KV cache: use LLM(..., **vllm_kvcached.llm_kwargs()), "
+        f"or unset {config.SWITCH_VARIABLE}"
+    )
+
+    def refuse(*_: Any) -> None:
+        raise error
+
+    core.get_supported_tasks = core.add_request = refuse

@@ -1,4 +1,4 @@
-"""vLLM's worker with a KV cache that comes and goes: it holds the memory and carries out the scheduler's plans."""
+"""vLLM's worker with a KV cache that comes and goes: holds the memory, carries out the scheduler's plans."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-
 from vllm.platforms import current_platform
-from vllm_kvcached.worker_memory import WorkerMemory
+
 from vllm_kvcached.support import refuse_unsupported
+from vllm_kvcached.worker_memory import WorkerMemory
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as _StockWorker
@@ -29,7 +29,7 @@ _MODEST_UTILIZATION = 0.01
 
 
 class _KVCacheAllocation(TorchFunctionMode):
-    """Answers vLLM's one allocation of its KV cache, `torch.zeros(size, dtype=torch.int8)`, with our tensor."""
+    """Answers vLLM's one allocation of its KV cache, `torch.zeros(size, dtype=torch.int8)`, with ours."""
 
     def __init__(self, size_bytes: int, make: Any) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def _modest(vllm_config: VllmConfig) -> Iterator[None]:
         cache.gpu_memory_utilization = wanted
 
 
-class ElasticWorker(_StockWorker):  # type: ignore[misc, valid-type]
+class ElasticWorker(_StockWorker):
     """vLLM's worker for this platform, with an elastic KV cache."""
 
     def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
@@ -84,8 +84,10 @@ class ElasticWorker(_StockWorker):  # type: ignore[misc, valid-type]
         """Profile as vLLM does, and return the bytes to reserve addresses for."""
         if current_platform.is_cpu():
             # vLLM would compare a fixed size with what is free now; here only the warm-up matters.
-            if self._should_warm_up_model() or self.parallel_config.pipeline_parallel_size > 1:
+            if self._should_warm_up_model():
                 self.model_runner.warming_up_model()
+            if self.parallel_config.pipeline_parallel_size > 1:
+                self.model_runner.profile_run()  # makes the tensors that later stages receive into
         else:
             super().determine_available_memory()
         return self.kv_memory.virtual_bytes(self.get_kv_cache_spec())

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from vllm.platforms import current_platform
 
 from kvcached_core.driver.base import Driver
 from kvcached_core.driver.registry import open_driver
@@ -16,7 +17,6 @@ from kvcached_core.ledger import Account, Runtime
 from kvcached_core.plan import Plan
 from kvcached_core.pool import ElasticPool
 from kvcached_core.units import format_size
-from vllm.platforms import current_platform
 from vllm_kvcached.placement import (
     Placement,
     block_step,
@@ -47,6 +47,7 @@ class WorkerMemory:
         self._vllm_config = vllm_config
         self._settings = settings(vllm_config)
         self._rank = rank
+        self._device = torch.device("cpu")
         self._driver: Driver | None = None
         self._account: Account | None = None
         self._pool: ElasticPool | None = None
@@ -57,6 +58,7 @@ class WorkerMemory:
     def open(self, device: torch.device) -> None:
         """Open the driver on the worker's device."""
         on_host = device.type == "cpu"
+        self._device = device
         name = self._settings.driver
         if name == "auto":
             name = "host" if on_host else "cuda"
@@ -86,14 +88,16 @@ class WorkerMemory:
         driver, chosen = self._opened(), self._settings
         size_bytes = max(chosen.virtual.of(self._capacity_bytes), self._limit_bytes())
         if self._vllm_config.model_config.original_max_model_len == -1:
-            size_bytes = min(size_bytes, self._limit_bytes())  # so that the length that is chosen fits the limit
+            size_bytes = min(
+                size_bytes, self._limit_bytes()
+            )  # so that the length that is chosen fits the limit
         per_block = bytes_per_block(specs)
         mine = _Reservation(
             min(size_bytes // per_block, chosen.max_blocks), block_step(specs, driver.granularity_bytes)
         )
         ranks = _gather(mine)
         step = math.lcm(*(rank.step for rank in ranks))
-        blocks = min(rank.blocks for rank in ranks) // step * step
+        blocks: int = min(rank.blocks for rank in ranks) // step * step
         return blocks * per_block
 
     def allocate(self, kv_cache_config: KVCacheConfig, size_bytes: int) -> torch.Tensor:
@@ -105,7 +109,7 @@ class WorkerMemory:
         geometry = self._geometry(where, kv_cache_config.num_blocks, driver)
         self._account = self._attach(geometry, kv_cache_config)
         self._pool = ElasticPool(
-            driver, geometry, self._account, size_bytes=size_bytes, private_bytes=_private_bytes
+            driver, geometry, self._account, size_bytes=size_bytes, private_bytes=self._private_bytes
         )
         self._pool.begin_warm_up()
         self._log_start(geometry)
@@ -120,7 +124,7 @@ class WorkerMemory:
         """End the warm-up: unmapped memory faults from now on, and the supply thread runs."""
         assert self._pool is not None and self._account is not None
         self._pool.end_warm_up()
-        self._account.set_private_peak(_private_bytes() + int(peak_activation_bytes))
+        self._account.set_private_peak(self._private_bytes() + int(peak_activation_bytes))
         self._pool.start()
 
     # -- service -----------------------------------------------------------------------------------------
@@ -154,6 +158,13 @@ class WorkerMemory:
             if account is not None:
                 account.detach()
 
+    def _private_bytes(self) -> int:
+        """Return what this process takes of its device outside the KV cache; callable from any thread.
+
+        On the host that is the system's to know: free memory there is what nobody takes.
+        """
+        return 0 if self._device.type == "cpu" else int(torch.cuda.memory_reserved(self._device))
+
     # -- parts of starting -------------------------------------------------------------------------------
 
     def _opened(self) -> Driver:
@@ -164,7 +175,7 @@ class WorkerMemory:
     def _limit_bytes(self) -> int:
         """Return the limit: as set, and not over vLLM's own --kv-cache-memory-bytes."""
         limit = self._settings.limit.of(self._capacity_bytes)
-        explicit = self._vllm_config.cache_config.kv_cache_memory_bytes
+        explicit: int | None = self._vllm_config.cache_config.kv_cache_memory_bytes
         return min(limit, explicit, self._capacity_bytes) if explicit else min(limit, self._capacity_bytes)
 
     def _geometry(self, where: Placement, block_count: int, driver: Driver) -> Geometry:
@@ -213,14 +224,15 @@ class WorkerMemory:
         return account
 
     def _floor_bytes(self, geometry: Geometry, kv_cache_config: KVCacheConfig) -> int:
-        """Return the floor: as set, or what one request of the maximum length needs, beside the null block."""
+        """Return the floor: as set, or what one request of the maximum length needs beside the null block."""
         blocks = 1 + blocks_of_longest_request(self._vllm_config, kv_cache_config)
         needed = -(-blocks // geometry.blocks_per_granule) * geometry.granule_bytes
         limit, length = self._limit_bytes(), self._vllm_config.model_config.max_model_len
         if needed > limit and len(kv_cache_config.kv_cache_groups) == 1:
             raise ConfigError(
-                f"the limit of {format_size(limit)} is less than the {format_size(needed)} that one request of "
-                f"{length} tokens needs: raise kvcached.limit (or --kv-cache-memory-bytes) or lower --max-model-len"
+                f"the limit of {format_size(limit)} is less than the {format_size(needed)} that one request "
+                f"of {length} tokens needs: raise kvcached.limit (or --kv-cache-memory-bytes) or lower "
+                "--max-model-len"
             )
         floor = self._settings.floor
         return min(needed, limit) if floor is None else floor.of(self._capacity_bytes)
@@ -251,11 +263,6 @@ def _gather(mine: Any) -> list[Any]:
     said: list[Any] = [None] * get_world_group().world_size
     torch.distributed.all_gather_object(said, mine, group=get_world_group().cpu_group)
     return said
-
-
-def _private_bytes() -> int:
-    """Return what this process takes of its device outside the KV cache; on the host that is the system's to know."""
-    return 0 if current_platform.is_cpu() else int(torch.cuda.memory_reserved())
 
 
 def _stream() -> int:

@@ -1,0 +1,80 @@
+"""Pictures of results: `python -m benchmarks.plots RESULT.json ...` writes a PNG beside each that it knows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+GIB = 2**30
+COLOURS = {"stock": "#8c8c8c", "kvcached": "#2f6fb7"}
+
+
+def side_by_side(result: dict[str, Any], out: Path) -> None:
+    """Draw what two engines held over time, one upon the other, with the events."""
+    samples = result["samples"]
+    times = samples["time_seconds"]
+    held = [[value / GIB for value in samples[f"{name}_held_bytes"]] for name in "ab"]
+    figure = Figure(figsize=(12, 6.5))
+    axes = figure.subplots()
+    axes.stackplot(times, *held, labels=["A", "B"], colors=["#c0504d", "#4f81bd"], alpha=0.9)
+    top = 1.45 * max(sum(pair) for pair in zip(*held, strict=True))
+    for number, (at, text) in enumerate(result["notes"]["events"]):
+        axes.axvline(at, color="black", linestyle=":", linewidth=0.8)
+        right = at > 0.6 * times[-1]
+        axes.text(at, top * (0.97 - 0.045 * (number % 6)), f" {text} ", fontsize=8,
+                  ha="right" if right else "left")  # fmt: skip
+    axes.set(xlim=(times[0], times[-1]), ylim=(0, top), xlabel="seconds", ylabel="KV memory held, GiB")
+    axes.set_title(f"Two 8B-shaped vLLM engines on one {result['device']['name']}")
+    axes.legend(loc="lower right")
+    _save(figure, out)
+
+
+def throughput(result: dict[str, Any], out: Path) -> None:
+    """Draw every round of every phase, stock and kvcached."""
+    phases = list(result["ratios"])
+    figure = Figure(figsize=(9, 5))
+    axes = figure.subplots()
+    for place, phase in enumerate(phases):
+        for shift, backend in ((-0.15, "stock"), (0.15, "kvcached")):
+            values = result["samples"][f"{phase}_tokens_per_second_{backend}"]
+            axes.scatter([place + shift] * len(values), values, color=COLOURS[backend], alpha=0.7,
+                         label=backend if not place else None)  # fmt: skip
+        axes.text(place, 0.02, f"ratio of medians {result['ratios'][phase]['value']:.3f}", ha="center",
+                  transform=axes.get_xaxis_transform())  # fmt: skip
+    axes.set_xticks(range(len(phases)), phases)
+    axes.set_ylabel("generated tokens a second, one dot a round (not from 0)")
+    low, high = axes.get_ylim()
+    axes.set(xlim=(-0.5, len(phases) - 0.5), ylim=(low - 0.2 * (high - low), high))
+    axes.set_title(
+        f"vLLM {result['versions'].get('vllm', '')}, shape of Llama-8B, {result['device']['name']}"
+    )
+    axes.legend(loc="center right")
+    _save(figure, out)
+
+
+def _save(figure: Figure, out: Path) -> None:
+    figure.tight_layout()
+    FigureCanvasAgg(figure).print_png(str(out))
+
+
+PICTURES = {"side_by_side": side_by_side, "vllm_throughput": throughput}
+
+
+def main() -> None:
+    """Draw every file given whose name is known."""
+    for name in sys.argv[1:]:
+        path = Path(name)
+        draw = PICTURES.get(path.stem)
+        if draw is None:
+            print(f"{path}: no picture for it; known are {', '.join(PICTURES)}", file=sys.stderr)
+            continue
+        draw(json.loads(path.read_text()), path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

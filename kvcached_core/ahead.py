@@ -1,0 +1,104 @@
+"""Granules that are mapped before a plan asks for them: where, and which of them are zeroed."""
+
+from __future__ import annotations
+
+import heapq
+
+from kvcached_core.arena import Arena, Handles
+from kvcached_core.driver.base import Driver, Fence
+
+_NOT_RECORDED: Fence = object()
+
+
+class Ahead:
+    """Guesses what the scheduler maps next, the lowest vacant granule, and maps it first.
+
+    A wrong guess costs one unmap later. Granules here are mapped in the arena, and no kernel but their
+    zeroing has touched them. Not locked: its owner is.
+    """
+
+    def __init__(self, driver: Driver, arena: Arena, first: int, end: int) -> None:
+        """Granules `first` <= g < `end` are vacant; those below are never given back."""
+        self._driver = driver
+        self._arena = arena
+        self._zeroed: dict[int, Fence] = {}
+        # A vacant granule is below `fresh` and in the heap, or it is in [fresh, end).
+        self._returned: list[int] = []  # heap, each once; may hold granules that are mapped again
+        self._is_returned: set[int] = set()  # what the heap holds
+        self._fresh = first
+        self._end = end
+
+    def __len__(self) -> int:
+        return len(self._zeroed)
+
+    def __contains__(self, granule: int) -> bool:
+        return granule in self._zeroed
+
+    def granules(self) -> frozenset[int]:
+        """Return what is mapped ahead."""
+        return frozenset(self._zeroed)
+
+    def place(self, granule: int, handles: Handles) -> None:
+        """Map a vacant granule and queue its zeroing; raises what the driver raises.
+
+        If the map failed nothing has changed. If only the fence did, the granule is here all the same: its
+        zeroing may be running, and whoever needs the fence records it.
+        """
+        self._arena.map(granule, handles, self._driver.own_stream())
+        self._zeroed[granule] = _NOT_RECORDED
+        self._fence(granule)
+
+    def claim(self, granule: int, stream: int) -> bool:
+        """Make a granule an ordinary one, in which later work on `stream` reads zeros.
+
+        False if it is not here. If the driver fails nothing has changed.
+        """
+        if granule not in self._zeroed:
+            return False
+        fence = self._fence(granule)
+        if not self._driver.passed(fence):
+            self._driver.follow(stream, fence)
+        del self._zeroed[granule]
+        return True
+
+    def withdraw(self) -> Handles | None:
+        """Unmap the highest granule, which is wanted last, and return its handles.
+
+        None if there is none, or while it is being zeroed.
+        """
+        if not self._zeroed:
+            return None
+        granule = max(self._zeroed)
+        if not self._driver.passed(self._fence(granule)):
+            return None
+        handles = self._arena.unmap(granule)
+        del self._zeroed[granule]
+        self.vacated(granule)
+        return handles
+
+    def forget(self, granule: int) -> None:
+        """Count a granule as an ordinary one, if it is here."""
+        self._zeroed.pop(granule, None)
+
+    def vacated(self, granule: int) -> None:
+        """Note that a granule was unmapped."""
+        if granule < self._fresh and granule not in self._is_returned:
+            self._is_returned.add(granule)
+            heapq.heappush(self._returned, granule)
+
+    def lowest_vacant(self) -> int | None:
+        """Return the lowest granule that is not mapped, or None."""
+        mapped = self._arena.mapped
+        while self._returned and self._returned[0] in mapped:
+            self._is_returned.remove(heapq.heappop(self._returned))
+        if self._returned:
+            return self._returned[0]
+        while self._fresh in mapped:
+            self._fresh += 1
+        return self._fresh if self._fresh < self._end else None
+
+    def _fence(self, granule: int) -> Fence:
+        """Return a fence behind a granule's zeroing."""
+        if self._zeroed[granule] is _NOT_RECORDED:
+            self._zeroed[granule] = self._driver.record(self._driver.own_stream())
+        return self._zeroed[granule]

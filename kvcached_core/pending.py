@@ -1,0 +1,54 @@
+"""Granules that a plan has unmapped and that running kernels may still use."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+from kvcached_core.arena import Arena, Handles
+from kvcached_core.driver.base import Driver, Fence
+
+
+class Pending:
+    """Mapped granules, each unmapped once its fences have passed (I6). Not locked: its owner is."""
+
+    def __init__(self, driver: Driver, arena: Arena, vacated: Callable[[int], None]) -> None:
+        """`vacated` is told of each granule that was unmapped."""
+        self._driver = driver
+        self._arena = arena
+        self._vacated = vacated
+        self._fences: OrderedDict[int, tuple[Fence, ...]] = (
+            OrderedDict()
+        )  # oldest first; all must have passed
+
+    def __len__(self) -> int:
+        return len(self._fences)
+
+    def __contains__(self, granule: int) -> bool:
+        return granule in self._fences
+
+    def granules(self) -> frozenset[int]:
+        """Return what waits."""
+        return frozenset(self._fences)
+
+    def add(self, granules: Iterable[int], streams: Iterable[int]) -> None:
+        """Let granules wait for all that these streams have been given so far."""
+        fences = tuple(self._driver.record(stream) for stream in streams)
+        for granule in granules:
+            self._fences[granule] = fences
+
+    def cancel(self, granule: int) -> bool:
+        """Make a granule an ordinary one again, as it is; False if it is not here."""
+        return self._fences.pop(granule, None) is not None
+
+    def withdraw(self) -> Handles | None:
+        """Unmap the oldest granule and return its handles; None if there is none or it is in use."""
+        if not self._fences:
+            return None
+        granule, fences = next(iter(self._fences.items()))
+        if not all(self._driver.passed(fence) for fence in fences):
+            return None
+        handles = self._arena.unmap(granule)
+        del self._fences[granule]
+        self._vacated(granule)
+        return handles

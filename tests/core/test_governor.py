@@ -1,0 +1,301 @@
+"""The governor against a ledger that grants at random and changes its mind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from kvcached_core.errors import InvariantError
+from kvcached_core.governor import Governor, Usage
+from kvcached_core.granules import Granules
+from kvcached_core.plan import Plan
+from tests.core.test_granules import Block
+from tests.report import record
+
+SIZE, COUNT, SPARE, IDLE_SECONDS = 4, 12, 2, 2.0
+
+
+@dataclass
+class FakeLedger:
+    """What a scheduler sees of two ranks: the least of what they created counts."""
+
+    ranks: list[int] = field(default_factory=lambda: [1, 1])
+    limit: int = COUNT
+    is_refused: bool = False
+    told: list[Usage] = field(default_factory=list)
+
+    def created(self) -> int:
+        """Return the least of the ranks."""
+        return min(self.ranks)
+
+    def granule_limit(self) -> int:
+        """Return the limit."""
+        return self.limit
+
+    def refused(self) -> bool:
+        """Return what the test says."""
+        return self.is_refused
+
+    def publish(self, usage: Usage) -> None:
+        """Keep it."""
+        self.told.append(usage)
+
+    def grant(self, granules: int = COUNT, rank: int | None = None) -> None:
+        """Create on the ranks, never more than is wanted."""
+        wanted = self.told[-1].wanted_granules + self.told[-1].released_granules if self.told else 1
+        for each in range(len(self.ranks)) if rank is None else (rank,):
+            self.ranks[each] = max(self.ranks[each], min(self.ranks[each] + granules, wanted))
+
+
+class Engine:
+    """Granules, their governor and what a worker has carried out."""
+
+    def __init__(self, spare: int = SPARE) -> None:
+        self.ledger = FakeLedger()
+        self.blocks = [Block(index) for index in range(SIZE * COUNT)]
+        self.granules = Granules(self.blocks, range(0, SIZE * COUNT, SIZE), SIZE)
+        self.governor = Governor(self.granules, self.ledger, self._evict, spare, IDLE_SECONDS)
+        self.used: list[Block] = []
+        self.cached: list[Block] = []
+        self.mapped = {0}
+        self.plans: list[Plan] = []
+
+    def _evict(self, blocks: list[Any]) -> None:
+        for block in blocks:
+            self.cached.remove(block)
+
+    def take(self, count: int) -> None:
+        """Take blocks as an engine does: what is cached is evicted last."""
+        taken = self.granules.take(count)
+        evicted, self.cached = self.cached[: count - len(taken)], self.cached[count - len(taken) :]
+        self.granules.hold(evicted)
+        self.used += taken + evicted
+        assert len(taken) + len(evicted) == count
+
+    def put(self, count: int, cached: bool) -> None:
+        """Put back the oldest blocks."""
+        blocks, self.used = self.used[:count], self.used[count:]
+        if cached:
+            self.granules.lend(blocks)
+            self.cached += blocks
+        else:
+            self.granules.free(blocks)
+
+    def send_plan(self) -> Plan | None:
+        """Let the worker carry out a plan; I5: it has a handle for each granule it is to map."""
+        plan = self.governor.take_plan()
+        if plan is not None:
+            assert plan.sequence == len(self.plans)
+            assert set(plan.unmap) <= self.mapped and not set(plan.map) & self.mapped
+            self.mapped = self.mapped - set(plan.unmap) | set(plan.map)
+            assert len(self.mapped) <= max(1, self.ledger.created() - plan.released), "a plan needs a create"
+            assert not self.plans or plan.released >= self.plans[-1].released
+            self.plans.append(plan)
+        assert not self.governor.owes and not self.governor.owes_memory
+        needed = {block.block_id // SIZE for block in [*self.used, *self.cached, self.blocks[0]]}
+        assert needed <= self.mapped, "I5: a block in use or cached is mapped"
+        return plan
+
+
+class GovernorMachine(RuleBasedStateMachine):
+    """Grants, refusals, limits, time and steps of an engine in any order."""
+
+    steps = 0
+
+    @initialize(spare=st.integers(0, 3))
+    def start(self, spare: int) -> None:
+        self.engine = Engine(spare)
+        self.now = 0.0
+        self.budget = 1
+
+    @rule(granules=st.integers(1, COUNT), rank=st.sampled_from([None, 0, 1]))
+    def grant(self, granules: int, rank: int | None) -> None:
+        self.engine.ledger.grant(granules, rank)
+
+    @rule(limit=st.integers(0, COUNT + 3), refused=st.booleans())
+    def change_the_ledger(self, limit: int, refused: bool) -> None:
+        self.engine.ledger.limit, self.engine.ledger.is_refused = limit, refused
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, IDLE_SECONDS, 10.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(demand=st.integers(0, 2 * SIZE * COUNT), busy=st.booleans(), data=st.data())
+    def step(self, demand: int, busy: bool, data: st.DataObject) -> None:
+        engine = self.engine
+        engine.governor.update(self.now, demand, busy)
+        self._budget_follows_the_ledger()
+        self._work(data)
+        engine.send_plan()
+
+    @rule(demand=st.integers(0, SIZE * COUNT), granules=st.integers(0, 4), data=st.data())
+    def step_after_a_wait(self, demand: int, granules: int, data: st.DataObject) -> None:
+        engine = self.engine
+        engine.governor.update(self.now, demand, busy=True)
+        engine.ledger.grant(granules)
+        arrived = engine.governor.refresh()
+        assert arrived == (engine.ledger.created() - engine.governor.released >= engine.governor.wanted)
+        self._work(data)
+        engine.send_plan()
+
+    @rule()
+    def look_while_idle(self) -> None:
+        self.engine.governor.update(self.now, 0, busy=False)
+        self._budget_follows_the_ledger()
+        if self.engine.governor.owes_memory:
+            self.engine.send_plan()
+
+    def _budget_follows_the_ledger(self) -> None:
+        governor, granules, ledger = self.engine.governor, self.engine.granules, self.engine.ledger
+        limit = max(1, min(ledger.limit, COUNT))
+        assert governor.limit == limit
+        assert governor.held == ledger.created() - governor.released
+        assert governor.held <= max(limit, granules.mapped), "I2: what is over the limit is let go at once"
+        assert granules.budget == max(1, min(governor.held, limit))
+        assert 1 <= governor.wanted <= limit
+        assert ledger.told[-1].wanted_granules == governor.wanted
+        assert ledger.told[-1].released_granules == governor.released
+        assert (governor.deadline is None) or governor.deadline > self.now or governor.held == governor.wanted
+
+    def _work(self, data: st.DataObject) -> None:
+        engine = self.engine
+        engine.put(data.draw(st.integers(0, len(engine.used))), data.draw(st.booleans()))
+        engine.take(data.draw(st.integers(0, engine.granules.free_blocks)))
+
+    @invariant()
+    def i2_i9_hold(self) -> None:
+        type(self).steps += 1
+        engine = self.engine
+        engine.governor.check()
+        assert engine.granules.mapped <= max(1, engine.ledger.created() - engine.governor.released)
+        assert engine.granules.used_blocks == len(engine.used) + 1
+        assert engine.granules.cached_blocks == len(engine.cached)
+        assert all(before != after for before, after in pairwise(engine.ledger.told)), "told twice"
+
+
+def test_i2_i5_i9_hold_whatever_the_ledger_does() -> None:
+    run_state_machine_as_test(
+        GovernorMachine,
+        settings=settings(max_examples=200, stateful_step_count=40, deadline=None, database=None),
+    )
+    record("governor.steps", GovernorMachine.steps)
+    assert GovernorMachine.steps > 2000
+
+
+def serving(blocks: int) -> Engine:
+    """Return an engine that holds as many blocks, with all granted that it wanted."""
+    engine = Engine()
+    engine.governor.update(0.0, blocks, busy=True)
+    engine.ledger.grant()
+    engine.governor.update(0.0, blocks, busy=True)
+    engine.take(blocks)
+    engine.send_plan()
+    return engine
+
+
+def test_the_budget_is_the_least_that_any_rank_created_less_what_was_released() -> None:
+    engine = Engine()
+    engine.governor.update(0.0, 5 * SIZE, busy=True)
+    assert engine.ledger.told[-1].wanted_granules == 1 + 5 + SPARE, "three blocks of granule 0 are there"
+    engine.ledger.ranks = [6, 3]
+    engine.governor.update(0.0, 5 * SIZE, busy=True)
+    assert (engine.governor.held, engine.granules.budget, engine.granules.free_blocks) == (3, 3, 3 * SIZE - 1)
+    assert engine.governor.waiting
+    engine.ledger.is_refused = True
+    assert not engine.governor.waiting and engine.governor.attainable_blocks == 3 * SIZE
+    engine.ledger.is_refused = False
+    assert engine.governor.attainable_blocks == COUNT * SIZE
+
+
+def test_a_lower_limit_is_obeyed_at_once_and_counted_once() -> None:
+    engine = serving(6 * SIZE)
+    held = engine.governor.held
+    engine.put(6 * SIZE, cached=True)
+    engine.ledger.limit = 3
+    engine.governor.update(0.1, 0, busy=False)
+    assert (engine.granules.mapped, engine.governor.held, engine.governor.released) == (3, 3, held - 3)
+    # Granule 0 is in use; the two that came to rest last are left, the last of them with one block.
+    assert len(engine.cached) == (SIZE - 1) + SIZE + 1
+    assert engine.governor.owes_memory
+    plan = engine.send_plan()
+    assert plan is not None and plan.released == held - 3
+    engine.governor.update(0.2, 0, busy=False)
+    assert engine.governor.released == held - 3 and engine.send_plan() is None
+
+
+def test_a_limit_below_what_is_used_takes_effect_as_blocks_come_back() -> None:
+    engine = serving(6 * SIZE)
+    engine.ledger.limit = 2
+    engine.governor.update(0.1, 4, busy=True)
+    assert (engine.granules.mapped, engine.governor.held, engine.granules.free_blocks) == (7, 7, 0)
+    engine.put(4 * SIZE, cached=False)
+    engine.governor.update(0.2, 4, busy=True)
+    assert engine.granules.mapped == engine.governor.held == 4 and engine.granules.free_blocks == 0
+    engine.put(2 * SIZE, cached=False)
+    engine.governor.update(0.3, 4, busy=True)
+    assert engine.granules.mapped <= engine.governor.held == 2 and engine.granules.free_blocks == 2 * SIZE - 1
+
+
+def test_surplus_is_let_go_after_idle_seconds_and_only_the_least_of_the_window() -> None:
+    engine = serving(8 * SIZE)
+    assert engine.governor.deadline is None
+    engine.put(8 * SIZE, cached=False)
+    held = engine.governor.held
+    engine.governor.update(10.0, 0, busy=False)
+    assert engine.governor.deadline == 10.0 + IDLE_SECONDS and engine.governor.released == 0
+    engine.governor.update(11.0, 5 * SIZE, busy=False)  # for a moment five more are needed
+    engine.governor.update(11.9, 0, busy=False)
+    assert engine.governor.released == 0, "not before the window has passed"
+    engine.governor.update(12.0, 0, busy=False)
+    # Granule 0, and five for the 17 blocks that it could not give.
+    assert engine.governor.held == 1 + 5 and engine.governor.released == held - 6
+    assert engine.governor.deadline == 12.0 + IDLE_SECONDS
+    engine.governor.update(14.0, 0, busy=False)
+    assert engine.governor.held == 1 and engine.governor.deadline is None
+    engine.send_plan()
+    assert engine.mapped == {0}
+
+
+def test_a_need_that_uses_all_surplus_stops_the_clock() -> None:
+    engine = serving(8 * SIZE)
+    engine.put(8 * SIZE, cached=False)
+    engine.governor.update(10.0, 0, busy=False)
+    engine.governor.update(11.9, COUNT * SIZE, busy=True)
+    assert engine.governor.deadline is None
+    engine.governor.update(12.5, 0, busy=False)
+    assert engine.governor.deadline == 14.5 and engine.governor.released == 0
+
+
+def test_cached_blocks_are_not_surplus() -> None:
+    engine = serving(6 * SIZE)
+    engine.put(6 * SIZE, cached=True)
+    for now in (10.0, 20.0, 30.0):
+        engine.governor.update(now, 0, busy=False)
+    assert engine.governor.held == engine.granules.mapped == 7 and len(engine.cached) == 6 * SIZE
+
+
+def test_a_plan_is_sent_once() -> None:
+    engine = serving(3 * SIZE)
+    assert engine.plans == [Plan(0, (), (1, 2, 3), 0)]
+    assert engine.governor.take_plan() is None
+    engine.put(3 * SIZE, cached=False)
+    engine.ledger.limit = 1
+    engine.governor.update(1.0, 0, busy=False)
+    assert engine.governor.owes_memory
+    assert engine.send_plan() == Plan(1, (1, 2, 3), (), engine.governor.released)
+
+
+@pytest.mark.parametrize("damage", ["held", "granules"])
+def test_check_sees_more_mapped_than_held(damage: str) -> None:
+    engine = serving(3 * SIZE)
+    engine.governor.check()
+    target, name = (engine.governor, "held") if damage == "held" else (engine.granules, "clean_blocks")
+    setattr(target, name, 2)
+    with pytest.raises(InvariantError):
+        engine.governor.check()

@@ -1,0 +1,298 @@
+"""Granules against a plain model: what each block is, and what each granule may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from kvcached_core.errors import InvariantError
+from kvcached_core.geometry import make_geometry
+from kvcached_core.granules import Granules
+from tests.report import record
+
+# (page, stride) in bytes: no waste; a straddler after each page, in some granules only; one block a page.
+PAGES = [(32, 8), (10, 4), (14, 4), (16, 5), (16, 16), (100, 9)]
+
+
+@dataclass
+class Block:
+    """All that granules ask of a block."""
+
+    block_id: int
+
+
+class GranuleMachine(RuleBasedStateMachine):
+    """`state` of every block of every granule: unmapped, clean, used or cached."""
+
+    steps = 0
+    examples = 0
+
+    @initialize(page=st.sampled_from(PAGES), granules=st.integers(1, 9), stray=st.integers(0, 3))
+    def start(self, page: tuple[int, int], granules: int, stray: int) -> None:
+        type(self).examples += 1
+        page_bytes, stride = page
+        blocks = -(-granules * page_bytes // stride) + stray
+        geometry = make_geometry(page_bytes, stride, [0], blocks, 1)
+        self.blocks = [Block(index) for index in range(blocks)]
+        self.size, self.count = geometry.blocks_per_granule, geometry.granule_count
+        firsts = [geometry.first_block(granule) for granule in range(self.count)]
+        self.members = [set(geometry.blocks(granule)) for granule in range(self.count)]
+        self.home = {block: granule for granule, all_of in enumerate(self.members) for block in all_of}
+        self.granules = Granules(self.blocks, firsts, self.size)
+        self.state = dict.fromkeys(self.home, "unmapped")
+        self._become(self.members[0], "clean")
+        self.state[0] = "used"
+        self.budget = 1
+        self.free = self.size - 1
+        self.tick = 0
+        self.rested: dict[int, int] = {}  # granule -> when its last used block left
+        self.planned = {0}  # mapped when the last change was taken
+
+    # -- the model ---------------------------------------------------------------------------------------
+
+    def _become(self, blocks: set[int], state: str) -> None:
+        for block in blocks:
+            self.state[block] = state
+
+    def _all(self, state: str) -> list[int]:
+        return sorted(block for block, now in self.state.items() if now == state)
+
+    def _mapped(self) -> set[int]:
+        return {self.home[block] for block, state in self.state.items() if state != "unmapped"}
+
+    def _states(self, granule: int) -> set[str]:
+        return {self.state[block] for block in self.members[granule]}
+
+    def _next_granule(self) -> int:
+        """Map another granule in the model if it must be; return the one that has to give, or -1."""
+        clean = [self.home[block] for block in self._all("clean")]
+        if clean:
+            return min(clean)
+        mapped = self._mapped()
+        if len(mapped) >= min(self.budget, self.count):
+            return -1
+        granule = min(set(range(self.count)) - mapped)
+        self._become(self.members[granule], "clean")
+        return granule
+
+    def _pick(self, state: str, data: st.DataObject, at_most: int = 1 << 30) -> list[Block]:
+        there = [block for block in self._all(state) if block]
+        count = data.draw(st.integers(0, min(len(there), at_most)))
+        return [self.blocks[block] for block in data.draw(st.permutations(there))[:count]]
+
+    def _leave(self, blocks: list[Block], state: str) -> None:
+        for block in blocks:
+            self.state[block.block_id] = state
+            granule = self.home[block.block_id]
+            if "used" not in self._states(granule):
+                self.tick += 1
+                self.rested[granule] = self.tick
+
+    # -- blocks ------------------------------------------------------------------------------------------
+
+    @rule(data=st.data())
+    def take(self, data: st.DataObject) -> None:
+        wanted = data.draw(st.integers(0, self.free))
+        taken = self.granules.take(wanted)
+        for block in taken:
+            granule = self._next_granule()
+            assert self.home[block.block_id] == granule, "the lowest mapped granule gives first"
+            assert self.state[block.block_id] == "clean"
+            self.state[block.block_id] = "used"
+        missing = wanted - len(taken)
+        if missing:
+            assert self._next_granule() == -1, "nothing is evicted while there is memory"
+            assert len(self._all("cached")) >= missing, "what counts as free can be had"
+            evicted = [self.blocks[block] for block in self._all("cached")[:missing]]
+            self.granules.hold(evicted)
+            self._become({block.block_id for block in evicted}, "used")
+        self.free -= wanted
+
+    @rule(data=st.data())
+    def free_some(self, data: st.DataObject) -> None:
+        blocks = self._pick("used", data)
+        self.granules.free(blocks)
+        self._leave(blocks, "clean")
+        self.free += len(blocks)
+
+    @rule(data=st.data())
+    def lend_some(self, data: st.DataObject) -> None:
+        blocks = self._pick("used", data)
+        self.granules.lend(blocks)
+        self._leave(blocks, "cached")
+        self.free += len(blocks)
+
+    @rule(data=st.data(), one_by_one=st.booleans())
+    def hit_some(self, data: st.DataObject, one_by_one: bool) -> None:
+        blocks = self._pick("cached", data, at_most=self.free)
+        if one_by_one:
+            for block in blocks:
+                self.granules.hold_one(block)
+        else:
+            self.granules.hold(blocks)
+        self._become({block.block_id for block in blocks}, "used")
+        self.free -= len(blocks)
+
+    @rule(data=st.data())
+    def forget_some(self, data: st.DataObject) -> None:
+        for block in self._pick("cached", data):
+            self.granules.drop(block)
+            self.state[block.block_id] = "clean"
+
+    @rule()
+    def i8_a_growth_that_finds_no_room_changes_nothing(self) -> None:
+        if not self._all("clean") and len(self._mapped()) >= min(self.budget, self.count):
+            assert self.granules.take(1) == []
+
+    # -- granules ----------------------------------------------------------------------------------------
+
+    @rule(granules=st.integers(0, 11), budget=st.none() | st.integers(0, 11))
+    def shrink(self, granules: int, budget: int | None) -> None:
+        evicted: list[set[int]] = []
+        self.granules.shrink(granules, lambda blocks: evicted.append({b.block_id for b in blocks}))
+        expected = []
+        while len(mapped := self._mapped()) > max(1, granules):
+            empty = [granule for granule in mapped if self._states(granule) == {"clean"}]
+            idle = [granule for granule in mapped if "used" not in self._states(granule)]
+            if not idle:
+                break
+            victim = max(empty) if empty else min(idle, key=self.rested.__getitem__)
+            if not empty:
+                expected.append({b for b in self.members[victim] if self.state[b] == "cached"})
+            self._become(self.members[victim], "unmapped")
+        assert evicted == expected, "the oldest latest use goes first, after all that is empty"
+        self.set_budget(granules if budget is None else budget)
+
+    @rule(granules=st.integers(0, 11))
+    def set_budget(self, granules: int) -> None:
+        self.granules.set_budget(granules)
+        self.budget = max(1, granules)
+        room = min(self.budget, self.count) - len(self._mapped())
+        there = len(self._all("clean")) + len(self._all("cached"))
+        self.free = 0 if room < 0 else there + room * self.size
+
+    @precondition(lambda self: self.granules.extent.changed)
+    @rule()
+    def take_change(self) -> None:
+        change, mapped = self.granules.extent.take_change(), self._mapped()
+        assert set(change.unmap) == self.planned - mapped
+        assert set(change.map) == mapped - self.planned
+        assert list(change.unmap) == sorted(set(change.unmap)) and list(change.map) == sorted(set(change.map))
+        self.planned = mapped
+
+    @invariant()
+    def i5_i7_i9_hold_and_the_numbers_are_those_of_the_model(self) -> None:
+        type(self).steps += 1
+        granules = self.granules
+        granules.check()
+        mapped = self._mapped()
+        assert granules.mapped == len(mapped) and 0 in mapped and self.state[0] == "used"  # I7
+        assert sorted(block.block_id for block in granules.clean()) == self._all("clean")
+        assert granules.used_blocks == len(self._all("used"))
+        assert granules.cached_blocks == len(self._all("cached"))
+        assert granules.free_blocks == self.free  # I9
+        assert granules.extent.gives_back == bool(self.planned - mapped)
+        assert granules.extent.changed == (self.planned != mapped)
+        stranded = [b for b in self._all("clean") if self._states(self.home[b]) != {"clean"}]
+        assert granules.stranded_blocks == len(stranded)
+
+
+def test_i5_i7_i8_i9_hold_after_every_step_of_any_history() -> None:
+    run_state_machine_as_test(
+        GranuleMachine,
+        settings=settings(max_examples=250, stateful_step_count=50, deadline=None, database=None),
+    )
+    record("granules.steps", GranuleMachine.steps)
+    record("granules.examples", GranuleMachine.examples)
+    assert GranuleMachine.steps > 5 * GranuleMachine.examples
+
+
+def make(count: int, size: int, budget: int) -> tuple[list[Block], Granules[Block]]:
+    """Return `count` granules without waste, all of which may be mapped up to the budget."""
+    blocks = [Block(index) for index in range(count * size)]
+    granules = Granules(blocks, range(0, count * size, size), size)
+    granules.set_budget(budget)
+    return blocks, granules
+
+
+def test_i2_over_the_budget_nothing_is_free_and_what_is_mapped_only_falls() -> None:
+    _, granules = make(8, 4, 8)
+    taken = granules.take(granules.free_blocks)
+    granules.set_budget(3)
+    assert (granules.free_blocks, granules.mapped) == (0, 8)
+    granules.free(taken[-6:])  # granule 7, and half of granule 6
+    assert granules.free_blocks == 6
+    assert len(granules.take(6)) == 6 and granules.mapped == 8, (
+        "what came back inside a step may be taken again"
+    )
+    granules.free(taken[-6:])
+    granules.shrink(3, lambda cached: pytest.fail("nothing is cached"))
+    granules.set_budget(3)
+    assert (granules.free_blocks, granules.mapped) == (0, 7)
+    assert granules.extent.take_change() == ((), tuple(range(1, 7)))
+    granules.free([block for block in taken[:-6] if block.block_id >= 12])
+    granules.shrink(3, lambda cached: pytest.fail("nothing is cached"))
+    granules.set_budget(3)
+    assert (granules.free_blocks, granules.mapped, granules.take(1)) == (0, 3, [])
+    assert granules.extent.take_change().unmap == (3, 4, 5, 6)
+    granules.check()
+
+
+def test_a_granule_that_comes_and_goes_between_two_plans_is_in_neither_list() -> None:
+    _, granules = make(4, 2, 4)
+    granules.free(granules.take(7))
+    granules.shrink(2, lambda cached: None)
+    assert granules.extent.take_change() == ((), (1,))
+    granules.shrink(1, lambda cached: None)
+    granules.set_budget(2)
+    granules.take(3)
+    assert granules.extent.take_change() == ((), ()), "unmapped and mapped again: the worker need not know"
+
+
+def test_the_lowest_granule_is_filled_first_so_that_high_ones_can_be_given_up() -> None:
+    blocks, granules = make(6, 4, 6)
+    granules.take(23)
+    granules.free([blocks[22], blocks[9], blocks[5], blocks[13]])
+    assert [block.block_id for block in granules.take(3)] == [5, 9, 13]
+
+
+@pytest.mark.parametrize(("first_blocks", "size"), [([], 4), ([1, 5], 4), ([0, 4], 0)])
+def test_granule_0_begins_with_block_0(first_blocks: list[int], size: int) -> None:
+    with pytest.raises(InvariantError, match="block 0"):
+        Granules([Block(index) for index in range(9)], first_blocks, size)
+
+
+@pytest.mark.parametrize(
+    "damage", ["clean_blocks", "free_blocks", "empty", "_used", "_idle", "_open", "_spent", "extent.mapped"]
+)
+def test_check_sees_what_does_not_add_up(damage: str) -> None:
+    _, granules = make(4, 4, 4)
+    taken = granules.take(10)
+    granules.lend(taken[-3:])
+    granules.check()
+    target = granules.extent if "." in damage else granules
+    name = damage.rpartition(".")[2]
+    value = getattr(target, name)
+    if isinstance(value, int):
+        setattr(target, name, value + 1)
+    elif isinstance(value, dict):
+        value[0] = None
+    elif name == "_used":
+        value[1] += 1
+    else:
+        value.clear()
+        granules.free(taken[:-3])
+        value.clear()
+    with pytest.raises(InvariantError, match="do not add up"):
+        granules.check()

@@ -1,0 +1,141 @@
+"""Engines that tests share: started when first asked for, ended when the session ends."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from kvcached_core.ledger import Runtime, set_limit
+from tests.engine.client import SEQUENTIAL, Answers, Client, Prompt, long_prompts, many_prompts
+from tests.engine.server import Fleet, Server, until
+from tests.engine.watch import is_at_rest
+from tests.models import tiny_model
+
+MIB = 1 << 20
+MAIN, CAPACITY_BYTES, HEADROOM_BYTES = "main", 200 * MIB, 16 * MIB
+IDLE_SECONDS = 0.5
+REST_SECONDS = IDLE_SECONDS + 5.0  # of which an idle machine needs milliseconds
+MODEL_FLAGS = ["--max-model-len", "2048"]
+ELASTIC = ["--kv-cache-backend", "kvcached"]
+
+_FLEET = pytest.StashKey[Fleet]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the children where a failing test's report finds them."""
+    config.stash[_FLEET] = Fleet()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Show no logs of the tests before."""
+    item.config.stash[_FLEET].forget_closed()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the ends of the engines' logs beside a failure."""
+    report = yield
+    if report.failed:
+        report.sections += [(f"log of {name}", text) for name, text in item.config.stash[_FLEET].tails()]
+    return report
+
+
+@pytest.fixture(scope="session")
+def fleet(pytestconfig: pytest.Config) -> Iterator[Fleet]:
+    """Return the children of this session; none is left at its end."""
+    yield pytestconfig.stash[_FLEET]
+    pytestconfig.stash[_FLEET].close_all()
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[Prompt]:
+    """Return the 200 requests that every configuration has to answer as stock does."""
+    return many_prompts()
+
+
+@pytest.fixture(scope="session")
+def extra_prompts() -> dict[str, list[Prompt]]:
+    """Return requests for special occasions, which stock answers too."""
+    return {
+        "long": long_prompts(2, 1900, 8),  # 15 blocks of 128 tokens
+        "talkative": long_prompts(8, 250, 400),  # grow from 2 to 6 blocks
+        "cached": long_prompts(3, 700, 24),  # leave 5 blocks in the prefix cache
+    }
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    """Return the folder of the tiny model."""
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def stock(
+    fleet: Fleet, model: Path, prompts: list[Prompt], extra_prompts: dict[str, list[Prompt]]
+) -> Answers:
+    """Return what stock vLLM, without any plugin, answers."""
+    with tempfile.TemporaryDirectory(prefix="kvt-run-", dir="/dev/shm") as runtime:
+        server = Server("stock", model, Path(runtime), MODEL_FLAGS, {"VLLM_PLUGINS": ""})
+        with fleet.running(server):
+            server.wait_ready()
+            with Client(server.url) as client:
+                answers = client.answers(prompts, SEQUENTIAL)
+                for group in extra_prompts.values():
+                    answers |= client.answers(group)
+    return answers
+
+
+@pytest.fixture(scope="session")
+def runtime() -> Iterator[Path]:
+    """Return the runtime directory that the main engine shares with whoever comes."""
+    folder = tempfile.mkdtemp(prefix="kvt-run-", dir="/dev/shm")
+    yield Path(folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def _main(fleet: Fleet, model: Path, runtime: Path) -> Callable[[], Server]:
+    """Return what gives the main engine, a new one if a test has ended the last."""
+    servers: list[Server] = []
+    settings = {
+        "KVCACHED_NAME": MAIN,
+        "KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES),
+        "KVCACHED_HEADROOM": str(HEADROOM_BYTES),
+        "KVCACHED_SPARE": "4MiB",
+        "KVCACHED_IDLE_SECONDS": str(IDLE_SECONDS),
+    }
+    extension = ["--worker-extension-cls", "tests.engine.saboteur.Saboteur"]
+
+    def give() -> Server:
+        if not servers or not servers[-1].alive:
+            for server in servers:
+                server.close()
+            server = Server("main", model, runtime, [*MODEL_FLAGS, *ELASTIC, *extension], settings)
+            fleet.add(server)
+            server.wait_ready()
+            servers[:] = [server]
+        return servers[-1]
+
+    return give
+
+
+@pytest.fixture
+def elastic(_main: Callable[[], Server], runtime: Path) -> Server:
+    """Return the main engine, with its limit lifted, nothing cached and no memory but the null granule."""
+    server = _main()
+    set_limit(Runtime.open(runtime), MAIN, CAPACITY_BYTES)
+    with Client(server.url) as client:
+        until(client.reset_prefix_cache, REST_SECONDS, "no request runs any more")
+    until(lambda: is_at_rest(runtime, MAIN), REST_SECONDS, "an engine that is left alone is at rest")
+    return server
+
+
+@pytest.fixture
+def client(elastic: Server) -> Iterator[Client]:
+    """Return a client of the main engine."""
+    with Client(elastic.url) as client:
+        yield client

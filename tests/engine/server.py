@@ -1,0 +1,231 @@
+"""Servers under test: each in a process group of its own, with its log kept, and surely gone at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+LOGS = ROOT / "build" / "engine-logs"
+CACHE = ROOT / "build" / "engine-cache"
+SHARED_MEMORY = Path("/dev/shm")
+BIN = Path(sys.executable).parent
+MODEL_NAME = "m"
+READY_SECONDS, STOP_SECONDS, TRACKER_SECONDS = 240.0, 20.0, 3.0
+POLL_SECONDS = 0.02
+_FOREIGN = ("KVCACHED_", "VLLM_", "ENABLE_KVCACHED", "_KVCACHED_")
+
+
+def until(condition: Callable[[], bool], seconds: float, what: str) -> float:
+    """Poll until the condition holds and return the seconds it took; fail with `what` after `seconds`."""
+    begun = time.monotonic()
+    while not condition():
+        if time.monotonic() - begun > seconds:
+            raise AssertionError(f"not within {seconds:g} s: {what}")
+        time.sleep(POLL_SECONDS)
+    return time.monotonic() - begun
+
+
+def environment(scratch: Path, runtime: Path, extra: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of an engine: nothing of the caller's settings gets through."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    return ours | {
+        "KVCACHED_RUNTIME_DIR": str(runtime),
+        "TMPDIR": str(scratch),
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CACHE_ROOT": str(CACHE),
+        "VLLM_LOGGING_COLOR": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_SERVER_DEV_MODE": "1",
+    } | dict(extra)  # fmt: skip
+
+
+def cores(count: int) -> str:
+    """Return the setting that binds each of `count` ranks to a core, as far as there are cores."""
+    there = sorted(os.sched_getaffinity(0))
+    return "|".join(str(there[rank % len(there)]) for rank in range(count))
+
+
+class Child:
+    """A command in a process group of its own. `scratch` is its temporary directory, removed with it."""
+
+    def __init__(self, name: str, runtime: Path, command: list[str], extra: Mapping[str, str]) -> None:
+        self.name = name
+        self.closed = False
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self.log = LOGS / f"{name}.log"
+        self._scratch = tempfile.TemporaryDirectory(prefix="kvt-", dir=SHARED_MEMORY)
+        environ = environment(Path(self._scratch.name), runtime, extra)
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def text(self) -> str:
+        """Return the log so far."""
+        return self.log.read_text(errors="replace")
+
+    def wait(self, seconds: float) -> int:
+        """Return the exit status; fails if the process does not end in time."""
+        until(lambda: not self.alive, seconds, f"{self.name} ends by itself")
+        return int(self.process.returncode)
+
+    def terminate(self, seconds: float) -> int:
+        """Ask the process to end as a supervisor does, and return its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait(seconds)
+
+    def close(self) -> None:
+        """End the process and all of its group, whatever state they are in; may be repeated."""
+        self.closed = True
+        if self.alive:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_SECONDS)
+        kill_group(self.process.pid)
+        self.process.wait()
+        # What vLLM's ranks share when one of them is killed stays; its name is that of their meeting point.
+        for meeting in Path(self._scratch.name).glob("vllm_dist_*"):
+            for left in SHARED_MEMORY.glob(f"{meeting.name}-*"):
+                left.unlink(missing_ok=True)
+        self._scratch.cleanup()
+
+
+class Server(Child):
+    """`vllm serve` of one model."""
+
+    def __init__(
+        self, name: str, model: Path, runtime: Path, flags: list[str], extra: Mapping[str, str]
+    ) -> None:
+        self.port = free_port()
+        fixed = ["--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [str(BIN / "vllm"), "serve", str(model), "--served-model-name", MODEL_NAME, *fixed, *flags]
+        super().__init__(name, runtime, command, extra)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def wait_ready(self) -> None:
+        """Wait until the server answers; fails if it ends before or is late."""
+        until(self._answers, READY_SECONDS, f"{self.name} is ready")
+
+    def _answers(self) -> bool:
+        assert self.alive, f"{self.name} ended with status {self.process.returncode} before it was ready"
+        try:
+            return httpx.get(f"{self.url}/health", timeout=2.0).is_success
+        except httpx.TransportError:
+            return False
+
+
+ChildT = TypeVar("ChildT", bound=Child)
+
+
+class Fleet:
+    """All children of a session, at most two of them alive at a time."""
+
+    def __init__(self) -> None:
+        self._children: list[Child] = []
+
+    def add(self, child: Child) -> None:
+        """Take charge of a child until close_all()."""
+        self._children.append(child)
+        alive = [each.name for each in self._children if each.alive]
+        assert len(alive) <= 2, f"too many engines at a time: {alive}"
+
+    @contextlib.contextmanager
+    def running(self, child: ChildT) -> Iterator[ChildT]:
+        """Take charge of a child for as long as the block runs."""
+        self.add(child)
+        try:
+            yield child
+        finally:
+            child.close()
+
+    def forget_closed(self) -> None:
+        """Drop those that are gone for good, so that their logs are not shown any more."""
+        self._children = [child for child in self._children if not child.closed]
+
+    def tails(self, lines: int = 40) -> Iterator[tuple[str, str]]:
+        """Yield name and end of the log of every child."""
+        for child in self._children:
+            yield child.name, "\n".join(child.text().splitlines()[-lines:])
+
+    def close_all(self) -> None:
+        """End what is left, the latest first."""
+        with contextlib.ExitStack() as steps:
+            for child in self._children:
+                steps.callback(child.close)
+
+
+def free_port() -> int:
+    """Return a port that is free on 127.0.0.1 now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class Entry(NamedTuple):
+    """A line of the process table; a zombie has ended and was not waited for."""
+
+    pid: int
+    parent: int
+    group: int
+    zombie: bool
+
+
+def table() -> dict[int, Entry]:
+    """Return the process table by process id."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # pid (name) state parent group ...: the name may hold anything
+            state, parent, group = path.read_text().rpartition(")")[2].split()[:3]
+            pid = int(path.parent.name)
+            found[pid] = Entry(pid, int(parent), int(group), state == "Z")
+    return found
+
+
+def title_of(pid: int) -> str:
+    """Return a process's command line, where vLLM puts its role; empty if the process has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def kill_group(group: int) -> None:
+    """Kill a process group, the trackers of Python's multiprocessing last.
+
+    A tracker ends by itself when those it served have, and removes what they left in shared memory.
+    """
+    for entry in table().values():
+        if entry.group == group and "resource_tracker" not in title_of(entry.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(entry.pid, signal.SIGKILL)
+    with contextlib.suppress(AssertionError):
+        until(
+            lambda: not any(entry.group == group and not entry.zombie for entry in table().values()),
+            TRACKER_SECONDS, "the trackers are done",
+        )  # fmt: skip
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)

@@ -1,0 +1,66 @@
+"""Requests that do not fit: those that never will end with an error, the others wait."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+
+from kvcached_core.ledger import Runtime, set_limit, wait_until_holds
+from tests.engine.client import Answers, Client, Prompt, differences, long_prompts
+from tests.engine.conftest import MAIN, MIB
+from tests.engine.server import until
+from tests.report import record
+
+pytestmark = pytest.mark.engine
+
+
+def _limit(runtime: Path, limit_bytes: int) -> None:
+    opened = Runtime.open(runtime)
+    outcomes = wait_until_holds(opened, set_limit(opened, MAIN, limit_bytes), 5.0)
+    assert all(outcome.holds for outcome in outcomes)
+
+
+def test_a_request_that_can_never_fit_gets_an_error_and_the_server_goes_on(
+    client: Client,
+    runtime: Path,
+    stock: Answers,
+    prompts: list[Prompt],
+    extra_prompts: dict[str, list[Prompt]],
+) -> None:
+    _limit(runtime, 6 * MIB)  # 11 blocks beside the null block; the prompt alone needs 15
+    with ThreadPoolExecutor(4) as pool:
+        hopeless = pool.submit(client.complete, extra_prompts["long"][0])
+        others = client.answers(prompts[:8])
+    assert hopeless.result().status_code == HTTPStatus.INTERNAL_SERVER_ERROR
+    assert not differences(others, stock)
+
+
+def test_a_request_that_outgrows_the_limit_gets_an_error_and_the_server_goes_on(
+    client: Client, runtime: Path, stock: Answers, prompts: list[Prompt]
+) -> None:
+    _limit(runtime, 6 * MIB)
+    (growing,) = long_prompts(1, 1380, 64)  # 11 blocks, of which it fills the last
+    assert client.complete(growing).status_code == HTTPStatus.INTERNAL_SERVER_ERROR
+    assert not differences(client.answers(prompts[:4]), stock)
+
+
+def test_i10_a_long_prompt_waits_for_memory_and_is_then_admitted(
+    client: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
+) -> None:
+    _limit(runtime, 10 * MIB)  # 19 blocks beside the null block: not 15 for one and 6 for another
+    long, talkative = extra_prompts["long"], extra_prompts["talkative"][:2]
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(client.ids, prompt) for prompt in talkative]
+        until(lambda: client.metric("vllm:num_requests_running") == 2, 30, "two requests run")
+        waiting = pool.submit(client.ids, long[0])
+        until(
+            lambda: client.metric("vllm:num_requests_waiting") == 1 or waiting.done(), 30, "the third waits"
+        )
+        assert not waiting.done()
+        answers = dict(zip(talkative, (each.result() for each in running), strict=True))
+        answers[long[0]] = waiting.result()
+    assert not differences(answers, stock)
+    record("requests.compared", len(answers))

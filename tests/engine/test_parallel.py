@@ -1,0 +1,126 @@
+"""Several ranks, one plan: outputs equal stock, and a death in one of them frees all that they held.
+
+One runtime directory for all engines here: each starts where the one before was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kvcached_core.ledger import Runtime, check, snapshot
+from tests.engine.client import SEQUENTIAL, Answers, Client, Prompt, differences
+from tests.engine.conftest import ELASTIC, MODEL_FLAGS
+from tests.engine.offline import ANSWER, PROMPTS_VARIABLE
+from tests.engine.server import BIN, Child, Fleet, Server, cores, environment, table, title_of, until
+from tests.engine.watch import owners, watching
+from tests.report import record
+
+pytestmark = pytest.mark.engine
+
+_MEMORY = {"host_capacity": "200MiB", "headroom": "16MiB", "spare": "4MiB"}
+DEATH_SECONDS = 1.0
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the runtime directory of this file's engines."""
+    return tmp_path_factory.mktemp("parallel") / "run"
+
+
+@contextmanager
+def _engine(fleet: Fleet, name: str, model: Path, place: Path, flags: list[str], extra: dict[str, str],
+            settings: dict[str, str]) -> Iterator[Server]:  # fmt: skip
+    options = ["--additional-config", json.dumps({"kvcached": _MEMORY | settings | {"name": name}})]
+    threads = {"VLLM_CPU_OMP_THREADS_BIND": cores(2)}
+    with fleet.running(
+        Server(name, model, place, [*MODEL_FLAGS, *flags, *options], threads | extra)
+    ) as server:
+        server.wait_ready()
+        yield server
+
+
+def _compare(server: Server, place: Path, prompts: list[Prompt], stock: Answers) -> None:
+    with Client(server.url) as client, watching(place):
+        answers = client.answers(prompts, SEQUENTIAL)
+        assert client.rpc("kvcached_check") == [None, None]
+    assert not differences(answers, stock)
+    record("requests.compared", len(answers))
+
+
+def _kill(server: Server, place: Path, choose: Callable[[int], int]) -> None:
+    """Kill the process that `choose` finds from the last rank's worker; then nobody holds anything."""
+    workers = {owner.rank: owner.worker_pid for owner in owners(place)}
+    assert workers.keys() == {0, 1}
+    os.kill(choose(workers[1]), signal.SIGKILL)
+    record("engine.kills", 1)
+    seconds = until(lambda: not owners(place), DEATH_SECONDS, "no process of the killed engine holds a slot")
+    print(f"{server.name}: the last slot was free {seconds:.2f} s after the kill")
+    for device in snapshot(Runtime.open(place)):
+        assert not check(device)
+    server.wait(60)
+
+
+def _listed(place: Path, scratch: Path) -> list[str]:
+    """Return the living engines that kvctl shows."""
+    done = subprocess.run(
+        [str(BIN / "kvctl"), "list", "--json"], env=environment(scratch, place, {}), capture_output=True,
+        text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    devices = json.loads(done.stdout)["devices"]
+    return [engine["name"] for device in devices for engine in device["engines"] if engine["live"]]
+
+
+def test_i12_tp2_with_small_odd_pages_and_chunked_prefill_and_i4_a_killed_worker_frees_all(
+    fleet: Fleet, model: Path, place: Path, stock: Answers, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    # 32 tokens of 2 heads on each of 2 ranks make a block of 16 KiB in a layer: 7 of them in a page.
+    flags = [*ELASTIC, "--tensor-parallel-size", "2", "--block-size", "32", "--max-num-batched-tokens", "128"]
+    with _engine(fleet, "tp2", model, place, flags, {}, {"page_size": "112KiB"}) as server:
+        assert all((each.blocks_per_granule, each.page_bytes) == (7, 112 << 10) for each in owners(place))
+        _compare(server, place, prompts, stock)
+        _kill(server, place, lambda worker: worker)
+        assert not _listed(place, tmp_path)
+
+
+def test_i12_pp2_without_prefix_caching_by_the_variable_and_i4_a_killed_core_frees_all(
+    fleet: Fleet, model: Path, place: Path, stock: Answers, prompts: list[Prompt]
+) -> None:
+    flags = ["--pipeline-parallel-size", "2", "--block-size", "32", "--no-enable-prefix-caching"]
+
+    def core_of(worker: int) -> int:
+        core = table()[worker].parent
+        assert "EngineCore" in title_of(core), title_of(core)
+        return core
+
+    with _engine(fleet, "pp2", model, place, flags, {"ENABLE_KVCACHED": "true"}, {}) as server:
+        assert all(each.blocks_per_granule >= 16 for each in owners(place))
+        _compare(server, place, prompts, stock)
+        assert all(each.cached_bytes == 0 for each in owners(place))
+        _kill(server, place, core_of)
+
+
+def test_an_engine_in_a_python_program_starts_where_others_were_killed_and_equals_stock(
+    fleet: Fleet, model: Path, place: Path, stock: Answers, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps(prompts[:40]))
+    command = [sys.executable, "-m", "tests.engine.offline", "elastic", str(model)]
+    with fleet.running(Child("offline", place, command, {PROMPTS_VARIABLE: str(file)})) as child:
+        assert child.wait(180) == 0
+        text = child.text()
+    (line,) = [line for line in text.splitlines() if line.startswith(ANSWER)]
+    answers = dict(zip(prompts[:40], map(tuple, json.loads(line.removeprefix(ANSWER))), strict=True))
+    assert not differences(answers, stock)
+    assert "kvcached backend: driver host" in text
+    assert not owners(place)
+    record("requests.compared", len(answers))

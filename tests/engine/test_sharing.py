@@ -1,0 +1,120 @@
+"""Engines and others on one device: who holds memory makes the rest wait, and nobody crashes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
+from kvcached_core.ledger import Account, Runtime, set_limit
+from tests.engine.client import SEQUENTIAL, Answers, Client, Prompt, differences, long_prompts
+from tests.engine.conftest import CAPACITY_BYTES, ELASTIC, HEADROOM_BYTES, MAIN, MIB
+from tests.engine.server import Fleet, Server, cores, until
+from tests.engine.watch import owner, owners, watching
+from tests.models import smollm2
+from tests.report import record
+
+pytestmark = pytest.mark.engine
+
+REAL = "real"
+_REAL_FLAGS = ["--max-model-len", "512"]
+
+
+@contextmanager
+def _outsider(runtime: Path) -> Iterator[Account]:
+    """Be another owner on the device for a while; whatever it took is given back."""
+    account = Account.attach(
+        Runtime.open(runtime), DeviceIdentity("host", "host"), CAPACITY_BYTES, HEADROOM_BYTES,
+        instance="outsider", rank=0, name="outsider",
+    )  # fmt: skip
+    account.describe(page_bytes=MIB, granule_bytes=MIB, granule_count=CAPACITY_BYTES // MIB,
+                     blocks_per_granule=1, block_count=CAPACITY_BYTES // MIB, stride_bytes=MIB)  # fmt: skip
+    try:
+        yield account
+    finally:
+        account.give_back(granules_released=account.ready_bytes // MIB)
+        account.detach()
+
+
+def _take_all(account: Account) -> int:
+    """Lease what there is and make it ready; returns the granules."""
+    granted = account.lease(CAPACITY_BYTES, MemoryInfo(CAPACITY_BYTES, CAPACITY_BYTES)) // MIB
+    account.created(granted)
+    return granted
+
+
+def test_requests_wait_while_another_holds_the_device_and_then_finish(
+    client: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
+) -> None:
+    prompts = extra_prompts["long"]
+    with watching(runtime), ThreadPoolExecutor(2) as pool:
+        with _outsider(runtime) as account:
+            assert _take_all(account) > 0.9 * (CAPACITY_BYTES - HEADROOM_BYTES) / MIB
+            requests = [pool.submit(client.ids, prompt) for prompt in prompts]
+            until(lambda: owner(runtime, MAIN).demand_bytes > 0, 10, "the engine is refused memory")
+            until(lambda: client.metric("vllm:num_requests_waiting") == 2, 10, "both requests wait")
+            assert not any(request.done() for request in requests)
+        answers = {prompt: request.result() for prompt, request in zip(prompts, requests, strict=True)}
+    assert not differences(answers, stock)
+    record("requests.compared", len(answers))
+
+
+def test_requests_that_run_when_another_takes_the_rest_are_preempted_and_finish(
+    client: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
+) -> None:
+    prompts = extra_prompts["talkative"]
+    before = client.metric("vllm:num_preemptions_total")
+    with watching(runtime), ThreadPoolExecutor(8) as pool:
+        with _outsider(runtime) as account:
+            requests = [pool.submit(client.ids, prompt) for prompt in prompts]
+            until(lambda: client.metric("vllm:num_requests_running") == 8, 30, "all requests run")
+            assert _take_all(account) > 0
+            until(lambda: client.metric("vllm:num_preemptions_total") > before, 30, "one is preempted")
+        answers = {prompt: request.result() for prompt, request in zip(prompts, requests, strict=True)}
+    assert not differences(answers, stock)
+    record("requests.compared", len(answers))
+
+
+def _real_prompts() -> list[Prompt]:
+    return long_prompts(5, 150, 32)
+
+
+def _real_answers(fleet: Fleet, folder: Path, runtime: Path) -> Answers:
+    """Return what stock answers with the real model."""
+    server = Server("real-stock", folder, runtime, _REAL_FLAGS, {"VLLM_PLUGINS": ""})
+    with fleet.running(server):
+        server.wait_ready()
+        with Client(server.url) as client:
+            return client.answers(_real_prompts())
+
+
+def test_i1_a_second_engine_with_a_real_model_shares_the_device_and_ends_while_it_owes_memory(
+    fleet: Fleet, client: Client, runtime: Path, stock: Answers, prompts: list[Prompt]
+) -> None:
+    folder = smollm2()
+    expected = _real_answers(fleet, folder, runtime)
+    settings = {"KVCACHED_NAME": REAL, "KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES),
+                "KVCACHED_HEADROOM": str(HEADROOM_BYTES), "KVCACHED_SPARE": "4MiB",
+                "KVCACHED_LIMIT": "80MiB", "VLLM_CPU_OMP_THREADS_BIND": cores(2).split("|")[1]}  # fmt: skip
+    server = Server("real", folder, runtime, [*_REAL_FLAGS, *ELASTIC], settings)
+    with fleet.running(server):
+        server.wait_ready()
+        set_limit(Runtime.open(runtime), MAIN, 60 * MIB)
+        with Client(server.url) as real, watching(runtime) as watch, ThreadPoolExecutor(1) as pool:
+            beside = pool.submit(client.answers, prompts, SEQUENTIAL)
+            assert "Paris" in real.chat("What is the capital of France?", 24)
+            assert not differences(real.answers(_real_prompts()), expected)
+            assert not differences(beside.result(), stock)
+            assert real.rpc("kvcached_check") == client.rpc("kvcached_check") == [None]
+        assert watch.peak_ready_bytes[MAIN] <= 60 * MIB
+        assert watch.peak_ready_bytes[REAL] <= 80 * MIB
+        assert "waste 0.0%" in server.text(), "pages on the host are multiples of the block"
+        record("requests.compared", len(prompts) + len(expected))
+
+        set_limit(Runtime.open(runtime), REAL, MIB)  # less than it holds: it owes memory from now on
+        server.terminate(30)
+        assert not owners(runtime, REAL)

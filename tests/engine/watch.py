@@ -1,0 +1,74 @@
+"""The ledger as an onlooker sees it while engines work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kvcached_core.ledger import DeviceSnapshot, OwnerSnapshot, Runtime, check, snapshot
+
+_SAMPLE_SECONDS = 0.02
+
+
+def owners(runtime: Path, name: str = "") -> list[OwnerSnapshot]:
+    """Return the living owners, all or those of one name."""
+    found = [owner for device in snapshot(Runtime.open(runtime)) for owner in device.owners if owner.live]
+    return [owner for owner in found if name in ("", owner.name)]
+
+
+def owner(runtime: Path, name: str) -> OwnerSnapshot:
+    """Return the one living owner of this name."""
+    (found,) = owners(runtime, name)
+    return found
+
+
+def is_at_rest(runtime: Path, name: str) -> bool:
+    """Say whether an engine holds its null granule and nothing else."""
+    now = owner(runtime, name)
+    return now.ready_bytes == now.mapped_bytes == now.leased_bytes == now.granule_bytes
+
+
+class Watch:
+    """What a series of pictures has shown."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.violations: list[str] = []
+        self.peak_ready_bytes: dict[str, int] = {}
+
+    def take(self, device: DeviceSnapshot) -> None:
+        """Look at one picture."""
+        self.samples += 1
+        self.violations += check(device)
+        if device.settled and device.ready_bytes > device.capacity_bytes - device.headroom_bytes:
+            self.violations.append(f"{device.ready_bytes} bytes are ready of {device.capacity_bytes}")
+        for each in device.owners:
+            self.peak_ready_bytes[each.name] = max(self.peak_ready_bytes.get(each.name, 0), each.ready_bytes)
+
+
+@contextmanager
+def watching(runtime: Path) -> Iterator[Watch]:
+    """Look at the ledger 50 times a second for as long as the block runs; then nothing was ever violated."""
+    watch, stop, opened = Watch(), threading.Event(), Runtime.open(runtime)
+    failures: list[BaseException] = []
+
+    def look() -> None:
+        try:
+            while not stop.wait(_SAMPLE_SECONDS):
+                for device in snapshot(opened):
+                    watch.take(device)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        stop.set()
+        thread.join()
+    assert not failures, failures
+    assert watch.samples > 0
+    assert not watch.violations, watch.violations[:5]

@@ -1,0 +1,114 @@
+"""What a scheduler is thought to need, against what vLLM's own then takes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from tests.vllm.engines import BLOCK_TOKENS, finish_step, request, scheduler, vllm_config
+from vllm_kvcached.demand import Demand
+
+BLOCKS = 96
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One configuration for all schedulers here."""
+    return vllm_config(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def stock(config: Any) -> Iterator[Any]:
+    """A stock scheduler that has all its memory."""
+    made = scheduler(Scheduler, config, BLOCKS)
+    yield made
+    made.shutdown()
+
+
+def used(of: Any) -> int:
+    """Return the blocks that requests hold."""
+    pool = of.kv_cache_manager.block_pool
+    return int(pool.num_gpu_blocks - pool.get_num_free_blocks())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_step_takes_more_than_was_said(stock: Any, seed: int) -> None:
+    chance, demand = random.Random(seed), Demand(stock)
+    shared = list(range(100, 180))
+    tight = 0
+    for step in range(250):
+        while step < 200 and chance.random() < 0.4:
+            own = [chance.randrange(500) for _ in range(chance.randrange(1, 150))]
+            prompt = [*shared[: chance.randrange(81)], *own]
+            stock.add_request(request(prompt, chance.randrange(1, 60)))
+        bound, before = demand.blocks(), used(stock)
+        output = stock.schedule()
+        taken = used(stock) - before
+        assert taken <= bound, f"step {step} took {taken} blocks, and {bound} were thought to do"
+        tight += bound and taken * 4 >= bound
+        demand.note(output)
+        finish_step(stock, output)
+    assert tight > 5, "a bound that is never near says nothing"
+
+
+def test_an_idle_scheduler_needs_nothing(stock: Any) -> None:
+    demand = Demand(stock)
+    assert (demand.blocks(), demand.is_short(), demand.stuck(), demand.hopeless(0)) == (0, False, None, None)
+
+
+def test_the_head_of_the_queue_needs_its_whole_prompt_and_the_watermark(stock: Any) -> None:
+    demand = Demand(stock)
+    stock.add_request(request(100, 1))
+    assert demand.blocks() == 7 + stock.kv_cache_manager.watermark_blocks
+    stock.add_request(request(10, 1))
+    assert demand.blocks() == 7 + 1 + stock.kv_cache_manager.watermark_blocks
+    stock.add_request(request(200, 1))  # two steps prefill 128 tokens: the queue ends here
+    stock.add_request(request(200, 1))
+    assert demand.blocks() == 7 + 1 + 13 + stock.kv_cache_manager.watermark_blocks
+
+
+def test_a_long_queue_costs_no_more_than_a_short_one(stock: Any) -> None:
+    for _ in range(300):
+        stock.add_request(request(1, 1))
+    assert Demand(stock).blocks() == 64 + stock.kv_cache_manager.watermark_blocks
+
+
+def test_a_step_is_short_if_a_request_could_not_grow(stock: Any) -> None:
+    demand, pool = Demand(stock), stock.kv_cache_manager.block_pool
+    stock.add_request(request(BLOCK_TOKENS, 10))
+    finish_step(stock, stock.schedule())
+    assert not demand.is_short()
+    held = pool.get_new_blocks(pool.get_num_free_blocks())
+    assert demand.is_short()
+    pool.free_blocks(held)
+    assert not demand.is_short()
+
+
+def test_who_can_never_fit_is_hopeless_and_who_does_not_fit_alone_is_stuck(stock: Any) -> None:
+    demand, pool = Demand(stock), stock.kv_cache_manager.block_pool
+    head = request(100, 1)
+    name = head.request_id
+    stock.add_request(head)
+    assert demand.hopeless(7) is None and demand.hopeless(6) is head
+    assert demand.stuck() is None
+    held = pool.get_new_blocks(pool.get_num_free_blocks() - 6)
+    assert demand.stuck() is head and demand.is_short()
+    pool.free_blocks(held[:1])
+    assert demand.stuck() is None and not demand.is_short()
+    output = stock.schedule()
+    demand.note(output)
+    assert demand.stuck() is None and output.num_scheduled_tokens == {name: 64}
+
+
+def test_a_request_with_lookahead_needs_room_for_it_too(stock: Any) -> None:
+    stock.num_lookahead_tokens = 5
+    demand, head = Demand(stock), request(96, 1)
+    stock.add_request(head)
+    assert demand.hopeless(6) is head, "vLLM wants 96 + 5 slots before it begins with the last tokens"
+    assert demand.blocks() == 7 + stock.kv_cache_manager.watermark_blocks
+    stock.max_model_len = 98
+    assert Demand(stock).hopeless(7) is None
