@@ -23,8 +23,8 @@ from kvcached_core.units import MIB
 
 PAGE_BYTES = 16 * MIB
 GRANULES = 64
-LAUNCHES = 12  # kernels of a round that write to its granule
-SPIN_CYCLES = 40_000  # a kernel of some 20 us before each, so that the device is behind the host
+LAUNCHES = 8  # kernels of a round that write to its granule
+SPIN_CYCLES = 300_000  # a kernel of some 0.17 ms before each, so that the device is far behind the host
 CHILD_SECONDS = 150
 
 
