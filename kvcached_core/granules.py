@@ -53,8 +53,7 @@ class Granules(Generic[BlockT]):
         self._clean: list[list[BlockT]] = [[] for _ in first_blocks]
         self._used = [0] * self.granule_count
         self._idle: dict[int, None] = {}  # oldest latest use first
-        self._open: list[int] = []  # heap: granules with a clean block, once each, and the stale ones
-        self._stale: set[int] = set()  # granules in _open that were unmapped
+        self._open: list[int] = []  # heap: every granule with a clean block, and some that were unmapped
         self._spent: list[int] = []  # heap of -g: every empty granule, once, and some others
         self._in_spent = bytearray(self.granule_count)
         self.budget = 1
@@ -85,7 +84,7 @@ class Granules(Generic[BlockT]):
             number = len(clean)
             if not used[granule]:
                 if not number:
-                    self._stale.remove(heappop(is_open))
+                    heappop(is_open)  # it was unmapped
                     continue
                 self._wake(granule, number)
             if number > missing:
@@ -220,17 +219,14 @@ class Granules(Generic[BlockT]):
         return self.clean_blocks - self.empty * self.blocks_per_granule
 
     def _map_next(self) -> bool:
-        """Map another granule; say False if the budget has no room for it."""
+        """Map another granule once no other is open; say False if the budget has no room for it."""
         if self.mapped >= self.budget:
             return False
         granule = self.extent.map_lowest()
         first = self._first[granule]
         self._clean[granule] += reversed(self._blocks[first : first + self.blocks_per_granule])
         self.clean_blocks += self.blocks_per_granule
-        if granule in self._stale:
-            self._stale.remove(granule)
-        else:
-            heappush(self._open, granule)
+        heappush(self._open, granule)  # no double: _open was empty
         self._rest(granule, self.blocks_per_granule)
         return True
 
@@ -239,7 +235,6 @@ class Granules(Generic[BlockT]):
         self._clean[granule].clear()
         self.clean_blocks -= self.blocks_per_granule
         self.empty -= 1
-        self._stale.add(granule)
 
     def _highest_empty(self) -> int:
         """Return the highest empty granule, or -1."""
@@ -289,7 +284,8 @@ class Granules(Generic[BlockT]):
             "unmapped": ([g for g in unmapped if self._clean[g] or self._used[g]], []),
             "empty": (self.empty, len(empty)),
             "idle": (set(self._idle), idle),
-            "open": (sorted(self._open), sorted([*(g for g in mapped if clean[g]), *self._stale])),
+            "open": (sorted({*self._open} - unmapped), [g for g in mapped if clean[g]]),
+            "open twice": (len(self._open), len({*self._open})),
             "spent": (empty - {-g for g in self._spent}, set()),
             "block 0": (self._used[0] > 0 and 0 in clean and 0 not in clean_ids, True),
             "doubles": (len(clean_ids), len(set(clean_ids))),

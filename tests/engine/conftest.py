@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from kvcached_core.ledger import Runtime, set_limit
 from tests.engine.client import SEQUENTIAL, Answers, Client, Prompt, long_prompts, many_prompts
-from tests.engine.server import Fleet, Server, until
+from tests.engine.server import SHARED_MEMORY, Fleet, Server, until
 from tests.engine.watch import is_at_rest
 from tests.models import tiny_model
 
@@ -78,7 +77,7 @@ def stock(
     fleet: Fleet, model: Path, prompts: list[Prompt], extra_prompts: dict[str, list[Prompt]]
 ) -> Answers:
     """Return what stock vLLM, without any plugin, answers."""
-    with tempfile.TemporaryDirectory(prefix="kvt-run-", dir="/dev/shm") as runtime:
+    with tempfile.TemporaryDirectory(prefix="kvt-run-", dir=SHARED_MEMORY) as runtime:
         server = Server("stock", model, Path(runtime), MODEL_FLAGS, {"VLLM_PLUGINS": ""})
         with fleet.running(server):
             server.wait_ready()
@@ -92,14 +91,13 @@ def stock(
 @pytest.fixture(scope="session")
 def runtime() -> Iterator[Path]:
     """Return the runtime directory that the main engine shares with whoever comes."""
-    folder = tempfile.mkdtemp(prefix="kvt-run-", dir="/dev/shm")
-    yield Path(folder)
-    shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="kvt-run-", dir=SHARED_MEMORY) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")
-def _main(fleet: Fleet, model: Path, runtime: Path) -> Callable[[], Server]:
-    """Return what gives the main engine, a new one if a test has ended the last."""
+def _main(fleet: Fleet, model: Path, runtime: Path) -> Iterator[Callable[[], Server]]:
+    """Return what gives the main engine, anew if a test has ended it; it ends before its ledger."""
     servers: list[Server] = []
     settings = {
         "KVCACHED_NAME": MAIN,
@@ -120,7 +118,9 @@ def _main(fleet: Fleet, model: Path, runtime: Path) -> Callable[[], Server]:
             servers[:] = [server]
         return servers[-1]
 
-    return give
+    yield give
+    for server in servers:
+        server.close()
 
 
 @pytest.fixture

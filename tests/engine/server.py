@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -103,8 +104,10 @@ class Child:
         kill_group(self.process.pid)
         self.process.wait()
         # What vLLM's ranks share when one of them is killed stays; its name is that of their meeting point.
-        for meeting in Path(self._scratch.name).glob("vllm_dist_*"):
-            for left in SHARED_MEMORY.glob(f"{meeting.name}-*"):
+        for meeting in set(
+            re.findall(r"distributed_init_method=file://\S*/(vllm_dist_[0-9a-f]+)", self.text())
+        ):
+            for left in SHARED_MEMORY.glob(f"{meeting}-*"):
                 left.unlink(missing_ok=True)
         self._scratch.cleanup()
 

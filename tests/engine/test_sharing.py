@@ -40,9 +40,10 @@ def _outsider(runtime: Path) -> Iterator[Account]:
         account.detach()
 
 
-def _take_all(account: Account) -> int:
-    """Lease what there is and make it ready; returns the granules."""
-    granted = account.lease(CAPACITY_BYTES, MemoryInfo(CAPACITY_BYTES, CAPACITY_BYTES)) // MIB
+def _take(account: Account, leaving_bytes: int = 0) -> int:
+    """Lease all that is left but so much, and make it ready; returns the granules."""
+    wanted = CAPACITY_BYTES - HEADROOM_BYTES - leaving_bytes - MIB  # one is the other's null granule
+    granted = account.lease(wanted, MemoryInfo(CAPACITY_BYTES, CAPACITY_BYTES)) // MIB
     account.created(granted)
     return granted
 
@@ -53,7 +54,7 @@ def test_requests_wait_while_another_holds_the_device_and_then_finish(
     prompts = extra_prompts["long"]
     with watching(runtime), ThreadPoolExecutor(2) as pool:
         with _outsider(runtime) as account:
-            assert _take_all(account) > 0.9 * (CAPACITY_BYTES - HEADROOM_BYTES) / MIB
+            assert _take(account) > 0.9 * (CAPACITY_BYTES - HEADROOM_BYTES) / MIB
             requests = [pool.submit(client.ids, prompt) for prompt in prompts]
             until(lambda: owner(runtime, MAIN).demand_bytes > 0, 10, "the engine is refused memory")
             until(lambda: client.metric("vllm:num_requests_waiting") == 2, 10, "both requests wait")
@@ -63,17 +64,18 @@ def test_requests_wait_while_another_holds_the_device_and_then_finish(
     record("requests.compared", len(answers))
 
 
-def test_requests_that_run_when_another_takes_the_rest_are_preempted_and_finish(
+def test_requests_that_grow_while_another_holds_the_rest_are_preempted_and_finish(
     client: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
 ) -> None:
+    # Eight requests that begin with 8 MiB and end with 24, of which the other leaves them 14.
     prompts = extra_prompts["talkative"]
     before = client.metric("vllm:num_preemptions_total")
     with watching(runtime), ThreadPoolExecutor(8) as pool:
         with _outsider(runtime) as account:
+            assert _take(account, leaving_bytes=14 * MIB) > 0
             requests = [pool.submit(client.ids, prompt) for prompt in prompts]
-            until(lambda: client.metric("vllm:num_requests_running") == 8, 30, "all requests run")
-            assert _take_all(account) > 0
             until(lambda: client.metric("vllm:num_preemptions_total") > before, 30, "one is preempted")
+            assert owner(runtime, MAIN).demand_bytes > 0
         answers = {prompt: request.result() for prompt, request in zip(prompts, requests, strict=True)}
     assert not differences(answers, stock)
     record("requests.compared", len(answers))

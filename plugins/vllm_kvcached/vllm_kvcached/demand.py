@@ -34,16 +34,16 @@ class Demand:
         if self._prefilling:
             needed += self._per_step
         if scheduler.waiting:
-            needed += self._of_waiting() + int(self._manager.watermark_blocks)
+            needed += self._of_waiting(2 * scheduler.max_num_scheduled_tokens) + int(self._manager.watermark_blocks)
         return int(needed)
 
     def is_short(self) -> bool:
-        """Say whether the next step would preempt, or stand still, for lack of blocks."""
+        """Say whether the next step would preempt, or be a smaller one than it could, for lack of blocks."""
         scheduler = self._scheduler
         free = self._pool.get_num_free_blocks()
         if scheduler.running:
             return bool(free < len(scheduler.running) * self._per_running)
-        return bool(scheduler.waiting) and free < self._of_request(scheduler.waiting.peek_request())
+        return free < self._of_waiting(scheduler.max_num_scheduled_tokens)
 
     def hopeless(self, limit_blocks: int) -> Request | None:
         """Return the next request to be admitted if it alone is over the limit."""
@@ -76,13 +76,12 @@ class Demand:
         tokens = request.num_tokens + scheduler.num_lookahead_tokens
         return self._of_tokens(min(tokens, scheduler.max_model_len))
 
-    def _of_waiting(self) -> int:
+    def _of_waiting(self, most_tokens: int) -> int:
         """Return the blocks of the head of the queue, and of those behind it that two steps could prefill."""
-        most = 2 * self._scheduler.max_num_scheduled_tokens
         tokens = blocks = 0
         for request in islice(self._scheduler.waiting, _LOOK_AT_WAITING):
             blocks += self._of_request(request)
             tokens += request.num_tokens
-            if tokens >= most:
+            if tokens >= most_tokens:
                 break
         return blocks
