@@ -1,4 +1,4 @@
-"""Pictures of results: `python -m benchmarks.plots RESULT.json ...` writes a PNG beside each that it knows."""
+"""Pictures of results: `python -m benchmarks.plots RESULT.json ...` writes a PNG beside each it knows."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def side_by_side(result: dict[str, Any], out: Path) -> None:
         right = at > 0.6 * times[-1]
         axes.text(at, top * (0.97 - 0.045 * (number % 6)), f" {text} ", fontsize=8,
                   ha="right" if right else "left")  # fmt: skip
-    axes.set(xlim=(times[0], times[-1]), ylim=(0, top), xlabel="seconds", ylabel="KV memory held, GiB")
+    begin = result["notes"]["events"][0][0] - 5
+    axes.set(xlim=(begin, times[-1]), ylim=(0, top), xlabel="seconds", ylabel="KV memory held, GiB")
     axes.set_title(f"Two 8B-shaped vLLM engines on one {result['device']['name']}")
-    axes.legend(loc="lower right")
+    axes.legend(loc="center left")
     _save(figure, out)
 
 
@@ -53,7 +54,7 @@ def throughput(result: dict[str, Any], out: Path) -> None:
     axes.set_title(
         f"vLLM {result['versions'].get('vllm', '')}, shape of Llama-8B, {result['device']['name']}"
     )
-    axes.legend(loc="center right")
+    axes.legend(loc="upper center")
     _save(figure, out)
 
 

@@ -18,12 +18,16 @@ REPORT = ROOT / "build" / "test-report.json"
 # A suite that silently does less than this is broken, whatever pytest says.
 MINIMA: dict[str, int] = {
     "driver.injected_failures": 50,
+    "engine.kills": 2,
     "granules.steps": 5_000,
     "ledger.byte_flips": 10_000,
-    "ledger.kills": 3,
+    "ledger.kills": 100,
     "ledger.steps": 2_000,
+    "ledger.write_points": 100,
     "pool.steps": 2_000,
-    "requests.compared": 200,
+    "requests.compared": 800,
+    "requests.control_compared": 200,
+    "stress.requests": 300,
 }
 
 

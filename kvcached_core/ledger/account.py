@@ -138,7 +138,7 @@ class Account(Member):
                           self._headroom_bytes, free_bytes)  # fmt: skip
 
     def created(self, granules: int) -> None:
-        """Say that handles for `granules` more now exist. Rings nobody: a scheduler in need looks by itself."""
+        """Say that handles for `granules` more now exist. Rings nobody: a scheduler looks by itself."""
         with self._mutex:
             ready = self.ready_bytes + granules * self.granule_bytes
             if ready > self.leased_bytes:

@@ -34,7 +34,8 @@ class Demand:
         if self._prefilling:
             needed += self._per_step
         if scheduler.waiting:
-            needed += self._of_waiting(2 * scheduler.max_num_scheduled_tokens) + int(self._manager.watermark_blocks)
+            needed += self._of_waiting(2 * scheduler.max_num_scheduled_tokens)
+            needed += int(self._manager.watermark_blocks)
         return int(needed)
 
     def is_short(self) -> bool:
@@ -43,7 +44,7 @@ class Demand:
         free = self._pool.get_num_free_blocks()
         if scheduler.running:
             return bool(free < len(scheduler.running) * self._per_running)
-        return free < self._of_waiting(scheduler.max_num_scheduled_tokens)
+        return bool(free < self._of_waiting(scheduler.max_num_scheduled_tokens))
 
     def hopeless(self, limit_blocks: int) -> Request | None:
         """Return the next request to be admitted if it alone is over the limit."""
@@ -77,7 +78,7 @@ class Demand:
         return self._of_tokens(min(tokens, scheduler.max_model_len))
 
     def _of_waiting(self, most_tokens: int) -> int:
-        """Return the blocks of the head of the queue, and of those behind it that two steps could prefill."""
+        """Return the blocks of the head of the queue, and of those behind it within so many tokens."""
         tokens = blocks = 0
         for request in islice(self._scheduler.waiting, _LOOK_AT_WAITING):
             blocks += self._of_request(request)

@@ -82,7 +82,7 @@ class SchedulerMemory:
         return self._governor.owes_memory
 
     def take_plan(self, preemptions: int) -> Plan | None:
-        """Return the plan for the step just scheduled, if there is one; `preemptions` since the engine began."""
+        """Return the plan for the step just scheduled, if any; `preemptions` since the engine began."""
         self._preemptions = preemptions
         self._count(busy=True)
         return self._governor.take_plan()
