@@ -82,7 +82,7 @@ class Course:
         outcomes = await load.burst(client, text, requests, AT_ONCE)
         self.outcomes += outcomes
         failures = [outcome.error for outcome in outcomes if outcome.error]
-        self._note(f"{len(outcomes) - len(failures)} of {len(outcomes)} answered, idle")
+        self._note(f"{len(outcomes) - len(failures)} of {len(outcomes)} answered")
         for error in failures[:3]:
             self._view.say(f"failed: {error}")
 
