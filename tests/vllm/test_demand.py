@@ -88,6 +88,22 @@ def test_a_step_is_short_if_a_request_could_not_grow(stock: Any) -> None:
     assert not demand.is_short()
 
 
+def test_a_step_is_short_if_the_queue_would_be_admitted_but_for_blocks(stock: Any) -> None:
+    demand, pool = Demand(stock), stock.kv_cache_manager.block_pool
+    stock.add_request(request(BLOCK_TOKENS, 10))
+    finish_step(stock, stock.schedule())
+    for _ in range(3):
+        stock.add_request(request(2 * BLOCK_TOKENS, 1))
+    needed = 1 + 2 * 2  # the running one's, and what a step of 64 tokens prefills
+    held = pool.get_new_blocks(pool.get_num_free_blocks() - needed)
+    assert not demand.is_short()
+    more = pool.get_new_blocks(1)
+    assert demand.is_short()
+    stock.max_num_running_reqs = 1
+    assert not demand.is_short(), "nobody can be admitted, so nobody waits for memory"
+    pool.free_blocks(more + held)
+
+
 def test_who_can_never_fit_is_hopeless_and_who_does_not_fit_alone_is_stuck(stock: Any) -> None:
     demand, pool = Demand(stock), stock.kv_cache_manager.block_pool
     head = request(100, 1)

@@ -41,10 +41,10 @@ class Demand:
     def is_short(self) -> bool:
         """Say whether the next step would preempt, or be a smaller one than it could, for lack of blocks."""
         scheduler = self._scheduler
-        free = self._pool.get_num_free_blocks()
-        if scheduler.running:
-            return bool(free < len(scheduler.running) * self._per_running)
-        return bool(free < self._of_waiting(scheduler.max_num_scheduled_tokens))
+        needed = len(scheduler.running) * self._per_running
+        if scheduler.waiting and len(scheduler.running) < scheduler.max_num_running_reqs:
+            needed += self._of_waiting(scheduler.max_num_scheduled_tokens)
+        return bool(self._pool.get_num_free_blocks() < needed)
 
     def hopeless(self, limit_blocks: int) -> Request | None:
         """Return the next request to be admitted if it alone is over the limit."""

@@ -80,6 +80,7 @@ SEAMS: tuple[Seam, ...] = (
     Seam(_SCHEDULER, "Scheduler.kv_cache_manager", kind="attribute"),
     Seam(_SCHEDULER, "Scheduler.num_lookahead_tokens", kind="attribute"),
     Seam(_SCHEDULER, "Scheduler.max_num_scheduled_tokens", kind="attribute"),
+    Seam(_SCHEDULER, "Scheduler.max_num_running_reqs", kind="attribute"),
     Seam(_SCHEDULER, "Scheduler.max_model_len", kind="attribute"),
     Seam("vllm.v1.core.sched.async_scheduler", "AsyncScheduler", kind="class"),
     Seam("vllm.v1.core.sched.output", "SchedulerOutput.total_num_scheduled_tokens", kind="attribute"),
