@@ -80,28 +80,35 @@ class Account:
         self.leased_bytes -= granules_released * self.granule_bytes + bytes_never_ready
 
 
-def child(rounds: int, skip_fences: bool) -> dict[str, Any]:
-    """Run the rounds; returns counts. With `skip_fences` the process is expected not to get that far."""
-    import torch
-
-    from kvcached_core.driver.registry import open_driver
+def pool_over(driver: Any) -> Any:
+    """Return a pool of GRANULES granules, all of them there."""
     from kvcached_core.geometry import Geometry
-    from kvcached_core.plan import Plan
     from kvcached_core.pool import ElasticPool
 
-    torch.cuda.init()
-    driver: Any = Watched(open_driver("cuda"), skip_fences)
     per_granule = 8
     geometry = Geometry(
         PAGE_BYTES, PAGE_BYTES // per_granule, (0,), GRANULES * per_granule, per_granule, GRANULES
     )
     account: Any = Account(PAGE_BYTES)
     pool = ElasticPool(driver, geometry, account)
+    while account.ready_bytes < account.wanted_bytes:
+        pool.supply_thread.turn(time.monotonic())
+    return pool
+
+
+def child(rounds: int, skip_fences: bool) -> dict[str, Any]:
+    """Run the rounds; returns counts. With `skip_fences` the process is expected not to get that far."""
+    import torch
+
+    from kvcached_core.driver.registry import open_driver
+    from kvcached_core.plan import Plan
+
+    torch.cuda.init()
+    driver: Any = Watched(open_driver("cuda"), skip_fences)
+    pool = pool_over(driver)
     pages = pool.tensor.view(torch.int32).view(GRANULES, -1)
     wrong = torch.zeros((), dtype=torch.int64, device="cuda")
     stream = int(torch.cuda.current_stream().cuda_stream)
-    for _ in range(8):
-        pool.supply_thread.turn(time.monotonic())
     waits: list[float] = []
     sequence = before = 0
     while driver.in_flight < rounds:
