@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -19,32 +18,7 @@ from kvcached_core.pool import ElasticPool
 from tests.fakes import FakeAccount, FakeDriver
 from tests.faults import FaultyDriver
 from tests.report import record
-
-PAGE, COUNT = 128, 100
-GEOMETRY = make_geometry(PAGE, PAGE, (0, COUNT * PAGE), COUNT, 64)  # a granule is two pages of one block each
-
-
-@pytest.fixture
-def account() -> Iterator[FakeAccount]:
-    """Return an account with room for all granules."""
-    account = FakeAccount(2 * PAGE, COUNT * 2 * PAGE)
-    yield account
-    account.close()
-
-
-def offsets(*granules: int) -> list[int]:
-    """Return where the pages of granules are."""
-    return [offset for granule in granules for offset in GEOMETRY.ranges(granule)]
-
-
-def ready(account: FakeAccount, driver: FakeDriver | FaultyDriver, granules: int) -> ElasticPool:
-    """Return a pool that holds granules, all but granule 0 spare: none is ahead yet."""
-    pool = ElasticPool(driver, GEOMETRY, account)
-    account.want(granules)
-    while pool._supply.grow(0.0, True) == 0.0:
-        pass
-    assert pool.stats().spare == granules - 1
-    return pool
+from tests.small_pool import PAGE, offsets, ready
 
 
 def test_i6_a_claim_follows_an_unfinished_zeroing(account: FakeAccount) -> None:

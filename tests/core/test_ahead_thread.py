@@ -5,43 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from kvcached_core.errors import BusyError, CapacityError
-from kvcached_core.geometry import make_geometry
 from kvcached_core.pages import FIRST_RETRY_SECONDS, SLICE_GRANULES
 from kvcached_core.plan import Plan
 from kvcached_core.pool import ElasticPool
 from tests.fakes import OWN_STREAM, FakeAccount, FakeDriver
 from tests.faults import FaultyDriver
-
-PAGE, COUNT = 128, 100
-GEOMETRY = make_geometry(PAGE, PAGE, (0, COUNT * PAGE), COUNT, 64)  # a granule is two pages of one block each
-
-
-@pytest.fixture
-def account() -> Iterator[FakeAccount]:
-    """Return an account with room for all granules."""
-    account = FakeAccount(2 * PAGE, COUNT * 2 * PAGE)
-    yield account
-    account.close()
-
-
-def offsets(*granules: int) -> list[int]:
-    """Return where the pages of granules are."""
-    return [offset for granule in granules for offset in GEOMETRY.ranges(granule)]
-
-
-def ready(account: FakeAccount, driver: FakeDriver | FaultyDriver, granules: int) -> ElasticPool:
-    """Return a pool that holds granules, all but granule 0 spare: none is ahead yet."""
-    pool = ElasticPool(driver, GEOMETRY, account)
-    account.want(granules)
-    while pool._supply.grow(0.0, True) == 0.0:
-        pass
-    assert pool.stats().spare == granules - 1
-    return pool
+from tests.small_pool import COUNT, GEOMETRY, PAGE, offsets, ready
 
 
 def at_last(condition: Callable[[], bool]) -> None:

@@ -1,0 +1,18 @@
+"""What tests of the pool share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fakes import FakeAccount
+from tests.small_pool import COUNT, PAGE
+
+
+@pytest.fixture
+def account() -> Iterator[FakeAccount]:
+    """Return an account with room for all granules."""
+    account = FakeAccount(2 * PAGE, COUNT * 2 * PAGE)
+    yield account
+    account.close()

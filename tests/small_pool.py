@@ -1,0 +1,26 @@
+"""A pool of a hundred granules over a fake driver, two pages of one block each."""
+
+from __future__ import annotations
+
+from kvcached_core.geometry import make_geometry
+from kvcached_core.pool import ElasticPool
+from tests.fakes import FakeAccount, FakeDriver
+from tests.faults import FaultyDriver
+
+PAGE, COUNT = 128, 100
+GEOMETRY = make_geometry(PAGE, PAGE, (0, COUNT * PAGE), COUNT, 64)  # a granule is two pages of one block each
+
+
+def offsets(*granules: int) -> list[int]:
+    """Return where the pages of granules are."""
+    return [offset for granule in granules for offset in GEOMETRY.ranges(granule)]
+
+
+def ready(account: FakeAccount, driver: FakeDriver | FaultyDriver, granules: int) -> ElasticPool:
+    """Return a pool that holds granules, all but granule 0 spare: none is ahead yet."""
+    pool = ElasticPool(driver, GEOMETRY, account)
+    account.want(granules)
+    while pool._supply.grow(0.0, True) == 0.0:
+        pass
+    assert pool.stats().spare == granules - 1
+    return pool
