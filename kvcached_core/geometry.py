@@ -107,13 +107,14 @@ def choose_page_bytes(
 ) -> tuple[int, ...]:
     """Return a page size for every rank, such that a granule holds as many blocks on each.
 
-    `strides` has a block's bytes in one segment, per rank. `exact` (host memory) wants no straddling
-    block at all. `wanted_bytes` is the user's page size, taken for the first rank.
+    `strides` has a block's bytes in one segment, per rank. `exact` (host memory) chooses a page without
+    a straddling block. `wanted_bytes` is the user's page size, taken for the first rank; with ranks alike
+    any multiple of the granularity will do, straddling blocks or not.
     Raises UnsupportedError, with the numbers, where no page size will do.
     """
     # G blocks fill whole pages without a straddler on every rank exactly if G is a multiple of `unit`.
     unit = math.lcm(*(granularity_bytes // math.gcd(granularity_bytes, stride) for stride in strides))
-    if not exact and len(set(strides)) == 1:
+    if len(set(strides)) == 1 and not (exact and wanted_bytes is None):
         page = _straddling_page(strides[0], segments, granularity_bytes, block_count, wanted_bytes)
         return (page,) * len(strides)
     if wanted_bytes is not None:
@@ -132,7 +133,7 @@ def choose_page_bytes(
 def _straddling_page(
     stride: int, segments: int, granularity: int, block_count: int, wanted: int | None
 ) -> int:
-    """Return the page size of least waste on a device whose ranks are alike."""
+    """Return the page size of least waste, or the one that is wanted, where ranks are alike."""
     if wanted is not None:
         _require_multiple("page size", wanted, granularity)
         return wanted

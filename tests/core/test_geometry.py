@@ -163,10 +163,13 @@ def test_a_wanted_page_is_taken_or_refused_with_what_is_legal() -> None:
     with pytest.raises(UnsupportedError, match=f"multiple of {UNIT} bytes"):
         choose_page_bytes([UNIT], 1, UNIT, 1000, 1 << 40, False, 3 * MIB)
     assert choose_page_bytes([6144], 2, 4096, 1000, 30_000, True, 24576) == (24576,)
+    assert choose_page_bytes([6144], 2, 4096, 1000, 30_000, True, 8192) == (8192,), "a straddler is allowed"
+    with pytest.raises(UnsupportedError, match="multiple of 4096 bytes"):
+        choose_page_bytes([6144], 2, 4096, 1000, 30_000, True, 9000)
     with pytest.raises(UnsupportedError, match="multiple of 12288 bytes"):
-        choose_page_bytes([6144], 2, 4096, 1000, 30_000, True, 8192)
+        choose_page_bytes([6144, 12288], 2, 4096, 1000, 30_000, True, 8192)
     with pytest.raises(UnsupportedError, match="a segment has 1000"):
-        choose_page_bytes([4096], 1, 4096, 1000, 30_000, True, 4096 * 1001)
+        choose_page_bytes([4096, 8192], 1, 4096, 1000, 30_000, True, 4096 * 1001)
 
 
 @pytest.mark.parametrize(
