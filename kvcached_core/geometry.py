@@ -17,6 +17,11 @@ LARGEST_PAGE = 64 * MIB  # what ranks with different strides may be driven to
 HOST_GRANULE = 1 * MIB  # a granule is the first size that is no smaller
 
 
+def first_block(granule: int, page_bytes: int, stride_bytes: int) -> int:
+    """Return the first block that starts in the page of a granule."""
+    return -(-granule * page_bytes // stride_bytes)
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Pages and blocks of one rank's arena.
@@ -45,7 +50,7 @@ class Geometry:
 
     def first_block(self, granule: int) -> int:
         """Return the first block that starts in this granule's page."""
-        return -(-granule * self.page_bytes // self.stride_bytes)
+        return first_block(granule, self.page_bytes, self.stride_bytes)
 
     def blocks(self, granule: int) -> range:
         """Return the blocks that belong to a granule."""

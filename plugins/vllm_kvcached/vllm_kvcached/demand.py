@@ -30,7 +30,7 @@ class Demand:
     def blocks(self) -> int:
         """Return what running requests and the next ones to be admitted may take beyond what is used."""
         scheduler = self._scheduler
-        needed = len(scheduler.running) * self._per_running
+        needed = self._of_running()
         if self._prefilling:
             needed += self._per_step
         if scheduler.waiting:
@@ -41,7 +41,7 @@ class Demand:
     def is_short(self) -> bool:
         """Say whether the next step would preempt, or be a smaller one than it could, for lack of blocks."""
         scheduler = self._scheduler
-        needed = len(scheduler.running) * self._per_running
+        needed = self._of_running()
         if scheduler.waiting and len(scheduler.running) < scheduler.max_num_running_reqs:
             needed += self._of_waiting(scheduler.max_num_scheduled_tokens)
         return bool(self._pool.get_num_free_blocks() < needed)
@@ -70,6 +70,10 @@ class Demand:
 
     def _of_tokens(self, tokens: int) -> int:
         return sum(-(-tokens // size) for size in self._block_sizes)
+
+    def _of_running(self) -> int:
+        """Return the blocks that running requests may open in one step."""
+        return int(len(self._scheduler.running) * self._per_running)
 
     def _of_request(self, request: Request) -> int:
         """Return the blocks that a waiting request needs until its first answer, with vLLM's lookahead."""

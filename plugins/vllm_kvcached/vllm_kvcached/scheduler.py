@@ -41,8 +41,7 @@ class _Elastic(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]
         memory.update(demand.blocks(), busy=self.has_unfinished_requests())
         while (hopeless := demand.hopeless(memory.limit_blocks)) is not None:
             self._fail(hopeless)
-        if memory.waiting:
-            memory.wait_while(demand.is_short)
+        memory.wait_while(demand.is_short)
         output: SchedulerOutput = super().schedule(*args, **kwargs)
         if output.total_num_scheduled_tokens == 0 and memory.nothing_else_to_come:
             stuck = demand.stuck()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from kvcached_core.geometry import first_block
 from kvcached_core.governor import Governor
 from kvcached_core.granules import Granules
 from kvcached_core.ledger import Desk, Runtime
@@ -43,7 +44,10 @@ class SchedulerMemory:
         pool = manager.block_pool
         self.granules: Granules[Any] = Granules(
             pool.blocks,
-            [-(-g * geometry.page_bytes // geometry.stride_bytes) for g in range(geometry.granule_count)],
+            [
+                first_block(g, geometry.page_bytes, geometry.stride_bytes)
+                for g in range(geometry.granule_count)
+            ],
             geometry.blocks_per_granule,
         )
         self.queue = ElasticFreeQueue(pool, self.granules)
@@ -68,7 +72,7 @@ class SchedulerMemory:
     def wait_while(self, short: Callable[[], bool]) -> None:
         """Wait for memory that is on its way, a moment at most, while the next step is `short` of it."""
         give_up_at = self._clock() + self._grant_seconds
-        while short() and self._governor.waiting and self._clock() < give_up_at:
+        while self._governor.waiting and short() and self._clock() < give_up_at:
             self._sleep(_PAUSE_SECONDS)
             self._governor.refresh()
             self._settle()
@@ -98,11 +102,6 @@ class SchedulerMemory:
         self._manager.watermark_blocks = int(self._watermark * self._governor.attainable_blocks)
 
     # -- what the scheduler asks -------------------------------------------------------------------------
-
-    @property
-    def waiting(self) -> bool:
-        """Say whether memory is on its way."""
-        return self._governor.waiting
 
     @property
     def limit_blocks(self) -> int:
