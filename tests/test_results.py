@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import record
+from benchmarks.pool_results import pooled
 from tools.check_results import RESULTS, check_folder, check_result, main
 
 GOOD: dict[str, Any] = {
@@ -117,3 +118,17 @@ def test_a_tree_without_git_takes_its_commit_from_the_environment(
     assert record.commit() == (GOOD["commit"], False)
     monkeypatch.setenv("BENCHMARK_COMMIT_CLEAN", "1")
     assert record.commit() == (GOOD["commit"], True)
+
+
+def test_pooled_runs_keep_every_sample_and_their_ratios_follow(tmp_path: Path) -> None:
+    one = json.loads((RESULTS / "fence_stress.json").read_text()) | {
+        "samples": {"a": [1.0, 3.0], "b": [2.0]},
+        "ratios": {"r": {"numerator": "a", "denominator": "b", "statistic": "median", "value": 1.0}},
+    }
+    two = one | {"samples": {"a": [5.0], "b": [4.0]}}
+    result = pooled([one, two])
+    assert result["samples"] == {"a": [1.0, 3.0, 5.0], "b": [2.0, 4.0]}
+    assert result["ratios"]["r"]["value"] == 1.0
+    assert check_result(result) == []
+    with pytest.raises(ValueError, match="differ in commit"):
+        pooled([one, two | {"commit": "0" * 40}])

@@ -1,0 +1,64 @@
+"""Pool runs of one benchmark that were made in several calls into one result, ratios computed anew.
+
+    python -m benchmarks.pool_results RUN.json RUN.json --out benchmarks/results/NAME.json
+
+The runs must be of one commit, one device and the same versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ratios import ratio
+
+_SAME = ("schema", "commit", "clean", "device", "versions")
+
+
+def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one result with the samples of all. Raises ValueError if they do not belong together."""
+    first = runs[0]
+    for name in _SAME:
+        if any(run[name] != first[name] for run in runs):
+            raise ValueError(f"the runs differ in {name}")
+    samples: dict[str, list[float]] = {}
+    for run in runs:
+        for name, values in run["samples"].items():
+            samples.setdefault(name, []).extend(values)
+    ratios = {
+        name: claim
+        | {"value": ratio(samples[claim["numerator"]], samples[claim["denominator"]], claim["statistic"])}
+        for name, claim in first["ratios"].items()
+    }
+    return first | {
+        "samples": samples,
+        "ratios": ratios,
+        "wall_seconds": sum(run["wall_seconds"] for run in runs),
+        "notes": {
+            "pooled": [
+                {name: run[name] for name in ("command", "started", "notes", "ratios")} for run in runs
+            ]
+        },
+    }
+
+
+def main() -> None:
+    """Pool and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    result = pooled([json.loads(path.read_text()) for path in options.runs])
+    part = options.out.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(part, options.out)
+    print(json.dumps(result["ratios"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
