@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ratios import ratio
+from benchmarks.record import save, valued
 
 _SAME = ("schema", "commit", "clean", "device", "versions")
 
@@ -28,14 +27,9 @@ def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
     for run in runs:
         for name, values in run["samples"].items():
             samples.setdefault(name, []).extend(values)
-    ratios = {
-        name: claim
-        | {"value": ratio(samples[claim["numerator"]], samples[claim["denominator"]], claim["statistic"])}
-        for name, claim in first["ratios"].items()
-    }
     return first | {
         "samples": samples,
-        "ratios": ratios,
+        "ratios": valued(first["ratios"], samples),
         "wall_seconds": sum(run["wall_seconds"] for run in runs),
         "notes": {
             "pooled": [
@@ -54,9 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     result = pooled([json.loads(path.read_text()) for path in options.runs])
-    part = options.out.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, options.out)
+    save(options.out, result)
     print(json.dumps(result["ratios"], indent=1))
 
 

@@ -98,15 +98,30 @@ def write(
         "started": datetime.fromtimestamp(started, UTC).isoformat(),
         "wall_seconds": time.time() - started,
         "samples": raw,
-        "ratios": {
-            name: {
-                **wanted._asdict(),
-                "value": ratio(raw[wanted.numerator], raw[wanted.denominator], wanted.statistic),
-            }
-            for name, wanted in ratios.items()
-        },
+        "ratios": valued({name: wanted._asdict() for name, wanted in ratios.items()}, raw),
         "notes": dict(notes or {}),
     }
+    save(path, result)
+
+
+def valued(
+    claims: Mapping[str, Mapping[str, Any]], samples: Mapping[str, Sequence[float]]
+) -> dict[str, dict[str, Any]]:
+    """Return each claim (numerator, denominator, statistic) with its value, computed from the samples.
+
+    Raises KeyError for a ratio of unknown samples, ValueError for an unknown statistic or an empty sample.
+    """
+    return {
+        name: {
+            **claim,
+            "value": ratio(samples[claim["numerator"]], samples[claim["denominator"]], claim["statistic"]),
+        }
+        for name, claim in claims.items()
+    }
+
+
+def save(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a result as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(result, indent=1) + "\n")

@@ -120,7 +120,7 @@ def test_a_tree_without_git_takes_its_commit_from_the_environment(
     assert record.commit() == (GOOD["commit"], True)
 
 
-def test_pooled_runs_keep_every_sample_and_their_ratios_follow(tmp_path: Path) -> None:
+def test_pooled_runs_keep_every_sample_and_their_ratios_follow() -> None:
     one = json.loads((RESULTS / "fence_stress.json").read_text()) | {
         "samples": {"a": [1.0, 3.0], "b": [2.0]},
         "ratios": {"r": {"numerator": "a", "denominator": "b", "statistic": "median", "value": 1.0}},
