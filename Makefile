@@ -3,22 +3,25 @@ PYTHON := .venv/bin/python
 SOURCES := kvcached_core cli plugins tests tools examples benchmarks
 REPORTS := build/test-report.d
 
-.PHONY: help setup demo test check format compat wheels clean
+.PHONY: help setup demo test ledger-long check format compat wheels clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
 setup: ## make .venv with torch, vLLM for the CPU, the project and its tools
 	@tools/setup_venv.sh
 
-demo: setup ## serve a real model under load and watch its KV memory move
+demo: setup ## serve two models on one budget and watch KV memory move between them
 	@$(PYTHON) -m examples.demo
 
 test: check ## run the whole suite; ends with the counts held against their minima
 	@rm -rf $(REPORTS) build/junit.xml && mkdir -p $(REPORTS)
 	$(PYTHON) -m pytest -q --junit-xml=build/junit.xml
 	@$(PYTHON) -m tools.test_report
+
+ledger-long: setup ## the ledger against its model, 20,000 histories of 100 steps: an hour
+	KVCACHED_LEDGER_EXAMPLES=20000 KVCACHED_LEDGER_STEPS=100 $(PYTHON) -m pytest -q tests/ledger/test_state_machine.py
 
 check: setup ## lint, format, types, layers of imports
 	$(PYTHON) -m ruff check $(SOURCES)

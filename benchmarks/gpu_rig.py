@@ -98,11 +98,11 @@ def settle(llm: Any, seconds: float = 5.0) -> int:
     return free_bytes(llm)
 
 
-def prompts(count: int, length: int, seed: int) -> list[dict[str, list[int]]]:
+def prompts(count: int, length: int, seed: int, vocabulary: int = 100_000) -> list[dict[str, Any]]:
     """Return prompts of random token ids, different for different seeds."""
     import random
 
     source = random.Random(seed)
     return [
-        {"prompt_token_ids": [source.randrange(100, 100_000) for _ in range(length)]} for _ in range(count)
+        {"prompt_token_ids": [source.randrange(100, vocabulary) for _ in range(length)]} for _ in range(count)
     ]

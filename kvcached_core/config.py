@@ -31,6 +31,9 @@ class Config:
     spare: Size = Size(64 * MIB)
     idle_seconds: float = 2.0
     grant_seconds: float = 0.02
+    keep_seconds: float = 1.0
+    start_seconds: float = 300.0
+    start_size: Size | None = None
 
 
 class Option(NamedTuple):
@@ -63,8 +66,15 @@ def _choice(*words: str) -> Callable[[str], str]:
 
 
 def _absolute(text: str) -> Size:
+    size = _amount(text)
+    if size.bytes <= 0:
+        raise ValueError
+    return size
+
+
+def _amount(text: str) -> Size:
     size = parse_size(text)
-    if size.percent is not None or size.bytes <= 0:
+    if size.percent is not None:
         raise ValueError
     return size
 
@@ -111,6 +121,13 @@ OPTIONS: tuple[Option, ...] = (
             _number(0, 86400), "2"),
     _option("grant_seconds", "0 to 1", "how long a step waits for memory on its way before it preempts",
             _number(0, 1), "0.02"),
+    _option("keep_seconds", "0 to 3600", "what it waited for is not taken for another's share for so long",
+            _number(0, 3600), "1"),
+    _option("start_seconds", "0 to 86400", "how long this engine waits for room to start before it gives up",
+            _number(0, 86400), "300"),
+    _option("start_size", "auto, or bytes as a plain number or with KiB, MiB, GiB, TiB",
+            "what it takes outside its KV cache, claimed before it loads; auto: estimated",
+            _auto(_amount), "auto"),
 )  # fmt: skip
 
 _BY_NAME = {option.name: option for option in OPTIONS}

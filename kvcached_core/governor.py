@@ -14,6 +14,8 @@ from kvcached_core.errors import InvariantError
 from kvcached_core.granules import Granules
 from kvcached_core.plan import Plan
 
+FLOOR_GRACE_SECONDS = 0.3  # how long an engine may be above what it must give for a floor before it preempts
+
 
 class Usage(NamedTuple):
     """What an engine does with its memory, in blocks and granules; the ledger shows it to everybody."""
@@ -23,6 +25,7 @@ class Usage(NamedTuple):
     stranded_blocks: int
     mapped_granules: int
     wanted_granules: int
+    needed_granules: int
     released_granules: int
 
 
@@ -35,6 +38,12 @@ class LedgerView(Protocol):
     def granule_limit(self) -> int:
         """Return how many granules each rank may hold at most now."""
 
+    def target_granules(self) -> int:
+        """Return how many each rank is asked to hold at most, 1 or more; 0 if it is not asked."""
+
+    def must_granules(self) -> int:
+        """Return likewise what is asked for the floor of another: by preemption if need be."""
+
     def refused(self) -> bool:
         """Say whether a rank has asked for memory and did not get it."""
 
@@ -46,7 +55,8 @@ class Governor:
     """Keeps the budget of an engine's granules. One thread calls it; `update` between steps only.
 
     `spare_granules` are kept ready ahead of need while requests run; whatever was not needed for
-    `idle_seconds` is let go. `evict` is told cached blocks that are about to lose their memory.
+    `idle_seconds` is let go. `evict` is told cached blocks that are about to lose their memory. `event` is
+    called for "evict" with the `granules` that had cached blocks and the number of those `blocks`.
     """
 
     def __init__(
@@ -56,37 +66,56 @@ class Governor:
         evict: Callable[[list[Any]], None],
         spare_granules: int,
         idle_seconds: float,
+        event: Callable[..., None] | None = None,
     ) -> None:
         self.granules = granules
         self.deadline: float | None = None  # when to look again, should no step come before
         self.held = 0
-        self.limit = 0
-        self.wanted = 1
+        self.limit = self.target = self.must = 0  # as last read; target and must: 0 is not asked
+        self.wanted = 1  # what requests hold and take, cache, and spare
+        self.needed = 1  # what requests hold and are about to take
         self.released = 0
         self._ledger = ledger
         self._evict = evict
+        self._event = event
         self._spare = spare_granules
         self._idle_seconds = idle_seconds
+        self._decay_at: float | None = None
+        self._preempt_at: float | None = None  # set while more is held than a floor of another leaves
         self._least_surplus = 0
         self._sequence = 0
         self._released_sent = 0
         self._published: Usage | None = None
 
-    def update(self, now: float, demand_blocks: int, busy: bool) -> None:
-        """Take note of memory that came, let go what is over the limit or was idle, ask for what is missing.
+    def update(self, now: float, demand_blocks: int, busy: bool, growth_blocks: int = 0) -> None:
+        """Take note of memory that came, let go what others are to have or was idle, ask for what is missing.
 
-        `demand_blocks` is what the next steps may take beyond what is used. Only here the budget changes.
+        `demand_blocks` is what the next steps may take beyond what is used, `growth_blocks` the part of it
+        that requests take which run already. Only here the budget changes.
         """
         granules = self.granules
         self.limit = max(1, min(self._ledger.granule_limit(), granules.granule_count))
+        self.target, self.must = self._ledger.target_granules(), self._ledger.must_granules()
         self.held = self._ledger.created() - self.released
-        if granules.mapped > self.limit:
-            granules.shrink(self.limit, self._evict)
-        self._release(self.held - max(self.limit, granules.mapped))
+        self._give_down_to(self._most(now, growth_blocks))
         self.wanted = self._want(demand_blocks, busy)
+        self.needed = self._need(demand_blocks)
         self._decay(now)
+        self._note_must(now)
         granules.set_budget(min(self.held, self.limit))
         self._publish()
+
+    @property
+    def over_target(self) -> bool:
+        """Say whether more is held than others leave to this engine: no request is to be admitted."""
+        return self._asked < self.limit and self._asked < self.held
+
+    def must_preempt_to(self, now: float) -> int | None:
+        """Return the granules that requests may hold for now, once others have waited long enough for more.
+
+        None as long as nobody has to be preempted.
+        """
+        return self.must if self._is_due(now) and self.granules.busy > self.must else None
 
     def refresh(self) -> bool:
         """Take note of memory that came since `update`; say whether all that is wanted is here."""
@@ -97,12 +126,12 @@ class Governor:
     @property
     def waiting(self) -> bool:
         """Say whether memory is on its way: it was asked for and nobody has refused it."""
-        return self.wanted > self.held and not self._ledger.refused()
+        return self.wanted > self.held and not self.over_target and not self._ledger.refused()
 
     @property
     def attainable_blocks(self) -> int:
-        """Blocks this engine could use if it asked: up to its limit, or what it has once it was refused."""
-        granules = self.held if self._ledger.refused() else self.limit
+        """Blocks this engine could use if it asked: up to limit and target, or what it has once refused."""
+        granules = self.held if self._ledger.refused() else self._asked
         return max(granules, self.granules.mapped) * self.granules.blocks_per_granule
 
     @property
@@ -117,6 +146,7 @@ class Governor:
 
     def take_plan(self) -> Plan | None:
         """Return the plan for the step just scheduled, or None if nothing changes."""
+        self.needed = max(self.needed, min(self.granules.busy, self.wanted))
         self._publish()  # what the step took
         if not self.owes:
             return None
@@ -133,24 +163,65 @@ class Governor:
         wanted = kept + -(-missing // granules.blocks_per_granule) + (self._spare if busy else 0)
         return max(1, min(self.limit, wanted))
 
+    def _need(self, demand_blocks: int) -> int:
+        granules = self.granules
+        blocks = granules.used_blocks + demand_blocks
+        return max(1, min(self.limit, max(granules.busy, -(-blocks // granules.blocks_per_granule))))
+
+    @property
+    def _asked(self) -> int:
+        """Granules to come down to: the limit, or less while others ask for it; block 0 needs one."""
+        return max(1, min(self.limit, self.target or self.limit, self.must or self.limit))
+
+    def _most(self, now: float, growth_blocks: int) -> int:
+        """Granules to hold at most now: what is asked for, and what running requests grow into.
+
+        Without that they would preempt each other in the next steps. For a floor it is given up in the end.
+        """
+        blocks = self.granules.used_blocks + growth_blocks
+        most = min(self.limit, max(self._asked, -(-blocks // self.granules.blocks_per_granule)))
+        return min(most, self.must) if self.must and self._is_due(now) else most
+
+    def _is_due(self, now: float) -> bool:
+        return self._preempt_at is not None and now >= self._preempt_at
+
+    def _note_must(self, now: float) -> None:
+        """Keep the time since when more is held than a floor of another leaves."""
+        if not 0 < self.must < self.held:
+            self._preempt_at = None
+        elif self._preempt_at is None:
+            self._preempt_at = now + FLOOR_GRACE_SECONDS
+        # A time to preempt that has passed with nobody to preempt is none to wake up for.
+        is_to_come = self._preempt_at is not None and now < self._preempt_at
+        times = (self._decay_at, self._preempt_at if is_to_come else None)
+        self.deadline = min((at for at in times if at is not None), default=None)
+
     def _decay(self, now: float) -> None:
         """Let go what was surplus throughout the last `idle_seconds`."""
         surplus = self.held - max(self.wanted, self.granules.mapped - self.granules.empty)
-        if self.deadline is not None:
+        if self._decay_at is not None:
             self._least_surplus = min(self._least_surplus, surplus)
-            if now < self.deadline and surplus > 0:
+            if now < self._decay_at and surplus > 0:
                 return
-            if now >= self.deadline and self._least_surplus > 0:
-                self._let_go(self._least_surplus)
+            if now >= self._decay_at and self._least_surplus > 0:
+                self._give_down_to(self.held - self._least_surplus)  # it is empty: nothing is evicted
                 surplus -= self._least_surplus
-        self.deadline = now + self._idle_seconds if surplus > 0 else None
+        self._decay_at = now + self._idle_seconds if surplus > 0 else None
         self._least_surplus = surplus
 
-    def _let_go(self, granules: int) -> None:
-        unmapped = self.held - self.granules.mapped
-        # Surplus beyond what is unmapped is empty, so nothing is evicted here.
-        self.granules.shrink(self.granules.mapped - max(0, granules - unmapped), self._evict)
-        self._release(granules)
+    def _give_down_to(self, most: int) -> None:
+        """Let go of all above `most` granules that no request uses: first what is not mapped."""
+        evicted: list[int] = []
+
+        def evict(blocks: list[Any]) -> None:
+            evicted.append(len(blocks))
+            self._evict(blocks)
+
+        if self.granules.mapped > most:
+            self.granules.shrink(most, evict)
+        self._release(self.held - max(most, self.granules.mapped))
+        if evicted and self._event is not None:
+            self._event("evict", granules=len(evicted), blocks=sum(evicted))
 
     def _release(self, granules: int) -> None:
         if granules > 0:
@@ -165,6 +236,7 @@ class Governor:
             granules.stranded_blocks,
             granules.mapped,
             self.wanted,
+            self.needed,
             self.released,
         )
         if usage != self._published:

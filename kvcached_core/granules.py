@@ -204,6 +204,11 @@ class Granules(Generic[BlockT]):
         return self.extent.mapped
 
     @property
+    def busy(self) -> int:
+        """Mapped granules with a used block: they can only be given up when requests end."""
+        return self.extent.mapped - self.empty - len(self._idle)
+
+    @property
     def used_blocks(self) -> int:
         """Blocks that requests hold, and block 0."""
         return self.capacity_blocks - self.free_blocks
@@ -270,20 +275,20 @@ class Granules(Generic[BlockT]):
     def check(self) -> None:
         """Raise InvariantError unless everything adds up (I9, and I5 for blocks); looks at all granules."""
         self.extent.check()
-        size = self.blocks_per_granule
-        mapped = self.extent.granules()
+        size, mapped = self.blocks_per_granule, self.extent.granules()
         unmapped = set(range(self.granule_count)).difference(mapped)
-        used, clean = sum(self._used), {g: len(self._clean[g]) for g in mapped}
+        clean = {g: len(self._clean[g]) for g in mapped}
         idle = {g for g in mapped if not self._used[g] and clean[g] < size}
         empty = {g for g in mapped if clean[g] == size}
         clean_ids = [block.block_id for block in self.clean()]
         expected = {
             "clean": (self.clean_blocks, len(clean_ids)),
-            "used": (self.used_blocks, used),
+            "used": (self.used_blocks, sum(self._used)),
             "too many": ([g for g in mapped if not 0 <= self._used[g] <= size - clean[g]], []),
             "unmapped": ([g for g in unmapped if self._clean[g] or self._used[g]], []),
             "empty": (self.empty, len(empty)),
             "idle": (set(self._idle), idle),
+            "busy": (self.busy, sum(used > 0 for used in self._used)),
             "open": (sorted({*self._open} - unmapped), [g for g in mapped if clean[g]]),
             "open twice": (len(self._open), len({*self._open})),
             "spent": (empty - {-g for g in self._spent}, set()),

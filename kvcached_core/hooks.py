@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import pkgutil
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pluggy
 
 if TYPE_CHECKING:
     from kvcached_core.driver.base import Driver
+    from kvcached_core.events import Event
+    from kvcached_core.ledger.shares import Claim, Share
 
 PROJECT = "kvcached"
 ENTRY_POINT_GROUP = "kvcached.plugins"
@@ -22,15 +24,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 BUILT_INS = {
     "host": "kvcached_core.driver.registry:HostPlugin",
     "cuda": "kvcached_core.driver.registry:CudaPlugin",
+    "least-recently-busy": "kvcached_core.ledger.arbiter:LeastRecentlyBusy",
 }
-
-
-class Event(NamedTuple):
-    """Something an observer may want to know: `at_seconds` on the monotonic clock, `data` by `kind`."""
-
-    kind: str
-    at_seconds: float
-    data: Mapping[str, Any]
 
 
 class Specs:
@@ -40,9 +35,17 @@ class Specs:
     def kvcached_driver(self, name: str, device_index: int, capacity_bytes: int) -> Driver | None:
         """Return the driver called `name` on a device, or None if it is another's to return."""
 
+    @hookspec(firstresult=True)
+    def kvcached_givers(self, claims: Sequence[Claim], shares: Mapping[int, Share]) -> Sequence[int] | None:
+        """Return the slots of those who hold more than they are entitled to, who gives first in front.
+
+        Called under the ledger's lock of a device that has not enough for all: be quick. How much each
+        gives is not the policy's: nobody is asked below its share, and floors hold whatever it says.
+        """
+
     @hookspec
     def kvcached_event(self, event: Event) -> None:
-        """Take note of an event; called on the thread where it happened, so be quick."""
+        """Take note of an event; called on the thread where it happened, so be quick, and do not wrap."""
 
 
 def new_plugin_manager() -> pluggy.PluginManager:

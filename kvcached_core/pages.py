@@ -17,6 +17,7 @@ from kvcached_core.units import format_size
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.02, 0.2
+_TELL_GRANULES = 16  # freed before the ledger is told: it rings those who wait
 SLICE_GRANULES = 32  # made in one turn, so that retiring and releasing never wait long
 
 
@@ -138,10 +139,10 @@ class PageSupply:
         """Return the handles of a spare granule, or None; the caller holds `changed`."""
         return self.spare.popleft() if self.spare else None
 
-    def put(self, handles: Handles) -> None:
+    def put(self, handles: Handles, clean: bool = True) -> None:
         """Make a granule that was counted as cleaning spare again."""
         try:
-            for handle in handles:
+            for handle in handles if clean else ():
                 self._driver.clean(handle)
         except (CapacityError, DriverError):
             log.exception("cleaning a page failed; it is zeroed when it is mapped")
@@ -160,7 +161,9 @@ class PageSupply:
                     if not self._leaving:
                         self.released += 1
             self._untold_released += 1
-            self.settle()
+            if self._untold_released >= _TELL_GRANULES:
+                self.settle()
+        self.settle()
 
     def grow(self, now: float, rung: bool) -> float | None:
         """Lease and make what is wanted; return the seconds after which to call again, or None."""
@@ -181,7 +184,7 @@ class PageSupply:
             return self._retry(now)
         made = self._make_promised(granted // unit)
         # Read again: telling of releases that the ledger was too busy for has lowered the lease.
-        unmet = self._account.wanted_bytes - self._account.leased_bytes
+        unmet = max(0, self._account.wanted_bytes - self._account.leased_bytes)
         if made == asked:
             self._satisfied()
             return 0.0 if unmet >= unit else None

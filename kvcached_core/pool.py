@@ -119,15 +119,18 @@ class ElasticPool:
             self.supply_thread.wake()
 
     def retire(self) -> int:
-        """Unmap, oldest first, what no kernel can touch any more; return how many are still waited for."""
-        while True:
+        """Unmap a slice, oldest first, of what no kernel can touch any more; return how many are left."""
+        waiting = 0
+        for _ in range(SLICE_GRANULES):
             with self._after_steps():
                 is_short = self._supply.owed > len(self._supply.spare) + self._supply.cleaning
                 handles = self._pending.withdraw() or (self._ahead.withdraw() if is_short else None)
+                waiting = len(self._pending) + (len(self._ahead) if is_short else 0)
                 if handles is None:
-                    return len(self._pending) + (len(self._ahead) if is_short else 0)
+                    break
                 self._supply.cleaning += 1
-            self._supply.put(handles)
+            self._supply.put(handles, clean=not is_short)  # what is to be freed need not be clean
+        return waiting
 
     def place_ahead(self) -> bool:
         """Map spare handles where the next plans are likely to want them: lowest granules first.

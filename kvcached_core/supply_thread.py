@@ -86,8 +86,7 @@ class SupplyThread:
             waits.append(FIRST_RETRY_SECONDS)
         if not self._device_failed:
             try:
-                waits += [FENCE_POLL_SECONDS] if self._retire() else []
-                self._supply.release_owed()
+                waits += [FENCE_POLL_SECONDS] if self._give_back() else []
             except CapacityError as error:
                 waits.append(LAST_RETRY_SECONDS)
                 log.warning("the system had no room even to give memory back; trying again: %s", error)
@@ -105,6 +104,18 @@ class SupplyThread:
         if not (self._supply.settled and published):
             waits.append(FIRST_RETRY_SECONDS)
         return min(waits) if waits else None
+
+    def _give_back(self) -> int:
+        """Unmap and free, a slice after the other, so that others have the first of much memory early.
+
+        Returns how many granules are left that wait for a fence.
+        """
+        before, waiting = -1, self._retire()
+        self._supply.release_owed()
+        while waiting and waiting != before:
+            before, waiting = waiting, self._retire()
+            self._supply.release_owed()
+        return waiting
 
     def _attempt_ahead(self) -> bool:
         """Map ahead of need; say whether there may be more to map."""

@@ -1,24 +1,24 @@
-"""The demo against the fake engine, with short pauses: `python -m tests.fake_demo BUILD_FOLDER`."""
+"""The demo against fake engines, with short pauses: `python -m tests.fake_demo BUILD_FOLDER`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from examples.demo import main, server
+from examples.demo import course, main, server
 
 
-def fake_command(model: Path, place: server.Place) -> list[str | Path]:
+def fake_command(model: Path, engine: server.Engine) -> list[str | Path]:
     """Return what is started instead of vLLM."""
-    return [sys.executable, "-m", "tests.fake_engine", str(place.port)]
+    return [sys.executable, "-m", "tests.fake_engine", str(engine.port)]
 
 
 def run(build: Path) -> int:
-    """Run the whole demo; everything but engine and pauses is the real thing."""
+    """Run the whole demo; everything but engines and pauses is the real thing."""
     model = build / "model"
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")
-    main.BUILD, main.MODEL, main.ROOT, main.IDLE_SECONDS = build, model, build, 0.5
+    main.BUILD, main.MODEL, main.ROOT, course.IDLE_SECONDS = build, model, build, 0.5
     server.command = fake_command
     return main.main()
 

@@ -1,6 +1,7 @@
 """Something that answers like a server and holds memory in a real ledger like one, in no time at all.
 
 `python -m tests.fake_engine PORT`: each request holds granules while it runs and leaves some of them cached.
+Name and the device's capacity come from KVCACHED_NAME and KVCACHED_HOST_CAPACITY.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ import asyncio
 import json
 import os
 import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
 from kvcached_core.ledger import Account, Desk, Runtime
-from kvcached_core.units import GIB, MIB
+from kvcached_core.units import GIB, MIB, parse_size
 
 GRANULE = MIB
-HELD_BY_REQUEST, LEFT_BY_REQUEST, SPARE = 10, 8, 16  # granules
-TURN_SECONDS, TOKEN_SECONDS, TOKENS = 0.01, 0.06, 5
+HELD_BY_REQUEST, LEFT_BY_REQUEST, SPARE = 6, 4, 16  # granules
+TURN_SECONDS, KEEP_SECONDS, TOKEN_SECONDS, TOKENS = 0.01, 0.05, 0.06, 5
 
 
 class FakeEngine:
@@ -27,25 +29,31 @@ class FakeEngine:
     def __init__(self) -> None:
         runtime = Runtime.open()
         name = os.environ["KVCACHED_NAME"]
+        capacity = parse_size(os.environ["KVCACHED_HOST_CAPACITY"]).of(0)
         self.account = Account.attach(
-            runtime, DeviceIdentity("host", "host"), 4 * GIB, 0, instance="fake", rank=0, name=name,
-            limit_bytes=512 * MIB,
+            runtime, DeviceIdentity("host", "host"), capacity, 0, instance=name, rank=0, name=name,
+            limit_bytes=capacity, keep_seconds=KEEP_SECONDS,
         )  # fmt: skip
+        count = capacity // GRANULE
         self.account.describe(
-            page_bytes=GRANULE, granule_bytes=GRANULE, granule_count=512, blocks_per_granule=1,
-            block_count=512, stride_bytes=GRANULE,
+            page_bytes=GRANULE, granule_bytes=GRANULE, granule_count=count, blocks_per_granule=1,
+            block_count=count, stride_bytes=GRANULE,
         )  # fmt: skip
-        self.running = self.cached = self.held = self.released = 0
+        self.running = self.cached = self.held = self.released = self._idle_since_ms = 0
+        self.desk = Desk.find(runtime, name, 1)
         self.turn()
-        self.desk = Desk.find(runtime, "fake", 1)
 
     def turn(self) -> None:
-        """Hold what requests and cache need, within the limit, and say so."""
+        """Hold what requests and cache need, within the limit and what others leave, and say so."""
         self.account.acknowledge()
-        limit = self.account.limit_bytes // GRANULE
-        used = min(limit, self.running * HELD_BY_REQUEST)
-        self.cached = min(self.cached, limit - used)
-        wanted = max(1, min(limit, used + self.cached + (SPARE if self.running else 0)))
+        most = self.account.limit_bytes // GRANULE
+        used = min(most, max(1, self.running * HELD_BY_REQUEST))
+        if target := self.desk.target_granules():
+            most = max(used, min(most, target))  # what requests hold is not taken from them
+        self._most = most
+        self.cached = min(self.cached, most - used)
+        wanted = min(most, used + self.cached + (SPARE if self.running else 0))
+        self.publish(used, wanted)
         if wanted > self.held:
             granted = (
                 self.account.lease((wanted - self.held) * GRANULE, MemoryInfo(8 * GIB, 8 * GIB)) // GRANULE
@@ -57,21 +65,25 @@ class FakeEngine:
             self.released += self.held - wanted
             self.held = wanted
         self.account.check()
+        self.publish(used, wanted)
 
-    def publish(self) -> None:
-        used = min(self.held, self.running * HELD_BY_REQUEST)
+    def publish(self, used: int, wanted: int) -> None:
+        """Write what a scheduler would."""
+        used_now = min(self.held, used)
         self.desk.publish(
             SimpleNamespace(
-                used_blocks=used, cached_blocks=min(self.cached, self.held - used), stranded_blocks=0,
-                wanted_granules=self.held, released_granules=self.released,
+                used_blocks=used_now, cached_blocks=min(self.cached, self.held - used_now), stranded_blocks=0,
+                wanted_granules=wanted, needed_granules=used, released_granules=self.released,
             )
         )  # fmt: skip
+        busy = self.running > 0
+        self._idle_since_ms = 0 if busy else self._idle_since_ms or time.monotonic_ns() // 1_000_000
+        self.desk.count(0, 0, busy, self._idle_since_ms)
 
     async def run(self) -> None:
         """Take turns until cancelled."""
         while True:
             self.turn()
-            self.publish()
             await asyncio.sleep(TURN_SECONDS)
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -86,6 +98,8 @@ class FakeEngine:
         writer.close()
 
     async def _generate(self, writer: asyncio.StreamWriter) -> None:
+        while self.running and (self.running + 1) * HELD_BY_REQUEST > self._most:
+            await asyncio.sleep(TURN_SECONDS)
         self.running += 1
         for _ in range(TOKENS):
             await asyncio.sleep(TOKEN_SECONDS)

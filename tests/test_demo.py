@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import uuid
+from itertools import product
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from benchmarks.ratios import percentile
 from examples.demo.load import Outcome, questions
-from examples.demo.summary import Held, percentile, summarise, verdicts
+from examples.demo.memory import Bytes, Sample
+from examples.demo.process import INTERRUPTS
+from examples.demo.summary import Held, Run, summarise, verdicts
+from examples.demo.view import BAR_CELLS, bars
+from kvcached_core.units import MIB
 from tools.wheels import ROOT
 
-GOOD = Outcome("burst", 10, 0.2, 0.05)
-MOVED = Held(
-    start=1, peak=100, idle=60, before_limit=60, after_limit=30, lowered_limit=40, peak_after_lift=90, end=50
-)
+GOOD = Outcome("a", 10, 0.2, 0.05)
+HELD = Held(
+    start=1, peak=90, peak_used=60, idle=50, least_beside=20, before_limit=50, after_limit=30,
+    peak_together=60, end=20,
+)  # fmt: skip
+MOVED = Run([GOOD, GOOD._replace(engine="b")], {"a": HELD, "b": HELD}, {"b": 40}, 100)
+
+
+def changed(name: str, **held: int) -> Run:
+    """Return the good run with other bytes for one engine."""
+    return MOVED._replace(held={**MOVED.held, name: HELD._replace(**held)})
 
 
 def processes(mark: str) -> list[str]:
@@ -83,17 +98,25 @@ def test_the_demo_runs_shows_memory_moving_and_leaves_nothing(tmp_path: Path) ->
     assert demo.leftovers() == []
     summary = json.loads((demo.build / "summary.json").read_text())
     assert summary["failures"] == 0
-    assert summary["requests"] == 72
     assert all(summary["verdicts"].values())
-    held = summary["held_bytes"]
-    assert held["after_limit"] <= held["lowered_limit"] < held["idle"] < held["peak"]
+    a, b = summary["engines"].values()
+    assert (a["requests"], b["requests"]) == (32, 44)
+    assert min(a["held_bytes"]["peak_used"], b["held_bytes"]["peak_used"]) > summary["budget_bytes"] / 2
+    assert a["held_bytes"]["least_beside"] < a["held_bytes"]["idle"]
+    lowered = summary["lowered_limit_bytes"]["smollm2-b"]
+    assert b["held_bytes"]["after_limit"] <= lowered < b["held_bytes"]["before_limit"]
     assert (demo.build / "memory.png").read_bytes().startswith(b"\x89PNG")
-    assert "kvctl limit demo" in printed
+    assert "kvctl limit smollm2-b 56MiB" in printed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("moment", ["starting vllm serve", "burst 1", "kvctl limit demo", "burst 3"])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        *product(("starting two", "smollm2-a, alone", "kvctl limit"), (signal.SIGINT, signal.SIGTERM)),
+        *(("both at once", number) for number in INTERRUPTS),
+    ],
+)
 def test_an_interrupt_at_any_point_leaves_no_process_and_no_file(
     tmp_path: Path, moment: str, number: signal.Signals
 ) -> None:
@@ -109,7 +132,7 @@ def test_an_interrupt_at_any_point_leaves_no_process_and_no_file(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_an_interrupt_is_heard_where_the_shell_ignores_it(tmp_path: Path, number: signal.Signals) -> None:
     demo = Demo(tmp_path / "build", ignore=(signal.SIGINT, signal.SIGTERM))
-    demo.read_until("burst 1")
+    demo.read_until("smollm2-a, alone")
     demo.process.send_signal(number)
     status, printed = demo.end()
     assert status == 130, printed
@@ -123,34 +146,57 @@ def test_percentiles_are_by_nearest_rank() -> None:
 
 
 def test_a_good_run_is_judged_good() -> None:
-    assert all(verdict.holds for verdict in verdicts([GOOD], MOVED))
+    assert all(verdict.holds for verdict in verdicts(MOVED))
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "held"),
+    ("run", "sentence"),
     [
-        ([GOOD, GOOD._replace(error="status 500")], MOVED),
-        ([], MOVED),
-        ([GOOD], MOVED._replace(peak=1, idle=0)),
-        ([GOOD], MOVED._replace(idle=100)),
-        ([GOOD], MOVED._replace(after_limit=41)),
-        ([GOOD], MOVED._replace(before_limit=40)),
-        ([GOOD], MOVED._replace(peak_after_lift=40, end=0)),
-        ([GOOD], MOVED._replace(end=90)),
+        (MOVED._replace(outcomes=[GOOD, GOOD._replace(error="status 500")]), "all requests succeeded"),
+        (MOVED._replace(outcomes=[]), "all requests succeeded"),
+        (changed("a", peak_used=50), "a used more than half of the budget"),
+        (changed("b", peak_used=50), "b used more than half of the budget"),
+        (changed("a", peak=50), "a went down when idle"),
+        (changed("b", idle=90), "b went down when idle"),
+        (changed("a", least_beside=50), "a gave its cache back to the other"),
+        (changed("b", after_limit=41), "b went down below its lowered limit"),
+        (changed("b", before_limit=40), "b went down below its lowered limit"),
+        (changed("b", peak_together=40), "b grew again when it was lifted"),
     ],
 )
-def test_memory_that_did_not_move_or_a_failed_request_is_judged_bad(
-    outcomes: list[Outcome], held: Held
-) -> None:
-    assert sum(not verdict.holds for verdict in verdicts(outcomes, held)) == 1
+def test_memory_that_did_not_move_or_a_failed_request_is_judged_bad(run: Run, sentence: str) -> None:
+    assert [verdict.text for verdict in verdicts(run) if not verdict.holds] == [sentence]
 
 
-def test_the_summary_counts_failures_and_times_successes_only() -> None:
+def test_the_summary_counts_failures_and_times_successes_only_for_each_engine() -> None:
     slow = GOOD._replace(ttft_seconds=9.0, error="status 500")
-    summary = summarise([GOOD, slow], MOVED, 1.0)
-    assert (summary["requests"], summary["failures"], summary["output_tokens"]) == (2, 1, 10)
-    assert summary["ttft_seconds"] == {"p50": 0.2, "p90": 0.2, "p99": 0.2}
-    assert summary["errors"] == ["status 500"]
+    summary = summarise(MOVED._replace(outcomes=[GOOD, slow, GOOD._replace(engine="b")]), 1.0)
+    assert (summary["requests"], summary["failures"]) == (3, 1)
+    engine = summary["engines"]["a"]
+    assert (engine["requests"], engine["failures"], engine["output_tokens"]) == (2, 1, 10)
+    assert engine["ttft_seconds"] == {"p50": 0.2, "p90": 0.2, "p99": 0.2}
+    assert engine["errors"] == ["status 500"]
+    assert summary["engines"]["b"]["failures"] == 0
+
+
+def test_bars_are_of_one_length_fit_a_narrow_terminal_and_show_all_that_is_held() -> None:
+    engines = {
+        "smollm2-a": Bytes(5 * MIB, 5 * MIB, 5 * MIB, limit=144 * MIB),
+        "smollm2-b": Bytes(43 * MIB, 43 * MIB, 43 * MIB, limit=72 * MIB),
+    }
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    with console.capture() as captured:
+        console.print(bars(Sample(0.0, engines, 144 * MIB)))
+    first, second, whole, legend = captured.get().splitlines()
+    assert "15 MiB" in first and "129 MiB" in second and "144 MiB of 144 MiB" in whole
+    begins = first.index("█")
+    assert second[begins + BAR_CELLS // 2] == "|" != first[begins + BAR_CELLS // 2]
+    shown = [line[begins : begins + BAR_CELLS] for line in (first, second, whole)]
+    assert sum(map(shown[0].count, "█▓░")) == pytest.approx(BAR_CELLS * 15 / 144, abs=0.5)
+    assert sum(map(shown[1].count, "█▓░|")) == pytest.approx(BAR_CELLS * 129 / 144, abs=0.5)
+    assert shown[2].count("█") == sum(map(shown[0].count, "█▓░"))
+    assert set(shown[2]) == set("█▓")
+    assert "limit" in legend
 
 
 def test_requests_share_system_prompts_and_nothing_else() -> None:

@@ -14,6 +14,7 @@ from kvcached_core.units import Size, parse_size
 from kvctl.codes import Code, Failure
 from kvctl.output import say
 
+_MOST = 1_000_000  # of weights and of events
 _EXIT_CODES = """exit codes:
   0 done   1 failed   2 wrong usage   3 no such engine   4 timed out waiting   5 a ledger is damaged"""
 
@@ -51,19 +52,17 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", parents=[common], help="show engines and what they hold")
     listing.add_argument("names", nargs="*", metavar="NAME", help="only these engines")
+    listing.add_argument("--wide", action="store_true", help="with engine, model and pid of the worker")
     listing.set_defaults(run=("kvctl.listing", "run_list"))
 
-    limit = commands.add_parser("limit", parents=[common], help="limit what each rank of an engine may hold")
-    limit.add_argument("name", metavar="NAME")
-    limit.add_argument("size", metavar="SIZE", type=_size, help="as 2GiB, 512MiB, 50%% or plain bytes")
-    _add_wait(limit)
+    _add_controls(commands, common)
 
-    percent = commands.add_parser(
-        "limit-percent", parents=[common], help="likewise, in percent of the device"
+    history = commands.add_parser("history", parents=[common], help="show what happened, newest last")
+    history.add_argument("names", nargs="*", metavar="NAME", help="only these engines")
+    history.add_argument(
+        "-n", metavar="N", dest="count", type=_whole, default=50, help="at most so many events (default 50)"
     )
-    percent.add_argument("name", metavar="NAME")
-    percent.add_argument("size", metavar="PCT", type=_percent, help="0 to 100")
-    _add_wait(percent)
+    history.set_defaults(run=("kvctl.history", "run_history"))
 
     doctor = commands.add_parser(
         "doctor", parents=[common], help="check this machine and explain its settings"
@@ -84,11 +83,29 @@ def _common() -> argparse.ArgumentParser:
     return common
 
 
-def _add_wait(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--wait", metavar="SECONDS", type=_seconds, default=5.0,
-                         help="how long to wait until it holds (default 5)")  # fmt: skip
-    command.add_argument("--no-wait", action="store_true", help="set it and return at once")
-    command.set_defaults(run=("kvctl.limit", "run_limit"))
+def _add_controls(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    size = "as 2GiB, 512MiB, 50%% or plain bytes"
+    for name, metavar, kind, about, value in (
+        ("limit", "SIZE", _size, "limit what each rank of an engine may hold", size),
+        ("limit-percent", "PCT", _percent, "likewise, in percent of the device", "0 to 100"),
+        ("floor", "SIZE", _size, "set what each rank of an engine can always get back", size),
+        (
+            "weight",
+            "N",
+            _whole,
+            "set its share when there is not enough for all",
+            f"1 to {_MOST}; 100 if never set",
+        ),
+    ):
+        command = commands.add_parser(name, parents=[common], help=about)
+        command.add_argument("name", metavar="NAME")
+        command.add_argument("value", metavar=metavar, type=kind, help=value)
+        command.add_argument("--wait", metavar="SECONDS", type=_seconds, default=5.0,
+                             help="how long to wait until it holds (default 5)")  # fmt: skip
+        command.add_argument("--no-wait", action="store_true", help="set it and return at once")
+        command.set_defaults(run=("kvctl.controls", "run_" + name.removesuffix("-percent")))
 
 
 def _size(text: str) -> Size:
@@ -103,6 +120,12 @@ def _percent(text: str) -> Size:
         return parse_size(text.removesuffix("%") + "%")
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected 0 to 100") from None
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 to {_MOST}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -7,7 +7,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kvcached_core.units import GIB, KIB, MIB
+
 JSON_VERSION = 1
+DASH = "-"
 _WIDTH_WITHOUT_TERMINAL = 200
 
 
@@ -29,6 +32,16 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_row(*(Text(cell) for cell in row))
     width = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
     Console(width=width).print(table)
+
+
+def short_size(size_bytes: int) -> str:
+    """Write a size for a narrow column, as 1.53G: its first digits and the unit's first letter."""
+    for unit, factor in (("T", 1 << 40), ("G", GIB), ("M", MIB), ("K", KIB)):
+        if size_bytes >= factor:
+            number = size_bytes / factor
+            digits = f"{number:.0f}" if number >= 99.95 else f"{number:.3g}"
+            return digits + unit
+    return str(size_bytes)
 
 
 def say(message: str) -> None:

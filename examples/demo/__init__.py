@@ -1,1 +1,1 @@
-"""A real model under load, and its KV memory moving: `make demo`."""
+"""Two servers of a real model on one budget, and KV memory moving between them: `make demo`."""

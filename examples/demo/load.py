@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
 
-from examples.demo.server import MODEL_NAME
+from examples.demo.events import events
 
 ROLES = ("teacher", "cook", "gardener", "historian")
 _RULES = (
@@ -31,7 +30,7 @@ class Request(NamedTuple):
 class Outcome(NamedTuple):
     """What came of a request. Times in seconds; `error` is empty if it succeeded."""
 
-    burst: str
+    engine: str
     tokens: int
     ttft_seconds: float  # time to first token
     tpot_seconds: float  # time per output token after the first
@@ -48,24 +47,26 @@ def questions(count: int, seed: int, max_tokens: int) -> list[Request]:
     return made
 
 
-async def burst(client: httpx.AsyncClient, name: str, requests: list[Request], at_once: int) -> list[Outcome]:
-    """Send requests, `at_once` of them at a time, and return what came of each."""
+async def burst(
+    client: httpx.AsyncClient, engine: str, requests: list[Request], at_once: int
+) -> list[Outcome]:
+    """Send requests to an engine, `at_once` of them at a time, and return what came of each."""
     gate = asyncio.Semaphore(at_once)
 
     async def one(request: Request) -> Outcome:
         async with gate:
             try:
-                return await chat(client, name, request)
+                return await chat(client, engine, request)
             except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
-                return Outcome(name, 0, 0.0, 0.0, f"{type(error).__name__}: {error}")
+                return Outcome(engine, 0, 0.0, 0.0, f"{type(error).__name__}: {error}")
 
     return list(await asyncio.gather(*map(one, requests)))
 
 
-async def chat(client: httpx.AsyncClient, name: str, request: Request) -> Outcome:
+async def chat(client: httpx.AsyncClient, engine: str, request: Request) -> Outcome:
     """Stream one answer and time its tokens; raises httpx.HTTPError or ValueError."""
     body = {
-        "model": MODEL_NAME,
+        "model": engine,
         "messages": [
             {"role": "system", "content": request.system},
             {"role": "user", "content": request.question},
@@ -79,13 +80,7 @@ async def chat(client: httpx.AsyncClient, name: str, request: Request) -> Outcom
     arrivals: list[float] = []
     tokens = 0
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        if response.is_error:
-            text = (await response.aread()).decode(errors="replace")
-            raise ValueError(f"status {response.status_code}: {text[:200]}")
-        async for line in response.aiter_lines():
-            event = _event(line)
-            if event is None:
-                continue
+        async for event in events(response):
             if event.get("usage"):
                 tokens = event["usage"]["completion_tokens"]
             if event["choices"] and event["choices"][0]["delta"].get("content"):
@@ -93,15 +88,4 @@ async def chat(client: httpx.AsyncClient, name: str, request: Request) -> Outcom
     if not arrivals or not tokens:
         raise ValueError("the answer is empty")
     tpot = (arrivals[-1] - arrivals[0]) / (tokens - 1) if tokens > 1 else 0.0
-    return Outcome(name, tokens, arrivals[0] - begun, tpot)
-
-
-def _event(line: str) -> dict[str, Any] | None:
-    """Return the JSON of one line of server-sent events, or None; raises ValueError for an error event."""
-    data = line.removeprefix("data: ")
-    if data == line or data == "[DONE]":
-        return None
-    event: dict[str, Any] = json.loads(data)
-    if "error" in event:
-        raise ValueError(f"the server says: {event['error']}")
-    return event
+    return Outcome(engine, tokens, arrivals[0] - begun, tpot)

@@ -1,23 +1,22 @@
-"""What the ledger says of the engine's KV memory, over time."""
+"""What the ledger says of the engines' KV memory, over time."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from kvcached_core.errors import LedgerError
 from kvcached_core.ledger.runtime import Runtime
-from kvcached_core.ledger.snapshot import snapshot
+from kvcached_core.ledger.snapshot import OwnerSnapshot, snapshot
 
 INTERVAL_SECONDS = 0.2
 
 
-class Sample(NamedTuple):
-    """Bytes of KV memory at a moment: held = used + cached + stranded + spare."""
+class Bytes(NamedTuple):
+    """KV memory of one engine: held = used + cached + stranded + spare, in bytes."""
 
-    at_seconds: float
     used: int
     cached: int
     spare: int  # also the rest of partly used granules
@@ -26,6 +25,18 @@ class Sample(NamedTuple):
     @property
     def held(self) -> int:
         return self.used + self.cached + self.spare
+
+
+class Sample(NamedTuple):
+    """The engines at a moment, and the bytes that they share."""
+
+    at_seconds: float
+    engines: dict[str, Bytes]
+    budget: int
+
+    @property
+    def held(self) -> int:
+        return sum(engine.held for engine in self.engines.values())
 
 
 class Mark(NamedTuple):
@@ -38,33 +49,38 @@ class Mark(NamedTuple):
 class Recorder:
     """Samples and marks since the beginning."""
 
-    def __init__(self, runtime: Runtime, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, runtime: Runtime, names: Sequence[str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._runtime = runtime
-        self._name = name
+        self._names = names
         self._clock = clock
         self._begun = clock()
         self.samples: list[Sample] = []
         self.marks: list[Mark] = []
 
+    @property
+    def seconds(self) -> float:
+        """The time since the beginning."""
+        return self._clock() - self._begun
+
     def sample(self) -> Sample:
-        """Read the ledger once; raises LedgerError if the engine is not in it."""
-        owners = [
-            o for device in snapshot(self._runtime) for o in device.owners if o.name == self._name and o.live
-        ]
-        if not owners:
-            raise LedgerError(f"no engine named {self._name} in the ledger")
-        ready = sum(owner.ready_bytes for owner in owners)
-        # words of two processes: for a moment they may not fit each other; what is held is the worker's word
-        used = min(ready, sum(owner.used_bytes for owner in owners))
-        cached = min(ready - used, sum(owner.cached_bytes for owner in owners))
-        limit = sum(owner.limit_bytes for owner in owners)
-        taken = Sample(self._clock() - self._begun, used, cached, ready - used - cached, limit)
+        """Read the ledger once; raises LedgerError if an engine is not in it."""
+        devices = snapshot(self._runtime)
+        engines = {}
+        for name in self._names:
+            owners = [o for device in devices for o in device.owners if o.name == name and o.live]
+            if not owners:
+                raise LedgerError(f"no engine named {name} in the ledger")
+            engines[name] = _bytes(owners)
+        budget = sum(device.capacity_bytes - device.headroom_bytes for device in devices)
+        taken = Sample(self.seconds, engines, budget)
         self.samples.append(taken)
         return taken
 
     def mark(self, text: str) -> None:
         """Note an event at this moment."""
-        self.marks.append(Mark(self._clock() - self._begun, text))
+        self.marks.append(Mark(self.seconds, text))
 
     async def run(self, show: Callable[[Sample], None]) -> None:
         """Sample until cancelled, and show each sample."""
@@ -72,6 +88,26 @@ class Recorder:
             show(self.sample())
             await asyncio.sleep(INTERVAL_SECONDS)
 
-    def peak(self, after_seconds: float = 0.0) -> int:
-        """Return the most that was held since a moment, in bytes; 0 without samples."""
-        return max((s.held for s in self.samples if s.at_seconds >= after_seconds), default=0)
+    def peak(self, name: str, after_seconds: float = 0.0) -> int:
+        """Return the most that an engine held since a moment, in bytes; raises ValueError without samples."""
+        return max(engine.held for engine in self._since(name, after_seconds))
+
+    def peak_used(self, name: str, after_seconds: float = 0.0) -> int:
+        """Return the most that its requests held since then."""
+        return max(engine.used for engine in self._since(name, after_seconds))
+
+    def least(self, name: str, after_seconds: float = 0.0) -> int:
+        """Return the least that it held since then."""
+        return min(engine.held for engine in self._since(name, after_seconds))
+
+    def _since(self, name: str, after_seconds: float) -> Iterator[Bytes]:
+        return (s.engines[name] for s in self.samples if s.at_seconds >= after_seconds)
+
+
+def _bytes(owners: Sequence[OwnerSnapshot]) -> Bytes:
+    """Return the sum over the ranks of an engine."""
+    ready = sum(owner.ready_bytes for owner in owners)
+    # words of two processes: for a moment they may not fit each other; what is held is the worker's word
+    used = min(ready, sum(owner.used_bytes for owner in owners))
+    cached = min(ready - used, sum(owner.cached_bytes for owner in owners))
+    return Bytes(used, cached, ready - used - cached, sum(owner.limit_bytes for owner in owners))

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TRACKER_SECONDS, _POLL_SECONDS = 3.0, 0.02
+
+
+def interrupt_on_signals() -> None:
+    """Make every signal that ends a program by hand act as Ctrl-C does, so that what was begun is undone."""
+    # also where a shell started this in the background, which ignores SIGINT
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # also inside asyncio, which turns SIGINT into an orderly end of its tasks
+    for number in set(INTERRUPTS) - {signal.SIGINT}:
+        signal.signal(number, lambda number, frame: signal.raise_signal(signal.SIGINT))
 
 
 @contextlib.contextmanager
@@ -31,7 +41,7 @@ def no_survivors() -> Iterator[None]:
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """Let no second Ctrl-C interrupt what the first one began; what is done here has a bound."""
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in INTERRUPTS}
     try:
         yield
     finally:
@@ -94,33 +104,52 @@ def _is_tracker(pid: int) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def child(
-    command: Sequence[str | Path], environ: Mapping[str, str], log: Path, grace_seconds: float = 10.0
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command in a process group of its own, its output in `log`; at the end it is gone.
+class Command(NamedTuple):
+    """What to run, and where its output goes."""
 
-    It is interrupted as by Ctrl-C and has `grace_seconds` to clean up, then its whole group is killed.
+    words: Sequence[str | Path]
+    environ: Mapping[str, str]
+    log: Path
+
+
+@contextlib.contextmanager
+def children(
+    commands: Sequence[Command], grace_seconds: float = 10.0
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Run commands, each in a process group of its own; at the end they are gone.
+
+    They are interrupted as by Ctrl-C and have `grace_seconds` together to clean up, then their whole groups
+    are killed.
     """
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            env=environ,
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for command in commands:
+            processes.append(_start(command))
+        yield processes
+    finally:
+        with undisturbed():
+            running = [process for process in processes if process.poll() is None]
+            for process in running:
+                process.send_signal(signal.SIGINT)  # it tells its own children
+            deadline = time.monotonic() + grace_seconds
+            for process in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - time.monotonic()))
+            for process in processes:
+                _kill_group(process.pid)
+                process.wait()
+
+
+def _start(command: Command) -> subprocess.Popen[bytes]:
+    with command.log.open("wb") as output:
+        return subprocess.Popen(
+            command.words,
+            env=command.environ,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
-    try:
-        yield process
-    finally:
-        with undisturbed():
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)  # it tells its own children
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(grace_seconds)
-            _kill_group(process.pid)
-            process.wait()
 
 
 def tail(log: Path, lines: int = 20) -> str:

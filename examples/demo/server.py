@@ -1,23 +1,25 @@
-"""The engine under test: `vllm serve` with the elastic backend, on this machine's memory."""
+"""The engines of the demo: `vllm serve` twice with the elastic backend, on one budget of host memory."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
 
+from examples.demo.process import Command
+
 BIN = Path(sys.executable).parent
-NAME = "demo"
-MODEL_NAME = "SmolLM2-135M"
-LIMIT, HOST_CAPACITY, SPARE = "512MiB", "4GiB", "16MiB"
-READY_SECONDS = 240
+NAMES = ("smollm2-a", "smollm2-b")  # as served, and by that in the ledger
+BUDGET, SPARE = "144MiB", "16MiB"
+READY_SECONDS = 300
 _POLL_SECONDS = 0.25
 
 
@@ -25,52 +27,58 @@ class DemoError(Exception):
     """The demo cannot go on; the text says why."""
 
 
-class Place(NamedTuple):
-    """Where a server listens and keeps its files."""
+class Engine(NamedTuple):
+    """One server: its model's name, where it listens, and the cores that it computes on."""
 
+    name: str
     port: int
-    scratch: Path  # removed at the end, with sockets and the ledger's directory in it
+    cores: str
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    @property
-    def runtime(self) -> Path:
-        return self.scratch / "runtime"
+
+def make_engines() -> tuple[Engine, ...]:
+    """Return the engines to start: on ports that are free now, with equal shares of the cores."""
+    there = sorted(os.sched_getaffinity(0))
+    with contextlib.ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in NAMES]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        ports = [probe.getsockname()[1] for probe in sockets]
+    shares = [there[at :: len(NAMES)] or there for at in range(len(NAMES))]
+    return tuple(
+        Engine(name, port, ",".join(map(str, cores)))
+        for name, port, cores in zip(NAMES, ports, shares, strict=True)
+    )
 
 
-def free_port() -> int:
-    """Return a port that is free on 127.0.0.1 now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def command(model: Path, place: Place) -> list[str | Path]:
+def command(model: Path, engine: Engine) -> list[str | Path]:
     """Return the command line that serves the model."""
     return [
         BIN / "vllm", "serve", model,
         "--kv-cache-backend", "kvcached",
-        "--served-model-name", MODEL_NAME,
+        "--served-model-name", engine.name,
         "--dtype", "bfloat16",
         "--max-model-len", "2048",
         "--enforce-eager",
         "--host", "127.0.0.1",
-        "--port", str(place.port),
+        "--port", str(engine.port),
     ]  # fmt: skip
 
 
-def environment(place: Place, cache: Path) -> dict[str, str]:
-    """Return the environment of the server and of tools that look at it; `cache` is kept between runs."""
+def environment(scratch: Path, cache: Path) -> dict[str, str]:
+    """Return the environment of both servers and of tools that look at them.
+
+    `scratch` is removed at the end, with sockets and the ledgers in it; `cache` is kept between runs.
+    """
     return os.environ | {
-        "KVCACHED_RUNTIME_DIR": str(place.runtime),
-        "KVCACHED_NAME": NAME,
-        "KVCACHED_LIMIT": LIMIT,
-        "KVCACHED_HOST_CAPACITY": HOST_CAPACITY,
+        "KVCACHED_RUNTIME_DIR": str(runtime(scratch)),
+        "KVCACHED_HOST_CAPACITY": BUDGET,
+        "KVCACHED_HEADROOM": "0",
         "KVCACHED_SPARE": SPARE,
-        "TMPDIR": str(place.scratch),
+        "TMPDIR": str(scratch),
         "HF_HUB_OFFLINE": "1",
         "VLLM_CACHE_ROOT": str(cache),
         "VLLM_NO_USAGE_STATS": "1",
@@ -78,20 +86,42 @@ def environment(place: Place, cache: Path) -> dict[str, str]:
     }
 
 
-def wait_until_ready(process: subprocess.Popen[bytes], url: str, tell: Callable[[str], None]) -> float:
-    """Wait for the server to answer; returns the seconds it took. Raises DemoError if it ends or is late."""
+def commands(
+    model: Path, engines: Sequence[Engine], environ: Mapping[str, str], logs: Mapping[Engine, Path]
+) -> list[Command]:
+    """Return what starts the servers: each with its name, and on its cores, which vLLM would choose alike."""
+    own = ({"KVCACHED_NAME": e.name, "VLLM_CPU_OMP_THREADS_BIND": e.cores} for e in engines)
+    return [
+        Command(command(model, engine), dict(environ) | more, logs[engine])
+        for engine, more in zip(engines, own, strict=True)
+    ]
+
+
+def runtime(scratch: Path) -> Path:
+    """Return where the ledgers are."""
+    return scratch / "runtime"
+
+
+def wait_until_ready(servers: Mapping[Engine, subprocess.Popen[bytes]], tell: Callable[[str], None]) -> None:
+    """Wait until all servers answer; raises DemoError if one ends or is late."""
     begun = told = time.monotonic()
+    waiting = dict(servers)
     with httpx.Client(timeout=2.0) as client:
-        while (now := time.monotonic()) - begun < READY_SECONDS:
-            if process.poll() is not None:
-                raise DemoError(f"the server ended with status {process.returncode} before it was ready")
-            try:
-                if client.get(f"{url}/health").is_success:
-                    return now - begun
-            except httpx.TransportError:
-                pass
+        while waiting:
+            now = time.monotonic()
+            if now - begun > READY_SECONDS:
+                late = ", ".join(engine.name for engine in waiting)
+                raise DemoError(f"{late}: not ready within {READY_SECONDS} s")
+            for engine, process in list(waiting.items()):
+                if process.poll() is not None:
+                    raise DemoError(
+                        f"{engine.name} ended with status {process.returncode} before it was ready"
+                    )
+                with contextlib.suppress(httpx.TransportError):
+                    if client.get(f"{engine.url}/health").is_success:
+                        del waiting[engine]
+                        tell(f"{engine.name} is ready after {now - begun:.0f} s")
             if now - told >= 10:
                 told = now
-                tell(f"waiting for the server, {now - begun:.0f} s")
+                tell(f"waiting for {', '.join(engine.name for engine in waiting)}, {now - begun:.0f} s")
             time.sleep(_POLL_SECONDS)
-    raise DemoError(f"the server was not ready within {READY_SECONDS} s")

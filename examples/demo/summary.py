@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from benchmarks.ratios import percentile
 from examples.demo.load import Outcome
 from kvcached_core.units import format_size
 
@@ -18,16 +18,26 @@ PERCENTS = (50, 90, 99)
 
 
 class Held(NamedTuple):
-    """Bytes of KV memory at the moments that matter; `lowered_limit` is what the limit was lowered to."""
+    """Bytes of KV memory that one engine held at the moments that matter."""
 
     start: int
-    peak: int
-    idle: int
-    before_limit: int
+    peak: int  # of its burst while the other was idle
+    peak_used: int  # in blocks of requests
+    idle: int  # after that
+    least_beside: int  # while the other had such a burst
+    before_limit: int  # of one of the engines
     after_limit: int
-    lowered_limit: int
-    peak_after_lift: int
+    peak_together: int  # of the bursts at once, the limit lifted
     end: int
+
+
+class Run(NamedTuple):
+    """What is judged: requests, what each engine held, to what limits were lowered, and the budget; bytes."""
+
+    outcomes: Sequence[Outcome]
+    held: Mapping[str, Held]  # in the order of their bursts
+    lowered: Mapping[str, int]
+    budget: int
 
 
 class Verdict(NamedTuple):
@@ -37,38 +47,50 @@ class Verdict(NamedTuple):
     holds: bool
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the nearest-rank percentile: the least value with at least `percent` % of all at or below it."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
-
-
 def percentiles(values: Sequence[float]) -> dict[str, float]:
     """Return p50, p90 and p99, or nothing of nothing."""
     return {f"p{percent}": percentile(values, percent) for percent in PERCENTS} if values else {}
 
 
-def verdicts(outcomes: Sequence[Outcome], held: Held) -> list[Verdict]:
+def verdicts(run: Run) -> Iterator[Verdict]:
     """Judge a run."""
-    failures = sum(bool(outcome.error) for outcome in outcomes)
-    return [
-        Verdict("all requests succeeded", bool(outcomes) and not failures),
-        Verdict("memory grew with the load", held.peak > held.start),
-        Verdict("memory went down when idle", held.idle < held.peak),
-        Verdict(
-            "memory went down below the lowered limit",
-            held.after_limit <= held.lowered_limit < held.before_limit,
-        ),
-        Verdict("memory grew again when the limit was lifted", held.peak_after_lift > held.lowered_limit),
-        Verdict("memory went down at the end", held.end < held.peak_after_lift),
-    ]
+    good = bool(run.outcomes) and not any(outcome.error for outcome in run.outcomes)
+    yield Verdict("all requests succeeded", good)
+    for name, held in run.held.items():
+        yield Verdict(f"{name} used more than half of the budget", held.peak_used > run.budget / 2)
+        yield Verdict(f"{name} went down when idle", held.idle < held.peak)
+    giver = next(iter(run.held))
+    gave = run.held[giver].least_beside < run.held[giver].idle
+    yield Verdict(f"{giver} gave its cache back to the other", gave)
+    for name, limit in run.lowered.items():
+        held = run.held[name]
+        fell = held.after_limit <= limit < held.before_limit
+        yield Verdict(f"{name} went down below its lowered limit", fell)
+        yield Verdict(f"{name} grew again when it was lifted", held.peak_together > limit)
 
 
-def summarise(outcomes: Sequence[Outcome], held: Held, wall_seconds: float) -> dict[str, Any]:
+def summarise(run: Run, wall_seconds: float) -> dict[str, Any]:
     """Return the run as plain data: counts, seconds and bytes."""
+    engines = {
+        name: _engine([outcome for outcome in run.outcomes if outcome.engine == name], held)
+        for name, held in run.held.items()
+    }
+    return {
+        "schema": 2,
+        "budget_bytes": run.budget,
+        "lowered_limit_bytes": dict(run.lowered),
+        "engines": engines,
+        "requests": len(run.outcomes),
+        "failures": sum(bool(outcome.error) for outcome in run.outcomes),
+        "verdicts": {verdict.text: verdict.holds for verdict in verdicts(run)},
+        "wall_seconds": wall_seconds,
+    }
+
+
+def _engine(outcomes: Sequence[Outcome], held: Held) -> dict[str, Any]:
+    """Return one engine's part; times are of requests that succeeded."""
     good = [outcome for outcome in outcomes if not outcome.error]
     return {
-        "schema": 1,
         "requests": len(outcomes),
         "failures": len(outcomes) - len(good),
         "errors": sorted({outcome.error for outcome in outcomes if outcome.error}),
@@ -76,8 +98,6 @@ def summarise(outcomes: Sequence[Outcome], held: Held, wall_seconds: float) -> d
         "ttft_seconds": percentiles([outcome.ttft_seconds for outcome in good]),
         "tpot_seconds": percentiles([outcome.tpot_seconds for outcome in good if outcome.tokens > 1]),
         "held_bytes": held._asdict(),
-        "verdicts": {verdict.text: verdict.holds for verdict in verdicts(outcomes, held)},
-        "wall_seconds": wall_seconds,
     }
 
 
@@ -89,20 +109,31 @@ def write(path: Path, summary: dict[str, Any]) -> None:
 
 
 def table(summary: dict[str, Any]) -> Table:
-    """Return the summary for a terminal."""
-    made = Table(title="Elastic KV cache under load", title_justify="left")
-    made.add_column("what")
-    made.add_column("value", justify="right")
-    made.add_row("requests", str(summary["requests"]))
-    made.add_row("failures", str(summary["failures"]))
-    for name, label in (("ttft_seconds", "time to first token"), ("tpot_seconds", "time per output token")):
-        for percent, seconds in summary[name].items():
-            made.add_row(f"{label}, {percent}", f"{seconds * 1000:,.0f} ms")
-    made.add_section()
-    for name, size in summary["held_bytes"].items():
-        made.add_row(name.replace("_", " "), format_size(size))
+    """Return the summary for a terminal: a column for each engine, then the verdicts."""
+    engines = summary["engines"]
+    made = Table(title=f"Two engines on {format_size(summary['budget_bytes'])}", title_justify="left")
+    made.add_column("")
+    for name in engines:
+        made.add_column(name, justify="right")
+    for label, values in _rows(list(engines.values())):
+        made.add_row(label, *values)
     made.add_section()
     for text, holds in summary["verdicts"].items():
         made.add_row(text, "[green]yes[/]" if holds else "[red]NO[/]")
     made.add_row("wall time", f"{summary['wall_seconds']:.0f} s")
     return made
+
+
+def _rows(engines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+    """Yield a label and a value for each engine."""
+    for name in ("requests", "failures"):
+        yield name, [str(engine[name]) for engine in engines]
+    for name, label in (("ttft_seconds", "time to first token"), ("tpot_seconds", "time per output token")):
+        for percent in (f"p{percent}" for percent in PERCENTS):
+            yield f"{label}, {percent}", [_milliseconds(engine[name].get(percent)) for engine in engines]
+    for name in Held._fields:
+        yield name.replace("_", " "), [format_size(engine["held_bytes"][name]) for engine in engines]
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1000:,.0f} ms"

@@ -1,23 +1,25 @@
-"""The memory of the engine as it moves: a live view in a terminal, plain lines elsewhere."""
+"""The memory of the engines as it moves: live bars in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from examples.demo.memory import Sample
+from examples.demo.memory import Bytes, Sample
 from kvcached_core.units import format_size
 
-BAR_CELLS = 60
+BAR_CELLS = 44
 LINE_SECONDS = 3.0
-# one colour for each kind of byte, the same in the picture
+# one colour for each kind of byte and for each engine, the same in the picture
 COLOURS = {"used": "#c0504d", "cached": "#4f81bd", "spare": "#9bbb59"}
+ENGINE_COLOURS = ("#d98c3f", "#7f5fa8")
+SHADES = "█▓░"  # of a bar's parts, for terminals without colours
 
 
 class View:
@@ -48,7 +50,7 @@ class View:
     def show(self, sample: Sample) -> None:
         """Show a sample: at once in a terminal, else a line every few seconds."""
         if self._live is not None:
-            self._live.update(picture(sample))
+            self._live.update(bars(sample))
         elif sample.at_seconds - self._printed >= LINE_SECONDS:
             self._printed = sample.at_seconds
             self.say(line(sample))
@@ -56,20 +58,50 @@ class View:
 
 def line(sample: Sample) -> str:
     """Return a sample as one line of text."""
-    parts = ((name, getattr(sample, name)) for name in ("held", "used", "cached", "spare", "limit"))
-    return "  ".join(f"{name} {format_size(size):>10}" for name, size in parts)
+    parts = []
+    for name, engine in sample.engines.items():
+        shown = " ".join(f"{kind} {format_size(getattr(engine, kind))}" for kind in COLOURS)
+        parts.append(f"{name} {format_size(engine.held)} ({shown})")
+    return f"held {format_size(sample.held)} of {format_size(sample.budget)}: {', '.join(parts)}"
 
 
-def picture(sample: Sample) -> RenderableType:
-    """Return a sample as a bar up to the limit, and its numbers."""
-    bar = Text()
-    scale = max(sample.limit, sample.held, 1)
-    for name, colour in COLOURS.items():
-        bar.append("█" * round(BAR_CELLS * getattr(sample, name) / scale), colour)
-    bar.append("·" * max(0, BAR_CELLS - len(bar)), "dim")
-    table = Table.grid(padding=(0, 2))
-    for name, colour in COLOURS.items():
-        table.add_row(Text(name, colour), Text(format_size(getattr(sample, name)), justify="right"))
-    table.add_row("held", format_size(sample.held))
-    table.add_row("limit", format_size(sample.limit))
-    return Group(Text("KV memory of the engine", "bold"), bar, table)
+def bars(sample: Sample) -> RenderableType:
+    """Return a bar for each engine and one for the whole budget, all on one scale."""
+    scale = max(sample.budget, sample.held, 1)
+    table = Table.grid(padding=(0, 1))
+    for name, engine in sample.engines.items():
+        table.add_row(name, _engine_bar(engine, scale), format_size(engine.held))
+    held = [engine.held for engine in sample.engines.values()]
+    whole = _bar(held, ENGINE_COLOURS, scale)
+    table.add_row("budget", whole, f"{format_size(sample.held)} of {format_size(sample.budget)}")
+    return Group(table, _legend(sample))
+
+
+def _engine_bar(engine: Bytes, scale: int) -> Text:
+    """Return what an engine holds by kind, with a line at its limit if that is below the budget."""
+    bar = _bar([getattr(engine, kind) for kind in COLOURS], list(COLOURS.values()), scale)
+    at = round(BAR_CELLS * engine.limit / scale)
+    if at >= BAR_CELLS:
+        return bar
+    return Text.assemble(bar[:at], ("|", "bold"), bar[at + 1 :])
+
+
+def _bar(sizes: Sequence[int], colours: Sequence[str], scale: int) -> Text:
+    """Return BAR_CELLS cells: each edge is where the sum so far lies, so that no rounding adds up."""
+    bar, total, drawn = Text(), 0, 0
+    for size, colour, shade in zip(sizes, colours, SHADES, strict=False):
+        total += size
+        edge = round(BAR_CELLS * total / scale)
+        bar.append(shade * (edge - drawn), colour)
+        drawn = edge
+    return bar.append("·" * (BAR_CELLS - drawn), "dim")
+
+
+def _legend(sample: Sample) -> Text:
+    """Return what the colours mean."""
+    kinds = list(zip(COLOURS, COLOURS.values(), SHADES, strict=True))
+    engines = list(zip(sample.engines, ENGINE_COLOURS, SHADES, strict=False))
+    parts: list[str | tuple[str, str]] = []
+    for name, colour, shade in kinds + engines:
+        parts += [(shade * 2, colour), f" {name}  "]
+    return Text.assemble(*parts, "| limit")

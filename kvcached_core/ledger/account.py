@@ -11,17 +11,21 @@ import contextlib
 
 from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.errors import BusyError, InvariantError
-from kvcached_core.ledger import grant
-from kvcached_core.ledger.layout import CONTROLS, FREE, OWNER_WORDS, UNHEARD
-from kvcached_core.ledger.member import Member
+from kvcached_core.ledger import arbiter, shares
+from kvcached_core.ledger.layout import CONTROLS, OWNER_WORDS, UNHEARD
+from kvcached_core.ledger.outside import Outside
+from kvcached_core.ledger.peers import Peers
 from kvcached_core.ledger.seat import ring_waiting, sweep
+from kvcached_core.ledger.starting import Starter
 from kvcached_core.ledger.storage import LedgerFile
 
 
-class Account(Member):
+class Account(Starter):
     """The worker's side of the ledger. Thread-safe. Made by `attach`; sizes are bytes of this rank."""
 
     granule_bytes = 0  # of one granule on this rank; 0 before describe()
+    _peers: Peers | None = None
+    _outside: Outside | None = None
 
     @property
     def leased_bytes(self) -> int:
@@ -32,19 +36,19 @@ class Account(Member):
         return self._own["ready_bytes"]
 
     @property
-    def limit_bytes(self) -> int:
-        """The limit this owner goes by."""
-        return self._own["limit_applied"]
-
-    @property
-    def floor_bytes(self) -> int:
-        """What this owner can always get back."""
-        return self._own["floor_applied"]
-
-    @property
     def wanted_bytes(self) -> int:
-        """What the scheduler wants leased in all."""
-        return self._seat.get("wanted_bytes")
+        """What the scheduler wants leased in all, as far as the other ranks have come."""
+        wanted = self._seat.get("wanted_bytes")
+        most = None if self._peers is None else self._peers.most()
+        return wanted if most is None else min(wanted, most * self.granule_bytes)
+
+    def grow_with(self, ranks: int) -> None:
+        """From now on lease in step with the other ranks of this engine, all of which are described.
+
+        Raises LedgerError naming those that are missing.
+        """
+        if ranks > 1:
+            self._peers = Peers(self._runtime, self._texts["instance"], self._own["rank"], ranks)
 
     def describe(self, *, page_bytes: int, granule_bytes: int, granule_count: int, blocks_per_granule: int,
                  block_count: int, stride_bytes: int) -> None:  # fmt: skip
@@ -62,11 +66,6 @@ class Account(Member):
             self._put("granule_bytes", granule_bytes)  # last: where it is not 0, the others are there
             self.granule_bytes = granule_bytes
 
-    def set_private_peak(self, peak_bytes: int) -> None:
-        """Say what this process may come to take outside its KV cache; others leave that much free."""
-        with self._mutex:
-            self._put("private_peak_bytes", peak_bytes)
-
     def acknowledge(self) -> None:
         """Go by what tools have set, and come back to a ledger that was lost. Never waits for the lock."""
         self._seat.require_own_process()
@@ -75,8 +74,14 @@ class Account(Member):
                 # If it is busy, the next turn or lease tries again.
                 with contextlib.suppress(BusyError), self._exclusive(bound_seconds=2e-3):
                     pass
-            if self._apply_controls():
-                self._seat.engine_bell.ring()
+            changed = self._apply_controls()
+        if changed:
+            self._report_controls(locked=False)
+            self._seat.engine_bell.ring()
+
+    def _report_controls(self, locked: bool) -> None:
+        limit, floor, weight = (self._own[f"{control}_applied"] for control in CONTROLS)
+        self._reporter.report("limit", locked, limit_bytes=limit, floor_bytes=floor, weight=weight)
 
     def _apply_controls(self) -> bool:
         """Apply changed controls. A tool writes a value before its generation, under the lock: a value
@@ -98,8 +103,9 @@ class Account(Member):
     def lease(self, want_bytes: int, memory: MemoryInfo) -> int:
         """Promise up to `want_bytes` more; returns the bytes granted, whole granules, maybe 0.
 
-        What is not granted is recorded as demand; whoever gives back then rings. `memory` is read before
-        the lock is taken, so it may be old: a create may still fail, which gives the promise back.
+        What is not granted is recorded as demand, and those who hold more than their share are asked to
+        give it back; whoever does then rings. `memory` is read before the lock is taken, so it may be old:
+        a create may still fail, which gives the promise back.
         Raises BusyError, and then nothing was changed.
         """
         if self.granule_bytes == 0:
@@ -108,34 +114,72 @@ class Account(Member):
             self.refuse(0)
             return 0
         with self._exclusive() as file:
-            self._apply_controls()
+            if self._apply_controls():
+                self._report_controls(locked=True)
             file.set_header("free_bytes", memory.free_bytes)
             file.set_header("total_bytes", memory.total_bytes)
-            there = self._room(file, memory.free_bytes)
-            if there.of_device < min(want_bytes, there.limit_bytes) and sweep(self._folder, file):
-                there = self._room(file, memory.free_bytes)
-            granted_bytes = grant.granted(want_bytes, there, self.granule_bytes)
-            self._put("demand_bytes", want_bytes - granted_bytes)
-            if granted_bytes:
-                self._put("leased_bytes", self.leased_bytes + granted_bytes)
-                self._add("lease_bytes", granted_bytes)
-                self._add("leases")
-            if granted_bytes < want_bytes:
-                self._add("refusals")
-            return granted_bytes
+            if UNHEARD in file.claims():
+                sweep(self._folder, file)
+            if UNHEARD in file.claims():
+                ring_waiting(self._folder, file, self.slot)
+                granted = 0
+                self._promise(0, want_bytes)
+            else:
+                granted = self._lease_among_all(file, want_bytes, memory.free_bytes)
+            self._look_outside(file, memory)
+        self._reporter.flush()
+        return granted
 
-    def _room(self, file: LedgerFile, free_bytes: int) -> grant.Room:
-        """Return the room for this owner; there is none while a living owner has yet to write its part."""
-        claims = file.claims()
-        taken = [slot for slot, claim in enumerate(claims) if claim != FREE]
-        if UNHEARD in claims:
-            ring_waiting(self._folder, file, self._seat.slot)
-            return grant.Room(self.limit_bytes - self.leased_bytes, 0, 0)
-        promises = [
-            grant.Promise(*(file.get(slot, name) for name in grant.Promise._fields)) for slot in taken
-        ]
-        return grant.room(self.leased_bytes, self.limit_bytes, promises, self._capacity_bytes,
-                          self._headroom_bytes, free_bytes)  # fmt: skip
+    def _look_outside(self, file: LedgerFile, memory: MemoryInfo) -> None:
+        self._outside = self._outside or Outside()
+        if self._outside.look(file, memory, self.device.uuid):
+            self._reporter.report("outside", locked=True, outside_bytes=self._outside.bytes,
+                                  free_bytes=memory.free_bytes)  # fmt: skip
+
+    def _lease_among_all(self, file: LedgerFile, want: int, free_bytes: int) -> int:
+        """Grant what this owner may have now, and ask others for the rest."""
+        there, now_ms = self._room(file, free_bytes), self._now_ms()
+        # Of a long wish a slice is leased at a time; what others are asked for is the whole of it.
+        unmet = max(want, self.wanted_bytes - self.leased_bytes)
+        scene = arbiter.survey(file, self.slot, unmet, there.of_device, now_ms)
+        mine = scene.claim(self.slot)
+        others = [claim for claim in scene.claims if claim.slot != self.slot]
+        room = min(there.limit_bytes, there.of_device)
+        if any(other.unmet or other.starting for other in others):
+            granted = shares.grantable(mine, want, room, others, scene.of)
+        else:
+            granted = max(0, min(want, room))  # I10: what grantable() comes to where nobody else waits
+        granted = granted // self.granule_bytes * self.granule_bytes
+        if granted < min(want, there.limit_bytes) and sweep(self._folder, file):
+            return self._lease_among_all(file, want, free_bytes)  # the dead hold nothing and wait for nothing
+        waited = self._own["demand_bytes"] > 0
+        if granted < want:
+            self._put("short_at_ms", now_ms)
+        if granted and (waited or granted < want):
+            self._put("kept_until_ms", now_ms + self._keep_ms)
+        left = 0 if granted == want else unmet - granted
+        self._promise(granted, left)
+        unmet = max(0, min(left, there.limit_bytes - granted)) // self.granule_bytes * self.granule_bytes
+        after = mine._replace(leased=mine.leased + granted, unmet=unmet)
+        if after != mine:
+            scene = scene.replaced(after, there.of_device - granted)
+        self._arbitrate(file, scene, now_ms)
+        return granted
+
+    def _promise(self, granted: int, unmet: int) -> None:
+        if unmet and not self._own["demand_bytes"]:  # not each time that it is tried again
+            self._reporter.report("demand", locked=True, unmet_bytes=unmet, leased_bytes=self.leased_bytes)
+        self._put("demand_bytes", unmet)
+        if granted:
+            self._reporter.report("lease", locked=True, granted_bytes=granted,
+                                  leased_bytes=self.leased_bytes + granted)  # fmt: skip
+            self._put("leased_bytes", self.leased_bytes + granted)
+            self._add("lease_bytes", granted)
+            self._add("leases")
+            if self._peers is not None:
+                self._peers.ring_next()
+        if unmet:
+            self._add("refusals")
 
     def created(self, granules: int) -> None:
         """Say that handles for `granules` more now exist. Rings nobody: a scheduler looks by itself."""
@@ -145,6 +189,8 @@ class Account(Member):
                 raise InvariantError(f"{ready} bytes would be ready, of {self.leased_bytes} leased")
             self._put("ready_bytes", ready)
             self._add("created_granules", granules)
+        if ready == self.leased_bytes:
+            self._reporter.report("ready", granules=granules, ready_bytes=ready)
         self._seat.engine_bell.ring()
 
     def give_back(self, bytes_never_ready: int = 0, granules_released: int = 0) -> None:
@@ -172,6 +218,8 @@ class Account(Member):
         with self._mutex:
             if self._own["demand_bytes"] != unmet_bytes:
                 self._put("demand_bytes", unmet_bytes)
+            if not unmet_bytes and self._own["coming_bytes"]:
+                self._put("coming_bytes", 0)
 
     def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0) -> None:
         """Show what is mapped, what the process takes besides, and granules mapped and unmapped since."""
@@ -210,4 +258,7 @@ class Account(Member):
         memory may exist it is counted, if need be until the process ends."""
         if self.leased_bytes and self.fileno() >= 0:
             raise InvariantError(f"detach() with {self.leased_bytes} bytes leased")
+        if self._peers is not None:
+            self._peers.close()
+            self._peers = None
         super().detach()

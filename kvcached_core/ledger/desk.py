@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from kvcached_core.events import Kind, Value
 from kvcached_core.ledger.bells import drain_bell
 from kvcached_core.ledger.descriptors import close_private
 from kvcached_core.ledger.place import Place, SlotGeometry, find_places
@@ -22,6 +24,8 @@ class EngineUsage(Protocol):
     @property
     def stranded_blocks(self) -> int: ...
     @property
+    def needed_granules(self) -> int: ...
+    @property
     def wanted_granules(self) -> int: ...
     @property
     def released_granules(self) -> int: ...
@@ -30,18 +34,21 @@ class EngineUsage(Protocol):
 class Desk:
     """All ranks of one instance. For one thread. Made by `find`."""
 
-    def __init__(self, runtime: Runtime, instance: str, places: list[Place]) -> None:
+    def __init__(self, runtime: Runtime, instance: str, places: list[Place],
+                 clock: Callable[[], float]) -> None:  # fmt: skip
         self._runtime = runtime
+        self._clock = clock
         self._instance = instance
         self._places = places
         self._usage: EngineUsage | None = None
         self._created = self._limit = 0  # as last read
 
     @classmethod
-    def find(cls, runtime: Runtime, instance: str, ranks: int) -> Desk:
+    def find(cls, runtime: Runtime, instance: str, ranks: int,
+             clock: Callable[[], float] = time.monotonic) -> Desk:  # fmt: skip
         """Find the slots of an instance over all devices. Raises LedgerError with what is missing."""
         places = find_places(runtime, instance, set(range(ranks)))
-        return cls(runtime, instance, [places[rank] for rank in range(ranks)])
+        return cls(runtime, instance, [places[rank] for rank in range(ranks)], clock)
 
     @property
     def geometry(self) -> tuple[SlotGeometry, ...]:
@@ -75,8 +82,28 @@ class Desk:
         return least
 
     def refused(self) -> bool:
-        """Say whether a rank has asked for memory and did not get it."""
-        return any(p.words[p.demand_at] for p in self._places if p.is_there())
+        """Say whether a rank has asked for memory and did not get it, and nobody was asked to give it."""
+        return any(p.words[p.demand_at] and not p.words[p.coming_at] for p in self._places if p.is_there())
+
+    def target_granules(self) -> int:
+        """Return how many granules each rank is asked to hold at most; 0 if none is asked."""
+        return self._asked(lambda place: place.target_at)
+
+    def must_granules(self) -> int:
+        """Return likewise what is asked for another's floor: by preemption, if it takes too long."""
+        return self._asked(lambda place: place.must_at)
+
+    def _asked(self, index: Callable[[Place], int]) -> int:
+        least = now_ms = 0
+        for place in self._places:
+            if not place.is_there() or not (asked := place.words[index(place)]):
+                continue
+            now_ms = now_ms or int(self._clock() * 1000) + 1
+            # What was asked lapses unless it is asked again: its waiter may have died.
+            if now_ms < place.words[place.asked_until_at]:
+                count = max(1, asked // place.granule_bytes)
+                least = min(least or count, count)
+        return least
 
     def publish(self, usage: EngineUsage) -> None:
         """Write what the engine does; rings the workers if more is wanted or more was let go."""
@@ -94,13 +121,18 @@ class Desk:
         if not all(place.is_there() for place in self._places):
             self._find_again()
 
-    def count(self, evictions: int, preemptions: int, busy: bool) -> None:
-        """Write what happened since the engine began, and whether requests run now."""
+    def count(self, evictions: int, preemptions: int, busy: bool, idle_since_ms: int) -> None:
+        """Write what happened since the engine began, and whether requests run now, else since when not."""
         for place in self._places:
             if place.is_there():
                 place.set("evictions", evictions)
                 place.set("preemptions", preemptions)
                 place.set("busy", int(busy))
+                place.set("idle_since_ms", idle_since_ms)
+
+    def report(self, kind: Kind, **data: Value) -> None:
+        """Tell of an event, on the device of the first rank: what a scheduler does it does on all."""
+        self._places[0].reporter.report(kind, False, **data)
 
     def filenos(self) -> Sequence[int]:
         """Return the bells to poll: they ring when memory is ready or a limit has changed."""
@@ -147,4 +179,5 @@ def _write(place: Place, usage: EngineUsage) -> None:
     place.set("cached_bytes", usage.cached_blocks * block_bytes)
     place.set("stranded_bytes", usage.stranded_blocks * block_bytes)
     place.set("ordered_granules", usage.released_granules)
+    place.set("needed_bytes", usage.needed_granules * place.granule_bytes)
     place.set("wanted_bytes", usage.wanted_granules * place.granule_bytes)

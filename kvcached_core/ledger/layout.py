@@ -2,7 +2,8 @@
 
 A file is a header and slots of 8-byte little-endian words; texts are utf-8, zero padded. Both the header
 and a slot grow only at their end (a minor version); their sizes stand in the header, so that versions
-which differ only there work on one file. Byte counts are per rank, which is per slot.
+which differ only there work on one file. Byte counts are per rank, which is per slot. Words that end in _ms
+are milliseconds of CLOCK_MONOTONIC, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from typing import NamedTuple
 
 WORD = 8
 MAGIC = int.from_bytes(b"KVLEDGER", "little")
-MAJOR, MINOR = 1, 0
+MAJOR, MINOR = 1, 1
 HEADER_BYTES, SLOT_BYTES, SLOT_COUNT = 512, 1024, 64
 WORD_LIMIT = 1 << 62  # every value of every field is below it; a greater one is damage
 
 FREE = 0  # `claim` of a slot that nobody has
 UNHEARD = 1  # `claim` of a slot whose owner lives but has not yet written its numbers into this file
+MINOR_1 = "spoken_claim"  # the first of the fields that came with minor 1
 FIRST_CLAIM = 16  # claims of owners are random numbers from here on, new for every claim
 
 
@@ -104,6 +106,19 @@ SLOT = (
     Field("evictions", "engine", False, "cached blocks ever evicted for memory"),
     Field("preemptions", "engine", False, "requests ever preempted"),
     Field("busy", "engine", False, "1 while requests run"),
+    # Minor 1. An owner of minor 0 never writes these: they hold only where `spoken_claim` is the claim.
+    Field("spoken_claim", "owner", True, "the claim for which the words below hold"),
+    Field("needed_bytes", "engine", False, "of wanted_bytes: what requests hold or are about to take"),
+    Field("idle_since_ms", "engine", False, "0 while requests run, else when the last one ended"),
+    Field("target_bytes", "any", True, "asked to hold at most this; 0 is not asked"),
+    Field("must_bytes", "any", True, "likewise for the floor of another: by preemption if need be"),
+    Field("asked_until_ms", "any", True, "when what is asked lapses, unless it is asked again"),
+    Field("short_at_ms", "owner", True, "when it last asked for more than it got"),
+    Field("coming_bytes", "owner", True, "of its demand, what others were asked to give"),
+    Field("kept_until_ms", "owner", True, "until then what it got is taken back for floors only"),
+    Field("starting_bytes", "owner", True, "claimed by an engine that waits for its start"),
+    Field("queued_at_ms", "owner", True, "since when it waits for its start"),
+    Field("reclaims", "any", True, "times asked to give back"),
 )
 
 
@@ -122,6 +137,7 @@ SLOT_AT, SLOT_WORDS = _offsets(SLOT)
 TEXT_BYTES = {field.name: field.text_bytes for field in (*HEADER, *SLOT) if field.text_bytes}
 CONTROLS = ("limit", "floor", "weight")
 ENGINE_WORDS = tuple(field.name for field in SLOT if field.writer == "engine")
+ANY_WORDS = tuple(field.name for field in SLOT if field.writer == "any")
 OWNER_WORDS = tuple(field.name for field in SLOT if field.writer == "owner" and not field.text_bytes)
 
 

@@ -16,7 +16,8 @@ from typing import Self
 from kvcached_core.driver.base import DeviceIdentity
 from kvcached_core.errors import BusyError, CapacityError, LedgerError
 from kvcached_core.ledger.bells import drain_bell
-from kvcached_core.ledger.layout import CONTROLS, ENGINE_WORDS, FREE, OWNER_WORDS, UNHEARD
+from kvcached_core.ledger.history import Reporter
+from kvcached_core.ledger.layout import ANY_WORDS, CONTROLS, ENGINE_WORDS, FREE, OWNER_WORDS, UNHEARD
 from kvcached_core.ledger.lock import BOUND_SECONDS, LedgerLock
 from kvcached_core.ledger.naming import choose_name
 from kvcached_core.ledger.runtime import Runtime
@@ -43,22 +44,27 @@ class Member:
         self._texts = texts
         self._seat = Seat(self._folder)
         self._capacity_bytes = self._headroom_bytes = 0
+        self._clock = clock
+        self._keep_ms = 0
+        self._reporter = Reporter(self._folder, lambda: self.name, lambda: self.slot)
 
     @classmethod
     def attach(cls, runtime: Runtime, device: DeviceIdentity, capacity_bytes: int, headroom_bytes: int, *,
                instance: str, rank: int, name: str, engine: str = "", model: str = "",
                limit_bytes: int | None = None, floor_bytes: int = 0, weight: int = 100,
+               keep_seconds: float = 1.0,
                clock: Callable[[], float] = time.monotonic,
                sleep: Callable[[float], None] = time.sleep) -> Self:  # fmt: skip
         """Take a slot of the device's ledger, which is made if there is none.
 
-        `limit_bytes` None is the device. The dead are swept first. Another living instance of the same name
+        `limit_bytes` None is the device. What this engine waited for and got is not taken back for another's
+        share within `keep_seconds`. The dead are swept first. Another living instance of the same name
         makes this one `name-2`. Raises CapacityError if the floors no longer fit (I3), LedgerError if the
         ledger cannot be used, BusyError.
         """
         if not instance or len(instance.encode()) > 64 or "\0" in instance:
             raise LedgerError(f"instance id {instance!r}: expected 1 to 64 bytes of utf-8")
-        own = dict.fromkeys((word for word in OWNER_WORDS if word != "claim"), 0)
+        own = dict.fromkeys((word for word in OWNER_WORDS if "claim" not in word), 0)
         limit = capacity_bytes if limit_bytes is None else limit_bytes
         own |= {"rank": rank, "worker_pid": os.getpid()}
         for control, value in zip(CONTROLS, (limit, floor_bytes, weight), strict=True):
@@ -66,6 +72,7 @@ class Member:
         member = cls(
             runtime, device, own, {"instance": instance, "engine": engine, "model": model}, clock, sleep
         )
+        member._keep_ms = round(keep_seconds * 1000)
         try:
             member._folder.make()
             with member._name_lock.held(_ATTACH_BOUND_SECONDS):
@@ -125,7 +132,7 @@ class Member:
         for control in CONTROLS:
             words[f"{control}_wanted"] = self._own[f"{control}_applied"]
             words[f"{control}_wanted_generation"] = self._own[f"{control}_applied_generation"]
-        words |= dict.fromkeys((*ENGINE_WORDS, "reclaim_bytes"), 0)
+        words |= dict.fromkeys((*ENGINE_WORDS, *ANY_WORDS), 0)
         if self._seat.claim != FREE:
             words |= {name: self._seat.get(name) for name in ENGINE_WORDS}
         return words

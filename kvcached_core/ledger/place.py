@@ -9,6 +9,7 @@ from typing import NamedTuple
 from kvcached_core.errors import LedgerError
 from kvcached_core.ledger.bells import Ringer, open_bell
 from kvcached_core.ledger.descriptors import close_private
+from kvcached_core.ledger.history import Reporter
 from kvcached_core.ledger.layout import FIRST_CLAIM, SLOT_AT
 from kvcached_core.ledger.runtime import DeviceFolder, Runtime
 from kvcached_core.ledger.storage import LedgerFile, write_point
@@ -48,11 +49,15 @@ class Place:
         self.claim = file.words[base]
         self.rank = file.get(slot, "rank")
         self.created_at = self.at["created_granules"]
-        self.demand_at = self.at["demand_bytes"]
+        self.demand_at, self.coming_at = self.at["demand_bytes"], self.at["coming_bytes"]
+        self.target_at, self.must_at = self.at["target_bytes"], self.at["must_bytes"]
+        self.asked_until_at = self.at["asked_until_ms"]
         self.wanted_at, self.applied_at = self.at["limit_wanted"], self.at["limit_applied"]
         self.geometry = SlotGeometry(*(file.get(slot, name) for name in SlotGeometry._fields))
         self.granule_bytes = max(1, self.geometry.granule_bytes)
         self.ringer = Ringer(folder.worker_bell(slot))
+        name = file.get_text(slot, "name")
+        self.reporter = Reporter(folder, lambda: name, lambda: slot)
 
     def set(self, name: str, value: int) -> None:
         write_point(name)

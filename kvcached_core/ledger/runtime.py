@@ -33,6 +33,16 @@ class DeviceFolder:
     def lock(self) -> Path:
         return self.path / "lock"
 
+    @property
+    def history(self) -> Path:
+        """The latest events, for tools."""
+        return self.path / "history.jsonl"
+
+    @property
+    def old_history(self) -> Path:
+        """Those before."""
+        return self.path / "history.old.jsonl"
+
     def owner(self, slot: int) -> Path:
         """Return the file that the owner of a slot holds a flock on for as long as it lives."""
         return self.path / f"slot-{slot:02d}.owner"

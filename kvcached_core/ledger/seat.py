@@ -76,9 +76,11 @@ def sweep(folder: DeviceFolder, file: LedgerFile) -> int:
 
 
 def ring_waiting(folder: DeviceFolder, file: LedgerFile, but_slot: int = -1) -> None:
-    """Ring the workers that asked for more than they got, and those not heard of."""
+    """Ring the workers that asked for more than they got, that wait to start, and those not heard of."""
     for slot, claim in enumerate(file.claims()):
-        if claim != FREE and slot != but_slot and (claim == UNHEARD or file.get(slot, "demand_bytes")):
+        if claim == FREE or slot == but_slot:
+            continue
+        if claim == UNHEARD or file.get(slot, "demand_bytes") or file.get(slot, "starting_bytes"):
             ring(folder.worker_bell(slot))
 
 
@@ -140,6 +142,7 @@ class Seat:
             file.set_text(slot, name, text)
         for name, value in words.items():
             file.set(slot, name, value)
+        file.set(slot, "spoken_claim", claim)
         file.set(slot, "claim", claim)
         old_claim, self._file, self.slot, self.claim = self.claim, file, slot, claim
         if before is None or (same_file and slot == slot_before):

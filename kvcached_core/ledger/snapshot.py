@@ -72,6 +72,18 @@ class OwnerSnapshot:
     evictions: int
     preemptions: int
     busy: int
+    spoken_claim: int
+    needed_bytes: int
+    idle_since_ms: int
+    target_bytes: int
+    must_bytes: int
+    asked_until_ms: int
+    short_at_ms: int
+    coming_bytes: int
+    kept_until_ms: int
+    starting_bytes: int
+    queued_at_ms: int
+    reclaims: int
 
     @property
     def spare_bytes(self) -> int:
@@ -111,6 +123,12 @@ class DeviceSnapshot:
     @property
     def ready_bytes(self) -> int:
         return sum(owner.ready_bytes for owner in self.owners)
+
+    @property
+    def outside_bytes(self) -> int:
+        """What processes that the ledger does not know held, as of the latest lease."""
+        known = sum(owner.ready_bytes + owner.private_now_bytes for owner in self.owners)
+        return max(0, self.total_bytes - self.free_bytes - known)
 
 
 def snapshot(runtime: Runtime) -> list[DeviceSnapshot]:
@@ -173,7 +191,9 @@ def _parse_slot(data: bytes, header: Header, slot: int, alive: Callable[[int], b
             values[field.name] = layout.decode_text(data[start + at * WORD :][: field.text_bytes])
             continue
         most = header.capacity_bytes if field.name in _HELD else layout.WORD_LIMIT
-        values[field.name] = min(words[at], most)
-        if words[at] > most:
+        # Behind an owner of minor 0 there are the words of whoever had the slot before.
+        silent = at >= SLOT_AT[layout.MINOR_1] and words[SLOT_AT[layout.MINOR_1]] != claim
+        values[field.name] = 0 if silent else min(words[at], most)
+        if words[at] > most and not silent:
             damage.append(f"slot {slot}: {field.name} of {words[at]} is impossible")
     return OwnerSnapshot(slot=slot, live=alive(slot), heard=claim != UNHEARD, **values)

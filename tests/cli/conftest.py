@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+import select
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from kvcached_core.ledger import Runtime
+from kvcached_core.ledger import Account, Runtime
 from kvctl.main import main
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+@contextlib.contextmanager
+def worker(account: Account) -> Iterator[None]:
+    """Do what a worker's thread does: acknowledge when the bell rings."""
+    end, stop = os.pipe()
+
+    def work() -> None:
+        while end not in (ready := select.select([account.fileno(), end], [], [])[0]):
+            assert ready
+            account.drain()
+            account.acknowledge()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.close(stop)
+        thread.join()
+        os.close(end)
 
 
 @pytest.fixture

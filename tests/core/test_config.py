@@ -27,6 +27,9 @@ LEGAL: dict[str, list[tuple[Any, Any]]] = {
     "spare": [("1MiB", Size(MIB))],
     "idle_seconds": [("0", 0.0), (0.5, 0.5), ("86400", 86400.0)],
     "grant_seconds": [("1", 1.0), (0, 0.0)],
+    "keep_seconds": [("0", 0.0), (1.5, 1.5), ("3600", 3600.0)],
+    "start_seconds": [("0", 0.0), (1.5, 1.5), ("86400", 86400.0)],
+    "start_size": [("auto", None), ("8GiB", Size(8 << 30)), (0, Size(0))],
 }
 ILLEGAL: dict[str, list[Any]] = {
     "host_capacity": ["lots", "101%"],
@@ -41,6 +44,9 @@ ILLEGAL: dict[str, list[Any]] = {
     "spare": ["x"],
     "idle_seconds": ["-1", "86401", "nan", "inf", "soon"],
     "grant_seconds": ["-0.1", "1.1", "nan"],
+    "keep_seconds": ["-1", "3601", "nan", "soon"],
+    "start_seconds": ["-1", "86401", "nan", "soon"],
+    "start_size": ["10%", "-1", "much"],
 }
 CASES = [(name, given, value) for name, pairs in LEGAL.items() for given, value in pairs]
 WRONG = [(name, given) for name, all_given in ILLEGAL.items() for given in all_given]

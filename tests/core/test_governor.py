@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -12,95 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from kvcached_core.errors import InvariantError
-from kvcached_core.governor import Governor, Usage
-from kvcached_core.granules import Granules
 from kvcached_core.plan import Plan
-from tests.core.test_granules import Block
+from tests.core.governed import COUNT, IDLE_SECONDS, SIZE, SPARE, Engine, serving
 from tests.report import record
-
-SIZE, COUNT, SPARE, IDLE_SECONDS = 4, 12, 2, 2.0
-
-
-@dataclass
-class FakeLedger:
-    """What a scheduler sees of two ranks: the least of what they created counts."""
-
-    ranks: list[int] = field(default_factory=lambda: [1, 1])
-    limit: int = COUNT
-    is_refused: bool = False
-    told: list[Usage] = field(default_factory=list)
-
-    def created(self) -> int:
-        """Return the least of the ranks."""
-        return min(self.ranks)
-
-    def granule_limit(self) -> int:
-        """Return the limit."""
-        return self.limit
-
-    def refused(self) -> bool:
-        """Return what the test says."""
-        return self.is_refused
-
-    def publish(self, usage: Usage) -> None:
-        """Keep it."""
-        self.told.append(usage)
-
-    def grant(self, granules: int = COUNT, rank: int | None = None) -> None:
-        """Create on the ranks, never more than is wanted."""
-        wanted = self.told[-1].wanted_granules + self.told[-1].released_granules if self.told else 1
-        for each in range(len(self.ranks)) if rank is None else (rank,):
-            self.ranks[each] = max(self.ranks[each], min(self.ranks[each] + granules, wanted))
-
-
-class Engine:
-    """Granules, their governor and what a worker has carried out."""
-
-    def __init__(self, spare: int = SPARE) -> None:
-        self.ledger = FakeLedger()
-        self.blocks = [Block(index) for index in range(SIZE * COUNT)]
-        self.granules = Granules(self.blocks, range(0, SIZE * COUNT, SIZE), SIZE)
-        self.governor = Governor(self.granules, self.ledger, self._evict, spare, IDLE_SECONDS)
-        self.used: list[Block] = []
-        self.cached: list[Block] = []
-        self.mapped = {0}
-        self.plans: list[Plan] = []
-
-    def _evict(self, blocks: list[Any]) -> None:
-        for block in blocks:
-            self.cached.remove(block)
-
-    def take(self, count: int) -> None:
-        """Take blocks as an engine does: what is cached is evicted last."""
-        taken = self.granules.take(count)
-        evicted, self.cached = self.cached[: count - len(taken)], self.cached[count - len(taken) :]
-        self.granules.hold(evicted)
-        self.used += taken + evicted
-        assert len(taken) + len(evicted) == count
-
-    def put(self, count: int, cached: bool) -> None:
-        """Put back the oldest blocks."""
-        blocks, self.used = self.used[:count], self.used[count:]
-        if cached:
-            self.granules.lend(blocks)
-            self.cached += blocks
-        else:
-            self.granules.free(blocks)
-
-    def send_plan(self) -> Plan | None:
-        """Let the worker carry out a plan; I5: it has a handle for each granule it is to map."""
-        plan = self.governor.take_plan()
-        if plan is not None:
-            assert plan.sequence == len(self.plans)
-            assert set(plan.unmap) <= self.mapped and not set(plan.map) & self.mapped
-            self.mapped = self.mapped - set(plan.unmap) | set(plan.map)
-            assert len(self.mapped) <= max(1, self.ledger.created() - plan.released), "a plan needs a create"
-            assert not self.plans or plan.released >= self.plans[-1].released
-            self.plans.append(plan)
-        assert not self.governor.owes and not self.governor.owes_memory
-        needed = {block.block_id // SIZE for block in [*self.used, *self.cached, self.blocks[0]]}
-        assert needed <= self.mapped, "I5: a block in use or cached is mapped"
-        return plan
 
 
 class GovernorMachine(RuleBasedStateMachine):
@@ -158,7 +70,7 @@ class GovernorMachine(RuleBasedStateMachine):
         assert governor.held == ledger.created() - governor.released
         assert governor.held <= max(limit, granules.mapped), "I2: what is over the limit is let go at once"
         assert granules.budget == max(1, min(governor.held, limit))
-        assert 1 <= governor.wanted <= limit
+        assert 1 <= governor.needed <= governor.wanted <= limit
         assert ledger.told[-1].wanted_granules == governor.wanted
         assert ledger.told[-1].released_granules == governor.released
         assert (governor.deadline is None) or governor.deadline > self.now or governor.held == governor.wanted
@@ -186,17 +98,6 @@ def test_i2_i5_i9_hold_whatever_the_ledger_does() -> None:
     )
     record("governor.steps", GovernorMachine.steps)
     assert GovernorMachine.steps > 2000
-
-
-def serving(blocks: int) -> Engine:
-    """Return an engine that holds as many blocks, with all granted that it wanted."""
-    engine = Engine()
-    engine.governor.update(0.0, blocks, busy=True)
-    engine.ledger.grant()
-    engine.governor.update(0.0, blocks, busy=True)
-    engine.take(blocks)
-    engine.send_plan()
-    return engine
 
 
 def test_the_budget_is_the_least_that_any_rank_created_less_what_was_released() -> None:

@@ -200,6 +200,7 @@ class GranuleMachine(RuleBasedStateMachine):
         assert granules.mapped == len(mapped) and 0 in mapped and self.state[0] == "used"  # I7
         assert sorted(block.block_id for block in granules.clean()) == self._all("clean")
         assert granules.used_blocks == len(self._all("used"))
+        assert granules.busy == sum("used" in self._states(granule) for granule in mapped)
         assert granules.cached_blocks == len(self._all("cached"))
         assert granules.free_blocks == self.free  # I9
         assert granules.extent.gives_back == bool(self.planned - mapped)

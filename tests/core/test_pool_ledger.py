@@ -24,6 +24,7 @@ class Usage(NamedTuple):
     used_blocks: int = 0
     cached_blocks: int = 0
     stranded_blocks: int = 0
+    needed_granules: int = 1
 
 
 def wait_until(desk: Desk, condition: Callable[[], bool]) -> None:

@@ -63,6 +63,7 @@ def extra_prompts() -> dict[str, list[Prompt]]:
         "long": long_prompts(2, 1900, 8),  # 15 blocks of 128 tokens
         "talkative": long_prompts(8, 250, 400),  # grow from 2 to 6 blocks
         "cached": long_prompts(3, 700, 24),  # leave 5 blocks in the prefix cache
+        "burst": long_prompts(24, 1800, 64),  # 15 blocks of 512 KiB: 180 MiB at the same time
     }
 
 

@@ -37,6 +37,7 @@ class Watch:
         self.samples = 0
         self.violations: list[str] = []
         self.peak_ready_bytes: dict[str, int] = {}
+        self.peak_used_bytes: dict[str, int] = {}
 
     def take(self, device: DeviceSnapshot) -> None:
         """Look at one picture."""
@@ -46,6 +47,7 @@ class Watch:
             self.violations.append(f"{device.ready_bytes} bytes are ready of {device.capacity_bytes}")
         for each in device.owners:
             self.peak_ready_bytes[each.name] = max(self.peak_ready_bytes.get(each.name, 0), each.ready_bytes)
+            self.peak_used_bytes[each.name] = max(self.peak_used_bytes.get(each.name, 0), each.used_bytes)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ class Usage(NamedTuple):
     used_blocks: int = 0
     cached_blocks: int = 0
     stranded_blocks: int = 0
+    needed_granules: int = 0
     wanted_granules: int = 0
     released_granules: int = 0
 
@@ -52,11 +54,14 @@ def attach(
     headroom_bytes: int = 0,
     limit_bytes: int | None = None,
     floor_bytes: int = 0,
+    weight: int = 100,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Account:
     """Attach and describe."""
     account = Account.attach(
         runtime, device, capacity_bytes, headroom_bytes, instance=instance, rank=rank, name=name,
         engine="test 1", model="tiny", limit_bytes=limit_bytes, floor_bytes=floor_bytes,
+        weight=weight, clock=clock,
     )  # fmt: skip
     describe(account)
     return account
@@ -82,7 +87,9 @@ def picture(runtime: Runtime) -> DeviceSnapshot:
 
 
 def files(runtime: Runtime, device: DeviceIdentity = HOST) -> set[str]:
-    return set(os.listdir(runtime.device(device.uuid).path))
+    """Return the names of a device's files but those of its history, which outlives the engines."""
+    folder = runtime.device(device.uuid)
+    return set(os.listdir(folder.path)) - {folder.history.name, folder.old_history.name}
 
 
 class Child:
@@ -103,13 +110,17 @@ class Child:
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ
         )
 
+    def speaks(self, seconds: float) -> bool:
+        """Wait so long until it says something or ends."""
+        assert self.process.stdout is not None
+        return bool(select.select([self.process.stdout], [], [], seconds)[0])
+
     def hear(self) -> str:
         """Return the next line, or what there is at its end."""
         assert self.process.stdout is not None
         line = b""
         while not line.endswith(b"\n"):
-            ready, _, _ = select.select([self.process.stdout], [], [], _BOUND_SECONDS)
-            assert ready, f"the child said nothing for {_BOUND_SECONDS} s"
+            assert self.speaks(_BOUND_SECONDS), f"the child said nothing for {_BOUND_SECONDS} s"
             byte = os.read(self.process.stdout.fileno(), 1)
             if not byte:
                 break

@@ -44,7 +44,7 @@ def test_what_the_desk_publishes_is_shown_and_read_by_the_worker(runtime: Runtim
     accounts = [attach(runtime, "a", rank) for rank in range(2)]
     desk = Desk.find(runtime, "a", 2)
     desk.publish(Usage(8, 5, 3, wanted_granules=6, released_granules=2))
-    desk.count(evictions=4, preemptions=1, busy=True)
+    desk.count(evictions=4, preemptions=1, busy=True, idle_since_ms=0)
     block = GRANULE // 4
     for account, owner in zip(accounts, picture(runtime).owners, strict=True):
         assert account.wanted_bytes == 6 * GRANULE

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
+from kvcached_core import governor as governor_module
 from kvcached_core.governor import Governor, Usage
 from tests.report import record
 from tests.vllm.pools import SIZE, cache, elastic_pool, granules_of, hits
@@ -20,10 +23,11 @@ CHANGES_A_SECOND = 10_000
 
 
 class LedgerUnderFire:
-    """Limit and grants change between any two reads; grants only rise, up to what is wanted."""
+    """Limit, asks and grants change between any two reads; grants only rise, up to what is wanted."""
 
     def __init__(self) -> None:
         self.limit = GRANULES
+        self.target = self.must = 0
         self.made = 1
         self.demand = False
         self.usage: Usage | None = None
@@ -38,6 +42,14 @@ class LedgerUnderFire:
     def granule_limit(self) -> int:
         """Return the limit of this moment."""
         return self.limit
+
+    def target_granules(self) -> int:
+        """Return what others ask for in this moment."""
+        return self.target
+
+    def must_granules(self) -> int:
+        """Return likewise for a floor."""
+        return self.must
 
     def refused(self) -> bool:
         """Say yes or no, as it comes."""
@@ -65,6 +77,7 @@ class LedgerUnderFire:
         while not self._end:
             self.limit = chance.randrange(GRANULES + 8)
             self.demand = chance.random() < 0.2
+            self.target, self.must = (max(0, chance.randrange(-GRANULES, GRANULES)) for _ in "tm")
             usage = self.usage
             if usage is not None:
                 most = usage.wanted_granules + usage.released_granules
@@ -97,8 +110,12 @@ class Scheduler:
             if self.pool.get_num_free_blocks() >= 1:  # and it is still so when the block is taken:
                 request += self.pool.get_new_blocks(1)
                 return
-            self.pool.free_blocks(reversed(self.running.pop()))
-            self.preempted += 1
+            self.preempt()
+
+    def preempt(self) -> None:
+        """Preempt the last one."""
+        self.pool.free_blocks(reversed(self.running.pop()))
+        self.preempted += 1
 
     def _admit(self) -> bool:
         first, length = self.chance.randrange(200), self.chance.randrange(1, 20)
@@ -115,7 +132,9 @@ class Scheduler:
         return True
 
 
-def test_no_step_dies_whenever_the_budget_changes() -> None:
+def test_no_step_dies_whenever_the_budget_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(governor_module, "FLOOR_GRACE_SECONDS", 0.0)  # nothing stays as it is for longer
+    for_floors = 0
     pool, ledger = elastic_pool(GRANULES, budget=1), LedgerUnderFire()
     queue, granules = pool.free_block_queue, granules_of(pool)
     governor = Governor(granules, ledger, queue.evict, spare_granules=2, idle_seconds=0.001)
@@ -124,6 +143,9 @@ def test_no_step_dies_whenever_the_budget_changes() -> None:
     with ledger.firing():
         for step in range(STEPS):
             governor.update(time.monotonic(), demand_blocks=(step * 37) % 160, busy=step % 5 > 0)
+            while governor.must_preempt_to(time.monotonic()) is not None:
+                scheduler.preempt()
+                for_floors += 1
             queue.settle()
             if step % 3 == 0:
                 governor.refresh()
@@ -141,7 +163,7 @@ def test_no_step_dies_whenever_the_budget_changes() -> None:
     record("fire.steps", STEPS)
     record("fire.changes", ledger.changes)
     assert ledger.changes > CHANGES_A_SECOND * seconds
-    assert min(scheduler.served, scheduler.hits, scheduler.preempted, governor.released) > 100
+    assert min(scheduler.served, scheduler.hits, scheduler.preempted, for_floors, governor.released) > 100
     for request in scheduler.running:
         pool.free_blocks(reversed(request))
     assert (

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from tests.vllm.engines import BLOCK_TOKENS, finish_step, request, scheduler, vllm_config
@@ -128,3 +129,31 @@ def test_a_request_with_lookahead_needs_room_for_it_too(stock: Any) -> None:
     assert demand.blocks() == 7 + stock.kv_cache_manager.watermark_blocks
     stock.max_model_len = 98
     assert Demand(stock).hopeless(7) is None
+
+
+def test_who_runs_grows_and_who_waits_does_not(stock: Any) -> None:
+    demand = Demand(stock)
+    stock.add_request(request(100, 9))
+    assert demand.growth() == 0 < demand.blocks()
+    output = stock.schedule()
+    demand.note(output)
+    finish_step(stock, output)
+    assert demand.growth() == 1 + 64 // BLOCK_TOKENS, "its next chunk may be as long as a step"
+    for _ in range(2):
+        output = stock.schedule()
+        demand.note(output)
+        finish_step(stock, output)
+    assert demand.growth() == demand.blocks() == 1
+
+
+def test_a_request_that_vllm_put_aside_is_the_next_to_be_admitted(stock: Any) -> None:
+    aside, waits = request(100, 1), request(10, 1)
+    stock.add_request(waits)
+    stock.skipped_waiting = create_request_queue(stock.policy)  # as in vLLM 0.30
+    stock.skipped_waiting.add_request(aside)
+    demand = Demand(stock)
+    assert demand.blocks() == 7 + 1 + stock.kv_cache_manager.watermark_blocks
+    assert demand.hopeless(6) is aside and demand.hopeless(7) is None
+    assert demand.hopeless(0) is aside
+    stock.skipped_waiting.pop_request()
+    assert demand.hopeless(0) is waits

@@ -1,4 +1,4 @@
-"""The elastic scheduler on a real ledger; the worker is an account that grants when the test says so."""
+"""The elastic scheduler on its own device: requests, limits, usage, and what it is made from."""
 
 from __future__ import annotations
 
@@ -9,107 +9,12 @@ from typing import Any
 import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import FinishReason
 from vllm.v1.engine.core import EngineCoreProc
 
-from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
 from kvcached_core.errors import LedgerError, UnsupportedError
-from kvcached_core.ledger import Account, Runtime
-from kvcached_core.plan import Plan
-from tests.vllm.engines import BLOCK_TOKENS, finish_step, request, scheduler, vllm_config
+from tests.vllm.elastic import COUNT, GRANULE, SIZE, Engine, FakeWorker, running
+from tests.vllm.engines import BLOCK_TOKENS, request, scheduler, vllm_config
 from vllm_kvcached.scheduler import ElasticScheduler
-from vllm_kvcached.support import instance
-
-SIZE, COUNT = 4, 32  # blocks of a granule, granules
-GRANULE = 1 << 20
-CAPACITY = COUNT * GRANULE
-
-
-class FakeWorker:
-    """Owns the memory: grants what is wanted, and carries out plans."""
-
-    def __init__(self, config: Any, limit: int = COUNT) -> None:
-        self.account = Account.attach(
-            Runtime.open(None), DeviceIdentity("host", "host"), CAPACITY, 0, instance=instance(config),
-            rank=0, name="m", engine="vllm", model="tiny", limit_bytes=limit * GRANULE, floor_bytes=0,
-        )  # fmt: skip
-        self.account.describe(
-            page_bytes=GRANULE, granule_bytes=GRANULE, granule_count=COUNT, blocks_per_granule=SIZE,
-            block_count=SIZE * COUNT, stride_bytes=GRANULE // SIZE,
-        )  # fmt: skip
-        self.mapped, self.held, self.released = {0}, 0, 0
-        self.plans: list[Plan] = []
-        self.grant(1)
-
-    def grant(self, granules: int | None = None) -> None:
-        """Create as many granules, or all that are wanted."""
-        missing = self.account.wanted_bytes // GRANULE - self.held if granules is None else granules
-        if missing > 0:
-            free = MemoryInfo(CAPACITY - self.held * GRANULE, CAPACITY)
-            got = self.account.lease(missing * GRANULE, free) // GRANULE
-            self.account.created(got)
-            self.held += got
-
-    def apply(self, output: Any) -> Plan | None:
-        """Carry out the plan that a step brings, if it brings one."""
-        plan: Plan | None = getattr(output, "kvcached_plan", None)
-        if plan is not None:
-            self.mapped = self.mapped - set(plan.unmap) | set(plan.map)
-            released = plan.released - self.released
-            self.held, self.released = self.held - released, plan.released
-            assert len(self.mapped) <= self.held, "I5"
-            self.account.give_back(0, released)
-            self.plans.append(plan)
-        return plan
-
-    def leave(self) -> None:
-        """Let everything go."""
-        self.account.give_back(self.account.leased_bytes - self.account.ready_bytes, self.held)
-        self.account.detach()
-
-
-class Engine:
-    """Scheduler and worker, and a clock that moves only where the scheduler sleeps."""
-
-    def __init__(self, config: Any, limit: int = COUNT) -> None:
-        self.worker = FakeWorker(config, limit)
-        self.scheduler = scheduler(ElasticScheduler, config, SIZE * COUNT)
-        self.memory = self.scheduler.kv_memory
-        self.now = 1000.0
-        self.slept: list[float] = []
-        self.memory._clock = lambda: self.now
-        self.memory._sleep = self.sleep
-        self.answers: dict[str, int] = {}
-        self.failed: list[tuple[int, str]] = []
-
-    def sleep(self, seconds: float) -> None:
-        """Let time pass; the worker grants meanwhile if the test has said so."""
-        self.now += seconds
-        self.slept.append(seconds)
-
-    def step(self, grant: bool = True) -> Any:
-        """Run one step; return what the scheduler put out."""
-        output = self.scheduler.schedule()
-        self.worker.apply(output)
-        self.memory.check()
-        if grant:
-            self.worker.grant()
-        for client, outputs in finish_step(self.scheduler, output).items():
-            for answer in outputs.outputs:
-                self.answers[answer.request_id] = self.answers.get(answer.request_id, 0) + len(
-                    answer.new_token_ids
-                )
-                if answer.finish_reason is FinishReason.ERROR:
-                    self.failed.append((client, answer.request_id))
-        return output
-
-    def run(self, bound: int = 300) -> None:
-        """Run until no request is left."""
-        for _ in range(bound):
-            if not self.scheduler.has_unfinished_requests():
-                return
-            self.step()
-        raise AssertionError("requests do not come to an end")
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +24,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture
-def engine(config: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+def engine(config: Any, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """An engine, with the limit that a test asks for by an indirect parameter."""
-    monkeypatch.setattr(EngineCoreProc, "_process_input_queue", EngineCoreProc._process_input_queue)
-    made = Engine(config, getattr(request, "param", COUNT))
-    yield made
-    made.scheduler.shutdown()
-    made.worker.leave()
+    with running(config, getattr(request, "param", COUNT)) as made:
+        yield made
 
 
 def test_requests_end_and_memory_goes_up_and_down(engine: Engine) -> None:

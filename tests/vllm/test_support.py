@@ -86,6 +86,12 @@ def test_all_reasons_are_told_at_once() -> None:
     assert str(error.value).count(";") == len(different) - 1
 
 
+def test_a_stored_plan_of_another_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_STARTUP_PLAN", "1")
+    with pytest.raises(UnsupportedError, match="unset VLLM_ENABLE_STARTUP_PLAN"):
+        refuse_unsupported(vllm_config())
+
+
 @pytest.mark.parametrize(("path", "value", "what"), WARNED)
 def test_what_nobody_has_tried_is_warned_about(
     path: str, value: Any, what: str, monkeypatch: pytest.MonkeyPatch

@@ -14,11 +14,11 @@ import pytest
 import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, KVCacheTensor
 
-from kvcached_core.errors import ConfigError, InvariantError
+from kvcached_core.errors import CapacityError, ConfigError, InvariantError
 from kvcached_core.ledger import Runtime, snapshot
 from kvcached_core.plan import Plan
 from tests.vllm.engines import BLOCK_TOKENS, vllm_config
-from vllm_kvcached.worker import _KVCacheAllocation, _modest
+from vllm_kvcached.worker import _KVCacheAllocation, _modest, _others_may_give_back, _part_of_start
 from vllm_kvcached.worker_memory import WorkerMemory
 
 LAYERS, HEADS, HEAD_SIZE = 4, 4, 32
@@ -69,6 +69,7 @@ def kv_config(blocks: int) -> KVCacheConfig:
 
 def begin(memory: WorkerMemory) -> torch.Tensor:
     """Take a worker through its start; return its KV cache."""
+    memory.wait_for_room()
     size = memory.virtual_bytes(SPECS)
     tensor = memory.allocate(kv_config(size // BLOCK_BYTES), size)
     memory.begin_service(0)
@@ -96,6 +97,52 @@ def test_vllms_check_at_start_passes_and_the_setting_comes_back() -> None:
         assert config.cache_config.gpu_memory_utilization == 0.01
         raise ZeroDivisionError
     assert config.cache_config.gpu_memory_utilization == 0.9
+
+
+def test_memory_that_others_give_back_is_no_error_while_vllm_profiles() -> None:
+    """vLLM asserts that what was free at first is not less than what is free in the end."""
+    snapshot: Any = SimpleNamespace(free_memory=5, total_memory=80)
+    with pytest.raises(ZeroDivisionError), _others_may_give_back(snapshot):
+        assert snapshot.free_memory >= 80
+        raise ZeroDivisionError
+    assert snapshot.free_memory == 5
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (CapacityError("no room"), "cannot start: no room"),
+        (ValueError("wrong"), ""),
+        (KeyboardInterrupt(), ""),
+    ],
+)
+def test_whatever_ends_the_start_the_ledger_is_left_and_the_reason_is_told_once(
+    error: BaseException, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Worker:
+        def __init__(self) -> None:
+            self.kv_memory = SimpleNamespace(close=self.close)
+            self.closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+            raise OSError("the ledger is gone")
+
+        @_part_of_start
+        def load(self, fails: bool) -> int:
+            if fails:
+                raise error
+            return 7
+
+    worker = Worker()
+    assert worker.load(fails=False) == 7 and worker.closed == 0
+    with pytest.raises(type(error)) as raised:
+        worker.load(fails=True)
+    assert raised.value is error and worker.closed == 1
+    assert [r.getMessage() for r in caplog.records if "cannot start" in r.getMessage()] == (
+        [f"kvcached: this engine {line}"] if line else []
+    )
+    assert "given back" in caplog.text
 
 
 def test_a_driver_for_another_device_is_refused(config: Any) -> None:
@@ -189,9 +236,13 @@ def test_the_allocation_must_be_seen_exactly_once(memory: WorkerMemory) -> None:
 def test_closing_at_any_point_of_the_start_gives_everything_back(config: Any) -> None:
     never_opened = worker(config)
     never_opened.close()
-    opened = worker(config)
-    opened.open(CPU)
-    opened.close()
-    opened.close()
+    for steps in (1, 2):
+        opened = worker(config)
+        opened.open(CPU)
+        if steps == 2:
+            opened.wait_for_room()
+        opened.close()
+        opened.close()
+        assert not [owner for device in snapshot(Runtime.open(None)) for owner in device.owners if owner.live]
     with pytest.raises(InvariantError, match="opened with the device"):
         opened.virtual_bytes(SPECS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,44 +29,48 @@ class Demand:
 
     def blocks(self) -> int:
         """Return what running requests and the next ones to be admitted may take beyond what is used."""
-        scheduler = self._scheduler
-        needed = self._of_running()
-        if self._prefilling:
-            needed += self._per_step
-        if scheduler.waiting:
-            needed += self._of_waiting(2 * scheduler.max_num_scheduled_tokens)
+        needed = self.growth()
+        if self._heads():
+            needed += self._of_waiting(2 * self._scheduler.max_num_scheduled_tokens)
             needed += int(self._manager.watermark_blocks)
-        return int(needed)
+        return needed
+
+    def growth(self) -> int:
+        """Return what running requests alone may take beyond what is used."""
+        return self._of_running() + (self._per_step if self._prefilling else 0)
 
     def is_short(self) -> bool:
         """Say whether the next step would preempt, or be a smaller one than it could, for lack of blocks."""
         scheduler = self._scheduler
         needed = self._of_running()
-        if scheduler.waiting and len(scheduler.running) < scheduler.max_num_running_reqs:
+        if len(scheduler.running) < scheduler.max_num_running_reqs:
             needed += self._of_waiting(scheduler.max_num_scheduled_tokens)
         return bool(self._pool.get_num_free_blocks() < needed)
 
     def hopeless(self, limit_blocks: int) -> Request | None:
         """Return the next request to be admitted if it alone is over the limit."""
-        scheduler = self._scheduler
-        if len(self._block_sizes) != 1 or not scheduler.waiting:
-            return None
-        head = scheduler.waiting.peek_request()
-        return head if self._of_request(head) > limit_blocks else None
+        return self._over(limit_blocks) if len(self._block_sizes) == 1 else None
 
     def stuck(self) -> Request | None:
         """Return the next request if nothing runs and it does not fit into all that is free."""
-        scheduler = self._scheduler
-        if scheduler.running or not scheduler.waiting:
-            return None
-        head = scheduler.waiting.peek_request()
-        return head if self._of_request(head) > self._pool.get_num_free_blocks() else None
+        return None if self._scheduler.running else self._over(self._pool.get_num_free_blocks())
 
     def note(self, output: SchedulerOutput) -> None:
         """Remember of a step what the next one is likely to do."""
         decoding = len(self._scheduler.running) * (1 + self._scheduler.num_lookahead_tokens)
         self._prefilling = output.total_num_scheduled_tokens > decoding
         self.preemptions += len(output.preempted_req_ids or ())
+
+    def _heads(self) -> list[Request]:
+        """Return the requests to be admitted next, of each queue one."""
+        return [queue.peek_request() for queue in self._queues() if queue]
+
+    def _queues(self) -> tuple[Any, ...]:
+        # vLLM 0.30 puts preempted requests aside until what they have in flight has come.
+        return getattr(self._scheduler, "skipped_waiting", ()), self._scheduler.waiting
+
+    def _over(self, most_blocks: int) -> Request | None:
+        return next((head for head in self._heads() if self._of_request(head) > most_blocks), None)
 
     def _of_tokens(self, tokens: int) -> int:
         return sum(-(-tokens // size) for size in self._block_sizes)
@@ -84,7 +88,7 @@ class Demand:
     def _of_waiting(self, most_tokens: int) -> int:
         """Return the blocks of the head of the queue, and of those behind it within so many tokens."""
         tokens = blocks = 0
-        for request in islice(self._scheduler.waiting, _LOOK_AT_WAITING):
+        for request in islice(chain(*self._queues()), _LOOK_AT_WAITING):
             blocks += self._of_request(request)
             tokens += request.num_tokens
             if tokens >= most_tokens:

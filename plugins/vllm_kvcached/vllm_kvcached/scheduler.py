@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
@@ -27,6 +32,8 @@ _log = logging.getLogger(__name__)
 class _Elastic(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]
     """What is added to either of vLLM's schedulers. The block pool stays vLLM's own."""
 
+    _pause_state: PauseState
+
     def __init__(self, *args: Any, vllm_config: VllmConfig, **kwargs: Any) -> None:
         refuse_unsupported(vllm_config)
         super().__init__(*args, vllm_config=vllm_config, **kwargs)
@@ -38,11 +45,17 @@ class _Elastic(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """As in vLLM, with the budget settled before, and the plan attached after."""
         memory, demand = self.kv_memory, self._kv_demand
-        memory.update(demand.blocks(), busy=self.has_unfinished_requests())
+        memory.update(demand.blocks(), self.has_unfinished_requests(), demand.growth())
+        preempted = self._preempt_for_a_floor()
         while (hopeless := demand.hopeless(memory.limit_blocks)) is not None:
             self._fail(hopeless)
-        memory.wait_while(demand.is_short)
-        output: SchedulerOutput = super().schedule(*args, **kwargs)
+        if not preempted:
+            memory.wait_while(demand.is_short)
+        # Whoever was preempted stays so in this step, as in vLLM. Above the target requests end and none
+        # begins; without one that runs nothing would ever end, and what is held may be used.
+        admits = not (preempted or (memory.over_target and self.running))
+        with contextlib.nullcontext() if admits else self._admitting_nobody():
+            output: SchedulerOutput = super().schedule(*args, **kwargs)
         if output.total_num_scheduled_tokens == 0 and memory.nothing_else_to_come:
             stuck = demand.stuck()
             if stuck is not None:
@@ -54,8 +67,9 @@ class _Elastic(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]
         return output
 
     def has_requests(self) -> bool:
-        """As in vLLM; and while memory waits to be given back."""
-        return super().has_requests() or self.kv_memory.owes_when_idle()
+        """As in vLLM; and while memory waits to be given back, also by requests that a pause keeps."""
+        memory = self.kv_memory
+        return super().has_requests() or memory.owes_when_idle() or bool(self.running and memory.must_preempt)
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
         """As in vLLM; requests that can never fit end with an error."""
@@ -92,6 +106,31 @@ class _Elastic(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]
             super().shutdown()
         finally:
             self.kv_memory.close()
+
+    def _preempt_for_a_floor(self) -> int:
+        """Preempt requests as vLLM does until others have what they are to have; return how many."""
+        memory, preempted = self.kv_memory, 0
+        while self.running and memory.must_preempt:
+            if self.policy == SchedulingPolicy.PRIORITY:
+                victim = max(self.running, key=lambda request: (request.priority, request.arrival_time))
+                self.running.remove(victim)
+            else:
+                victim = self.running.pop()
+            # What it has in flight is still delivered: it is not resumed before that has come.
+            self._preempt_request(victim, time.monotonic())
+            preempted += 1
+        if preempted:
+            memory.give_up(self._kv_demand.blocks(), self._kv_demand.growth(), preempted)
+        return preempted
+
+    @contextlib.contextmanager
+    def _admitting_nobody(self) -> Iterator[None]:
+        before = self._pause_state
+        self._pause_state = max(before, PauseState.PAUSED_NEW)
+        try:
+            yield
+        finally:
+            self._pause_state = before
 
     def _fail(self, request: Request) -> None:
         _log.error(

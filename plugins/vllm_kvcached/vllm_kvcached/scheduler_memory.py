@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from kvcached_core import events
 from kvcached_core.geometry import first_block
 from kvcached_core.governor import Governor
 from kvcached_core.granules import Granules
@@ -39,7 +40,7 @@ class SchedulerMemory:
         self._grant_seconds = chosen.grant_seconds
         self._watermark = vllm_config.scheduler_config.watermark
         runtime = Runtime.open(chosen.runtime_dir or None)
-        self._desk = Desk.find(runtime, instance(vllm_config), vllm_config.parallel_config.world_size)
+        self._desk = Desk.find(runtime, instance(vllm_config), vllm_config.parallel_config.world_size, clock)
         geometry = self._desk.geometry[0]
         pool = manager.block_pool
         self.granules: Granules[Any] = Granules(
@@ -53,21 +54,36 @@ class SchedulerMemory:
         self.queue = ElasticFreeQueue(pool, self.granules)
         pool.free_block_queue = self.queue
         spare = -(-chosen.spare.of(geometry.granule_count * geometry.granule_bytes) // geometry.granule_bytes)
-        self._governor = Governor(self.granules, self._desk, self.queue.evict, spare, chosen.idle_seconds)
+        self._granule_bytes = geometry.granule_bytes
+        self._governor = Governor(
+            self.granules, self._desk, self.queue.evict, spare, chosen.idle_seconds, events.emit
+        )
+        events.OBSERVERS.present()  # loads the plugins here, and not in a step
         self._steward: Steward | None = None
         self._closed = False
         self._preemptions = 0
-        self._counted: tuple[int, int, bool] | None = None
+        self._idle_since_ms = self._now_ms()  # 0 while there are requests
+        self._counted: tuple[int, int, bool, int] | None = None
 
     # -- between two steps -------------------------------------------------------------------------------
 
-    def update(self, demand_blocks: int, busy: bool) -> None:
-        """Settle the budget for the next step and ask for what is missing."""
+    def update(self, demand_blocks: int, busy: bool, growth_blocks: int = 0) -> None:
+        """Settle the budget for the next step and ask for what is missing; see Governor.update."""
         deadline = self._governor.deadline
-        self._governor.update(self._clock(), demand_blocks, busy)
+        if busy:
+            self._idle_since_ms = 0
+        elif not self._idle_since_ms:
+            self._idle_since_ms = self._now_ms()
+        self._governor.update(self._clock(), demand_blocks, busy, growth_blocks)
         self._settle()
         if self._steward is not None and self._governor.deadline not in (None, deadline):
             self._steward.tell()
+
+    def give_up(self, demand_blocks: int, growth_blocks: int, preempted: int) -> None:
+        """Let go what `preempted` requests held."""
+        must_bytes = self._governor.must * self._granule_bytes
+        self.update(demand_blocks, True, growth_blocks)
+        events.emit("preempt", requests=preempted, must_bytes=must_bytes)
 
     def wait_while(self, short: Callable[[], bool]) -> None:
         """Wait for memory that is on its way, a moment at most, while the next step is `short` of it."""
@@ -82,17 +98,21 @@ class SchedulerMemory:
         if self._closed:
             return False
         self.update(0, busy=False)
-        self._count(busy=False)
+        self._count()
         return self._governor.owes_memory
 
     def take_plan(self, preemptions: int) -> Plan | None:
         """Return the plan for the step just scheduled, if any; `preemptions` since the engine began."""
         self._preemptions = preemptions
-        self._count(busy=True)
+        self._count()
         return self._governor.take_plan()
 
-    def _count(self, busy: bool) -> None:
-        counts = (self.queue.evictions, self._preemptions, busy)
+    def _now_ms(self) -> int:
+        return max(1, int(self._clock() * 1000))
+
+    def _count(self) -> None:
+        is_busy = not self._idle_since_ms
+        counts = (self.queue.evictions, self._preemptions, is_busy, self._idle_since_ms)
         if counts != self._counted:
             self._counted = counts
             self._desk.count(*counts)
@@ -102,6 +122,16 @@ class SchedulerMemory:
         self._manager.watermark_blocks = int(self._watermark * self._governor.attainable_blocks)
 
     # -- what the scheduler asks -------------------------------------------------------------------------
+
+    @property
+    def over_target(self) -> bool:
+        """Say whether requests hold more than others leave to this engine."""
+        return self._governor.over_target
+
+    @property
+    def must_preempt(self) -> bool:
+        """Say whether requests hold what is another's floor, and were given the time to end."""
+        return not self._closed and self._governor.must_preempt_to(self._clock()) is not None
 
     @property
     def limit_blocks(self) -> int:

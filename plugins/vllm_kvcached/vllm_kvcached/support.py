@@ -6,6 +6,8 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from vllm import envs
+
 from kvcached_core import config
 from kvcached_core.config import Config
 from kvcached_core.errors import ConfigError, UnsupportedError
@@ -81,6 +83,9 @@ def _refusals(vllm_config: VllmConfig) -> list[str]:
         ),
         "micro-batches run on a second stream: leave out --enable-dbo": (
             bool(getattr(parallel, "enable_dbo", False))
+        ),
+        "a stored start-up plan fixes the size of the cache: unset VLLM_ENABLE_STARTUP_PLAN": (
+            bool(getattr(envs, "VLLM_ENABLE_STARTUP_PLAN", False))
         ),
         "several nodes are not supported yet": getattr(parallel, "nnodes", 1) > 1,
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from vllm.platforms import current_platform
 
+from kvcached_core.errors import KVCachedError
 from vllm_kvcached.support import refuse_unsupported
 from vllm_kvcached.worker_memory import WorkerMemory
 
@@ -57,6 +59,39 @@ def _modest(vllm_config: VllmConfig) -> Iterator[None]:
         cache.gpu_memory_utilization = wanted
 
 
+@contextmanager
+def _others_may_give_back(snapshot: Any) -> Iterator[None]:
+    """Let vLLM's profiling pass: memory that becomes free meanwhile is an error to it, and here is usual.
+
+    What it works out from the free memory is not used.
+    """
+    measured_bytes = snapshot.free_memory
+    snapshot.free_memory = snapshot.total_memory
+    try:
+        yield
+    finally:
+        snapshot.free_memory = measured_bytes
+
+
+def _part_of_start(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a method leave the ledger, with everything given back, if it fails; one line says why."""
+
+    @functools.wraps(method)
+    def wrapped(self: ElasticWorker, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except BaseException as error:
+            if isinstance(error, KVCachedError):
+                _log.error("kvcached: this engine cannot start: %s", error)
+            try:
+                self.kv_memory.close()
+            except Exception:
+                _log.exception("kvcached: not everything was given back; it is when this process ends")
+            raise
+
+    return wrapped
+
+
 class ElasticWorker(_StockWorker):
     """vLLM's worker for this platform, with an elastic KV cache."""
 
@@ -66,19 +101,29 @@ class ElasticWorker(_StockWorker):
             super().__init__(vllm_config, *args, **kwargs)
         self.kv_memory = WorkerMemory(vllm_config, self.rank)
 
+    @_part_of_start
     def init_device(self) -> None:
-        """As in vLLM; then the driver is opened on the same device."""
+        """As in vLLM; then its turn to load is waited for, on every device that the engine uses."""
+        if not current_platform.is_cpu():
+            self.kv_memory.make_room_for_context(self.local_rank)
         with _modest(self.vllm_config):
             super().init_device()
         if not current_platform.is_cpu():
             self.requested_memory = self.init_snapshot.free_memory
         self.kv_memory.open(self.device)
+        self.kv_memory.wait_for_room()
+
+    @_part_of_start
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """As in vLLM."""
+        super().load_model(*args, **kwargs)
 
     def get_supported_kv_cache_layouts(self) -> list[str]:
         """Prefer layouts in which a block is one piece: they make the smallest granules."""
         names: list[str] = super().get_supported_kv_cache_layouts()
         return self.kv_memory.preferred_layouts(names)
 
+    @_part_of_start
     @torch.inference_mode()
     def determine_available_memory(self) -> int:
         """Profile as vLLM does, and return the bytes to reserve addresses for."""
@@ -89,9 +134,11 @@ class ElasticWorker(_StockWorker):
             if self.parallel_config.pipeline_parallel_size > 1:
                 self.model_runner.profile_run()  # makes the tensors that later stages receive into
         else:
-            super().determine_available_memory()
+            with _others_may_give_back(self.init_snapshot):
+                super().determine_available_memory()
         return self.kv_memory.virtual_bytes(self.get_kv_cache_spec())
 
+    @_part_of_start
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """As in vLLM, with the buffer taken from the elastic pool."""
         size_bytes = kv_cache_config.kv_cache_tensors[0].size
@@ -102,6 +149,7 @@ class ElasticWorker(_StockWorker):
             super().initialize_from_config(kv_cache_config)
         self.kv_memory.require_allocated(allocation.answered)
 
+    @_part_of_start
     def compile_or_warm_up_model(self) -> Any:
         """As in vLLM; from then on, memory that no plan has mapped faults."""
         times = super().compile_or_warm_up_model()

@@ -1,10 +1,10 @@
-"""What one worker holds: a driver, an account in the ledger and a pool, made in this order as vLLM starts."""
+"""What one worker holds: an account in the ledger, a driver and a pool, made as vLLM starts."""
 
 from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from vllm.platforms import current_platform
@@ -13,7 +13,6 @@ from kvcached_core.driver.base import Driver
 from kvcached_core.driver.registry import open_driver
 from kvcached_core.errors import ConfigError, InvariantError
 from kvcached_core.geometry import Geometry, choose_page_bytes, make_geometry
-from kvcached_core.ledger import Account, Runtime
 from kvcached_core.plan import Plan
 from kvcached_core.pool import ElasticPool
 from kvcached_core.units import format_size
@@ -24,7 +23,9 @@ from vllm_kvcached.placement import (
     bytes_per_block,
     placement,
 )
-from vllm_kvcached.support import instance, settings
+from vllm_kvcached.ranks import gather
+from vllm_kvcached.starting import Start
+from vllm_kvcached.support import settings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -46,17 +47,20 @@ class WorkerMemory:
     def __init__(self, vllm_config: VllmConfig, rank: int) -> None:
         self._vllm_config = vllm_config
         self._settings = settings(vllm_config)
-        self._rank = rank
+        self._start = Start(vllm_config, self._settings, rank)
         self._device = torch.device("cpu")
         self._driver: Driver | None = None
-        self._account: Account | None = None
         self._pool: ElasticPool | None = None
         self._capacity_bytes = 0
 
     # -- starting, in vLLM's order -----------------------------------------------------------------------
 
+    def make_room_for_context(self, local_rank: int) -> None:
+        """Wait until the device has room for a context, before the engine makes one. Raises CapacityError."""
+        self._start.make_room_for_context(local_rank)
+
     def open(self, device: torch.device) -> None:
-        """Open the driver on the worker's device."""
+        """Open the driver on the worker's device and enter the device's ledger."""
         on_host = device.type == "cpu"
         self._device = device
         name = self._settings.driver
@@ -76,6 +80,14 @@ class WorkerMemory:
         else:
             self._driver = open_driver(name, index, 0)
         self._capacity_bytes = self._driver.memory().total_bytes
+        self._start.enter(device, self._driver.identity(), self._capacity_bytes, self._mapped_bytes)
+
+    def wait_for_room(self) -> None:
+        """Return once the memory that this engine will take is promised to it, on every rank.
+
+        Raises CapacityError with the numbers.
+        """
+        self._start.wait_for_room(self._opened().memory, on_host=self._device.type == "cpu")
 
     def preferred_layouts(self, names: list[str]) -> list[str]:
         """Sort layouts with the block outermost to the front, unless the choice is left to vLLM."""
@@ -95,21 +107,30 @@ class WorkerMemory:
         mine = _Reservation(
             min(size_bytes // per_block, chosen.max_blocks), block_step(specs, driver.granularity_bytes)
         )
-        ranks = _gather(mine)
+        ranks = gather(mine)
         step = math.lcm(*(rank.step for rank in ranks))
         blocks: int = min(rank.blocks for rank in ranks) // step * step
         return blocks * per_block
 
     def allocate(self, kv_cache_config: KVCacheConfig, size_bytes: int) -> torch.Tensor:
-        """Attach to the ledger and return the tensor that holds the KV cache; int8 of shape (size_bytes,)."""
+        """Return the tensor that holds the KV cache; int8 of shape (size_bytes,)."""
         if self._pool is not None:
             raise InvariantError("vLLM allocated its KV cache twice")
         driver = self._opened()
         where = placement(kv_cache_config)
         geometry = self._geometry(where, kv_cache_config.num_blocks, driver)
-        self._account = self._attach(geometry, kv_cache_config)
+        self._start.set_floor(self._floor_bytes(geometry, kv_cache_config))
+        account = self._start.account
+        account.describe(
+            page_bytes=geometry.page_bytes,
+            granule_bytes=geometry.granule_bytes,
+            granule_count=geometry.granule_count,
+            blocks_per_granule=geometry.blocks_per_granule,
+            block_count=geometry.block_count,
+            stride_bytes=geometry.stride_bytes,
+        )
         self._pool = ElasticPool(
-            driver, geometry, self._account, size_bytes=size_bytes, private_bytes=self._private_bytes
+            driver, geometry, account, size_bytes=size_bytes, private_bytes=self._start.private.now
         )
         self._pool.begin_warm_up()
         self._log_start(geometry)
@@ -122,9 +143,10 @@ class WorkerMemory:
 
     def begin_service(self, peak_activation_bytes: int) -> None:
         """End the warm-up: unmapped memory faults from now on, and the supply thread runs."""
-        assert self._pool is not None and self._account is not None
+        assert self._pool is not None
         self._pool.end_warm_up()
-        self._account.set_private_peak(self._private_bytes() + int(peak_activation_bytes))
+        self._start.end(int(peak_activation_bytes))
+        self._start.account.grow_with(self._vllm_config.parallel_config.world_size)
         self._pool.start()
 
     # -- service -----------------------------------------------------------------------------------------
@@ -141,29 +163,25 @@ class WorkerMemory:
 
     def check(self) -> None:
         """Raise InvariantError if pool or account do not add up."""
-        assert self._pool is not None and self._account is not None
+        assert self._pool is not None
         self._pool.check()
-        self._account.check()
+        self._start.account.check()
 
     def close(self) -> None:
         """Give everything back and leave the ledger; may be repeated."""
-        pool, account, driver = self._pool, self._account, self._driver
-        self._pool = self._account = self._driver = None
+        self._start.stop()
+        pool, driver = self._pool, self._driver
+        self._pool = self._driver = None
         try:
             if pool is not None:
                 pool.close()
             elif driver is not None:
                 driver.close()
         finally:
-            if account is not None:
-                account.detach()
+            self._start.close()
 
-    def _private_bytes(self) -> int:
-        """Return what this process takes of its device outside the KV cache; callable from any thread.
-
-        On the host that is the system's to know: free memory there is what nobody takes.
-        """
-        return 0 if self._device.type == "cpu" else int(torch.cuda.memory_reserved(self._device))
+    def _mapped_bytes(self) -> int:
+        return 0 if self._pool is None else self._pool.mapped_bytes()
 
     # -- parts of starting -------------------------------------------------------------------------------
 
@@ -173,14 +191,11 @@ class WorkerMemory:
         return self._driver
 
     def _limit_bytes(self) -> int:
-        """Return the limit: as set, and not over vLLM's own --kv-cache-memory-bytes."""
-        limit = self._settings.limit.of(self._capacity_bytes)
-        explicit: int | None = self._vllm_config.cache_config.kv_cache_memory_bytes
-        return min(limit, explicit, self._capacity_bytes) if explicit else min(limit, self._capacity_bytes)
+        return self._start.limit_bytes(self._capacity_bytes)
 
     def _geometry(self, where: Placement, block_count: int, driver: Driver) -> Geometry:
         wanted = self._settings.page_size
-        strides = _gather(where.stride_bytes)
+        strides = gather(where.stride_bytes)
         rank = torch.distributed.get_rank() if len(strides) > 1 else 0
         pages = choose_page_bytes(
             strides,
@@ -194,34 +209,6 @@ class WorkerMemory:
         return make_geometry(
             pages[rank], where.stride_bytes, where.starts, block_count, driver.granularity_bytes
         )
-
-    def _attach(self, geometry: Geometry, kv_cache_config: KVCacheConfig) -> Account:
-        chosen, model = self._settings, self._vllm_config.model_config
-        served = model.served_model_name
-        name = chosen.name or str(served[0] if isinstance(served, list) else served or model.model)
-        account = Account.attach(
-            Runtime.open(chosen.runtime_dir or None),
-            self._opened().identity(),
-            self._capacity_bytes,
-            chosen.headroom.of(self._capacity_bytes),
-            instance=instance(self._vllm_config),
-            rank=self._rank,
-            name=name.rstrip("/").rpartition("/")[2],
-            engine="vllm",
-            model=str(model.model),
-            limit_bytes=self._limit_bytes(),
-            floor_bytes=self._floor_bytes(geometry, kv_cache_config),
-            weight=chosen.weight,
-        )
-        account.describe(
-            page_bytes=geometry.page_bytes,
-            granule_bytes=geometry.granule_bytes,
-            granule_count=geometry.granule_count,
-            blocks_per_granule=geometry.blocks_per_granule,
-            block_count=geometry.block_count,
-            stride_bytes=geometry.stride_bytes,
-        )
-        return account
 
     def _floor_bytes(self, geometry: Geometry, kv_cache_config: KVCacheConfig) -> int:
         """Return the floor: as set, or what one request of the maximum length needs beside the null block."""
@@ -238,7 +225,7 @@ class WorkerMemory:
         return min(needed, limit) if floor is None else floor.of(self._capacity_bytes)
 
     def _log_start(self, geometry: Geometry) -> None:
-        assert self._account is not None
+        account = self._start.account
         block_tokens = self._vllm_config.cache_config.block_size or 0
         _log.info(
             "kvcached backend: driver %s, %s (%d tokens), virtual capacity %s, floor %s, limit %s, "
@@ -247,22 +234,11 @@ class WorkerMemory:
             geometry.describe(),
             geometry.blocks_per_granule * block_tokens,
             format_size(geometry.granule_count * geometry.granule_bytes),
-            format_size(self._account.floor_bytes),
-            format_size(self._account.limit_bytes),
-            self._account.name,
-            self._account.ledger_path,
+            format_size(account.floor_bytes),
+            format_size(account.limit_bytes),
+            account.name,
+            account.ledger_path,
         )
-
-
-def _gather(mine: Any) -> list[Any]:
-    """Return what every rank of this engine says, by rank."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return [mine]
-    from vllm.distributed.parallel_state import get_world_group
-
-    said: list[Any] = [None] * get_world_group().world_size
-    torch.distributed.all_gather_object(said, mine, group=get_world_group().cpu_group)
-    return said
 
 
 def _stream() -> int:

@@ -1,0 +1,1 @@
+"""Owners of one device on a simulated clock: real governors, desks, accounts and pools, and no engine."""

@@ -1,0 +1,94 @@
+"""What one decision costs: a lease among so many owners.
+
+Measured is the time of the thread: a lease waits for nothing but the lock, which nobody else takes here, and
+a busy machine does not count.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
+from kvcached_core.ledger import Account, Desk, Runtime
+
+GRANULE = 1 << 20
+EACH = 32  # granules of an owner's equal share
+_DEVICE = DeviceIdentity("SIMULATED-1", "simulated")
+
+
+class Usage(NamedTuple):
+    """What a scheduler publishes."""
+
+    used_blocks: int
+    cached_blocks: int
+    stranded_blocks: int
+    needed_granules: int
+    wanted_granules: int
+    released_granules: int
+
+
+def lease_microseconds(owners: int, repeats: int) -> dict[str, list[float]]:
+    """Return the times of leases among so many owners.
+
+    `free`: there is memory for all. `contested`: there is none, the others hold all of it, and all but what
+    they need is asked of them.
+    """
+    memory = MemoryInfo(EACH * owners * GRANULE, EACH * owners * GRANULE)
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-decisions-") as folder:
+        runtime = Runtime(Path(folder))
+        accounts = [_attach(runtime, number, memory.total_bytes) for number in range(owners)]
+        desks = [Desk.find(runtime, f"owner-{number}", 1) for number in range(owners)]
+        first = accounts[0]
+
+        def free() -> None:
+            first.lease(GRANULE, memory)
+
+        def undo() -> None:
+            first.give_back(bytes_never_ready=GRANULE)
+
+        found = {"free": _time(free, undo, repeats)}
+        _hold(first, 1, memory)
+        left = memory.total_bytes // GRANULE - 1
+        for at, account in enumerate(accounts[1:]):
+            _hold(account, left * (at + 1) // (owners - 1) - left * at // (owners - 1), memory)
+        for desk in desks:
+            desk.publish(Usage(4 * EACH, 0, 0, 2 * EACH, 2 * EACH, 0))
+            desk.count(0, 0, True, 0)
+        found["contested"] = _time(lambda: first.lease(EACH * GRANULE, memory), first.drain, repeats)
+        for account, desk in zip(accounts, desks, strict=True):
+            desk.close()
+            account.give_back(granules_released=account.ready_bytes // GRANULE)
+            account.detach()
+    return found
+
+
+def _attach(runtime: Runtime, number: int, capacity_bytes: int) -> Account:
+    name = f"owner-{number}"
+    account = Account.attach(runtime, _DEVICE, capacity_bytes, 0, instance=name, rank=0, name=name)
+    granules = capacity_bytes // GRANULE
+    account.describe(
+        page_bytes=GRANULE, granule_bytes=GRANULE, granule_count=granules, blocks_per_granule=4,
+        block_count=4 * granules, stride_bytes=GRANULE // 4,
+    )  # fmt: skip
+    return account
+
+
+def _hold(account: Account, granules: int, memory: MemoryInfo) -> None:
+    got = account.lease(granules * GRANULE, memory)
+    assert got == granules * GRANULE, "there is memory for all"
+    account.created(granules)
+
+
+def _time(call: Callable[[], object], between: Callable[[], object], repeats: int) -> list[float]:
+    """Return microseconds of calls; the first ones are not counted."""
+    found = []
+    for _ in range(repeats + repeats // 10):
+        begin = time.thread_time()
+        call()
+        found.append((time.thread_time() - begin) * 1e6)
+        between()
+    return found[-repeats:]

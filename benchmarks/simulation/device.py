@@ -1,0 +1,135 @@
+"""A device without memory: counts handles, and what driver calls take on the simulated clock."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from benchmarks.simulation.clockwork import Process
+from kvcached_core.driver.base import DeviceIdentity, Handle, MemoryInfo
+from kvcached_core.driver.book import Book
+from kvcached_core.errors import CapacityError
+
+CALL_SECONDS = 37e-6  # create, map, unmap or release of a page on one H100
+
+
+class Device:
+    """What is free of it, in bytes."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = self.free_bytes = capacity_bytes
+
+
+class SimulatedDriver:
+    """One owner's driver. A kernel of the engine is over when its step is, so that all fences have passed.
+
+    `create` and `release` sleep as `worker`. Maps and unmaps are made under the locks of the pool: their
+    time is added up, for whoever called to sleep it afterwards (`debt_seconds`).
+    """
+
+    name = "simulated"
+    granularity_bytes = 1 << 20
+    max_mappings = 1 << 30
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._book = Book()
+        self._numbers = count(1)
+        self._debt_seconds = 0.0
+        self.worker: Process | None = None  # None: calls take no time
+        self.calls = 0
+
+    def debt_seconds(self) -> float:
+        """Return what maps and unmaps took since the last call."""
+        debt, self._debt_seconds = self._debt_seconds, 0.0
+        return debt
+
+    def identity(self) -> DeviceIdentity:
+        """Return a made-up identity."""
+        return DeviceIdentity("SIMULATED-0", "simulated")
+
+    def memory(self) -> MemoryInfo:
+        """Return what is left on the device."""
+        return MemoryInfo(self._device.free_bytes, self._device.capacity_bytes)
+
+    def reserve(self, size_bytes: int) -> int:
+        """Reserve addresses that never come again."""
+        address = next(self._numbers) << 48
+        self._book.ranges[address] = size_bytes
+        return address
+
+    def unreserve(self, address: int, size_bytes: int) -> None:
+        """Return addresses."""
+        self._book.check_unreservable(address, size_bytes)
+        del self._book.ranges[address]
+
+    def create(self, size_bytes: int) -> Handle:
+        """Take memory of the device."""
+        self._spend()
+        if self._device.free_bytes < size_bytes:
+            raise CapacityError("the simulated device is full")
+        self._device.free_bytes -= size_bytes
+        handle = next(self._numbers)
+        self._book.sizes[handle] = size_bytes
+        return handle
+
+    def clean(self, handle: Handle) -> None:
+        """Cost nothing: it is a part of the unmap."""
+
+    def release(self, handle: Handle) -> None:
+        """Give memory back to the device."""
+        size_bytes = self._book.check_releasable(handle)
+        self._spend()
+        self._book.released(handle)
+        self._device.free_bytes += size_bytes
+
+    def map(self, address: int, size_bytes: int, handle: Handle, stream: int = 0) -> None:
+        """Map."""
+        self._book.check_mappable(address, size_bytes, handle, exclusive=True)
+        self._book.mapped(address, size_bytes, handle)
+        self._owe()
+
+    def alias(self, address: int, size_bytes: int, handle: Handle) -> None:
+        """Map once more."""
+        self._book.check_mappable(address, size_bytes, handle, exclusive=False)
+        self._book.mapped(address, size_bytes, handle)
+
+    def unmap(self, address: int, size_bytes: int) -> None:
+        """Unmap."""
+        self._book.check_unmappable(address, size_bytes)
+        self._book.unmapped(address)
+        self._owe()
+
+    def tensor(self, address: int, size_bytes: int) -> None:
+        """Return nothing: no kernel runs."""
+
+    def record(self, stream: int) -> int:
+        """Return the stream."""
+        return stream
+
+    def passed(self, fence: int) -> bool:
+        """Say yes."""
+        return True
+
+    def own_stream(self) -> int:
+        """Return another stream than the engine's."""
+        return 1
+
+    def follow(self, stream: int, fence: int) -> None:
+        """Do nothing: zeroing is over."""
+
+    def synchronize(self) -> None:
+        """Do nothing: all work is over."""
+
+    def close(self) -> None:
+        """Give back what is left."""
+        self._device.free_bytes += sum(self._book.sizes.values())
+        self._book = Book(self._book.ranges)
+
+    def _spend(self) -> None:
+        self.calls += 1
+        if self.worker is not None:
+            self.worker.sleep(CALL_SECONDS + self.debt_seconds())
+
+    def _owe(self) -> None:
+        self.calls += 1
+        self._debt_seconds += CALL_SECONDS

@@ -1,0 +1,60 @@
+"""What clients send: Poisson bursts, on and off by stages, each owner's drawn by lot."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+BLOCK_TOKENS = 16
+STAGE_SECONDS = 4.0
+PROMPTS = (256, 512, 1024, 2048)  # tokens
+SHORT, LONG = (32, 48, 64, 96), (200, 400, 600)  # tokens of answers
+
+
+class Arrival(NamedTuple):
+    """A request: its time in seconds since the beginning, and tokens."""
+
+    at: float
+    prompt: int
+    answer: int
+
+
+class Clients(NamedTuple):
+    """Those of one owner: in each stage they send with this `chance`.
+
+    `press` is what their requests hold while they send, were there room for all, of the whole device.
+    """
+
+    press: float
+    chance: float = 0.5
+    answers: Sequence[int] = SHORT
+
+    def send_in(self, owner: int, stage: int) -> bool:
+        """Say whether they send in a stage."""
+        return random.Random(f"{owner} {stage}").random() < self.chance
+
+    def per_second(self, blocks: int, step_seconds: float) -> float:
+        """Return the requests a second that press as hard on a device of so many blocks."""
+        of_one = 1 + (fmean(PROMPTS) + fmean(self.answers) / 2) / BLOCK_TOKENS
+        return self.press * blocks / of_one / (fmean(self.answers) * step_seconds)
+
+
+def arrivals(owner: int, clients: Clients, per_second: float, duration: float) -> list[Arrival]:
+    """Return the requests of one owner's clients, in order."""
+    draw = random.Random(owner)
+    found, at = [], 0.0
+    while (at := at + draw.expovariate(per_second)) < duration:
+        if clients.send_in(owner, int(at / STAGE_SECONDS)):
+            found.append(Arrival(at, draw.choice(PROMPTS), draw.choice(clients.answers)))
+    return found
+
+
+def changes(clients: Sequence[Clients], duration: float) -> list[float]:
+    """Return the times at which the clients of any owner begin or end to send, and 0."""
+    lots = [
+        [each.send_in(owner, stage) for owner, each in enumerate(clients)]
+        for stage in range(int(duration / STAGE_SECONDS) + 1)
+    ]
+    return [stage * STAGE_SECONDS for stage, on in enumerate(lots) if not stage or on != lots[stage - 1]]

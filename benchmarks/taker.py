@@ -1,0 +1,134 @@
+"""An owner without an engine: an elastic pool that wants memory, gets it from others, and gives it back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from kvcached_core.driver.base import Driver
+from kvcached_core.geometry import Geometry
+from kvcached_core.governor import Usage
+from kvcached_core.ledger import Account, Desk, OwnerSnapshot, Runtime
+from kvcached_core.plan import Plan
+from kvcached_core.pool import ElasticPool
+
+NAME = "taker"
+_LOOK_SECONDS = 0.001
+
+
+class Taker:
+    """A pool of `granules` and one more, which it never gives back, with the page size of another owner."""
+
+    def __init__(
+        self, runtime: Runtime, driver: Driver, headroom_bytes: int, like: OwnerSnapshot, granules: int
+    ) -> None:
+        """Enter the ledger and take the one granule. Raises CapacityError if there is none."""
+        self.granules = granules
+        self.page_bytes = like.page_bytes
+        instance, count = f"{NAME}-{os.getpid()}", granules + 1
+        self.account = Account.attach(
+            runtime, driver.identity(), driver.memory().total_bytes, headroom_bytes,
+            instance=instance, rank=0, name=NAME, engine="none",
+        )  # fmt: skip
+        per_granule = like.blocks_per_granule
+        stride = like.page_bytes // per_granule
+        self.account.describe(
+            page_bytes=like.page_bytes, granule_bytes=like.page_bytes, granule_count=count,
+            blocks_per_granule=per_granule, block_count=count * per_granule, stride_bytes=stride,
+        )  # fmt: skip
+        geometry = Geometry(like.page_bytes, stride, (0,), count * per_granule, per_granule, count)
+        self._pool = ElasticPool(driver, geometry, self.account)
+        self._desk = Desk.find(runtime, instance, 1)
+        self._released = self._sequence = 0
+        self._publish(1)
+        self._pool.start()
+
+    @property
+    def held(self) -> int:
+        """Granules that exist and are the taker's to use."""
+        return self._desk.created() - self._released
+
+    def wish(self) -> float:
+        """Want all granules; returns when that was said, in seconds of the monotonic clock."""
+        said_at = time.monotonic()
+        self._publish(1 + self.granules)
+        return said_at
+
+    def wait_for_all(self, seconds: float) -> None:
+        """Return once all granules are there. Raises TimeoutError."""
+        wait_until(
+            lambda: self.held > self.granules, seconds, lambda: f"{self.held - 1} of {self.granules} came"
+        )
+
+    def give_back(self, seconds: float) -> None:
+        """Want nothing more and let go of all but the one granule. Raises TimeoutError."""
+        self._publish(1)
+        self._desk.drain()
+        wait_until(self._is_at_rest, seconds, lambda: f"{self.account.ready_bytes} bytes are held")
+        self._pool.check()
+
+    def _is_at_rest(self) -> bool:
+        """Let go of what there is, and of what was promised before and comes late; say if all is free."""
+        if self.held > 1:
+            self._released += self.held - 1
+            self._publish(1)
+            self._pool.apply(Plan(self._sequence, (), (), self._released))
+            self._sequence += 1
+        return self.account.leased_bytes <= self.page_bytes
+
+    def close(self) -> None:
+        """Give everything back, the driver included, and leave."""
+        self._desk.close()
+        self._pool.close()
+        self.account.detach()
+
+    def _publish(self, granules: int) -> None:
+        blocks = (granules - 1) * self._desk.geometry[0].blocks_per_granule
+        self._desk.publish(
+            Usage(
+                used_blocks=blocks, cached_blocks=0, stranded_blocks=0, mapped_granules=granules,
+                wanted_granules=granules, needed_granules=granules, released_granules=self._released,
+            )
+        )  # fmt: skip
+        is_busy = granules > 1
+        idle_since_ms = 0 if is_busy else int(time.monotonic() * 1000)
+        self._desk.count(evictions=0, preemptions=0, busy=is_busy, idle_since_ms=idle_since_ms)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, state: Callable[[], Any]) -> None:
+    """Poll until a condition holds. Raises TimeoutError with the state."""
+    give_up_at = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > give_up_at:
+            raise TimeoutError(f"not within {seconds:.1f} s: {state()}")
+        time.sleep(_LOOK_SECONDS)
+
+
+def edit_seconds(driver: Driver, page_bytes: int, count: int) -> dict[str, list[float]]:
+    """Return what the driver's own calls take, a sample a page: create, map, unmap with release."""
+    samples: dict[str, list[float]] = {"create": [], "map": [], "unmap_release": []}
+
+    @contextlib.contextmanager
+    def timed(name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        samples[name].append(time.perf_counter() - begun)
+
+    base = driver.reserve(count * page_bytes)
+    pages, handles = range(base, base + count * page_bytes, page_bytes), []
+    for _ in pages:
+        with timed("create"):
+            handles.append(driver.create(page_bytes))
+    for address, handle in zip(pages, handles, strict=True):
+        with timed("map"):
+            driver.map(address, page_bytes, handle)
+    driver.synchronize()
+    for address, handle in zip(pages, handles, strict=True):
+        with timed("unmap_release"):
+            driver.unmap(address, page_bytes)
+            driver.release(handle)
+    driver.unreserve(base, count * page_bytes)
+    return {f"driver_{name}_seconds": values for name, values in samples.items()}

@@ -1,0 +1,155 @@
+"""`kvctl limit`, `limit-percent`, `floor` and `weight`: set it on every rank and wait until it holds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from kvcached_core.errors import CapacityError
+from kvcached_core.ledger.control import (
+    Change,
+    NoSuchEngineError,
+    Outcome,
+    look,
+    set_floor,
+    set_limit,
+    set_weight,
+    wait_until_holds,
+)
+from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.snapshot import snapshot
+from kvcached_core.units import format_size
+from kvctl.codes import Code, Failure, no_such_engine
+from kvctl.devices import choose_devices
+from kvctl.output import print_json, print_table, say
+
+
+class Control(NamedTuple):
+    """One thing that can be set. `show` and `data` tell how it stands, to people and as JSON."""
+
+    name: str
+    set: Callable[..., list[Change]]
+    show: Callable[[Outcome], dict[str, str]]  # cells by title
+    data: Callable[[Outcome], dict[str, int]]
+
+
+def run_limit(arguments: argparse.Namespace) -> Code:
+    """Set the limit: what each rank may hold of its device."""
+
+    def show(outcome: Outcome) -> dict[str, str]:
+        return {">LIMIT": format_size(outcome.change.limit_bytes), ">HELD": format_size(outcome.leased_bytes)}
+
+    return _run(
+        arguments, Control("limit", set_limit, show, lambda outcome: {"leased_bytes": outcome.leased_bytes})
+    )
+
+
+def run_floor(arguments: argparse.Namespace) -> Code:
+    """Set the floor: what each rank can always get back."""
+
+    def show(outcome: Outcome) -> dict[str, str]:
+        return {">FLOOR": format_size(outcome.change.floor_bytes)}
+
+    return _run(arguments, Control("floor", set_floor, show, lambda outcome: {}))
+
+
+def run_weight(arguments: argparse.Namespace) -> Code:
+    """Set the weight: the engine's share when there is not enough for all."""
+    weight: int = arguments.value
+    control = Control(
+        "weight", set_weight, lambda outcome: {">WEIGHT": str(weight)}, lambda outcome: {"weight": weight}
+    )
+    return _run(arguments, control)
+
+
+def _run(arguments: argparse.Namespace, control: Control) -> Code:
+    runtime = Runtime.open(arguments.runtime_dir, create=False)
+    devices = None
+    if arguments.device is not None:
+        devices = [device.uuid for device in choose_devices(snapshot(runtime), arguments.device)]
+    try:
+        changes = control.set(runtime, arguments.name, arguments.value, devices)
+    except NoSuchEngineError as error:
+        raise no_such_engine(arguments.name, error.names) from None
+    except CapacityError as error:
+        raise Failure(
+            Code.FAILED, f"{error}. Ask for less, or lower another's floor first (kvctl list shows them)"
+        ) from None
+    if control.name != "weight":
+        _note_floors(changes)
+    if arguments.no_wait:
+        outcomes = look(runtime, changes, control.name)
+    else:
+        outcomes = wait_until_holds(runtime, changes, arguments.wait, control.name)
+    if arguments.json:
+        print_json(_data(arguments.name, control, outcomes))
+    else:
+        _print(control, outcomes)
+    return _judge(arguments, control, outcomes)
+
+
+def _note_floors(changes: Sequence[Change]) -> None:
+    for change in changes:
+        if change.limit_bytes < change.floor_bytes:
+            say(
+                f"the limit of rank {change.rank} is below its floor of {format_size(change.floor_bytes)}: "
+                f"as long as that is so, its floor is the limit, {format_size(change.limit_bytes)}"
+            )
+
+
+def _judge(arguments: argparse.Namespace, control: Control, outcomes: Sequence[Outcome]) -> Code:
+    if any(outcome.gone for outcome in outcomes):
+        raise Failure(Code.FAILED, f"{arguments.name} ended meanwhile (see kvctl list)")
+    late = [outcome for outcome in outcomes if not outcome.holds]
+    if not late or arguments.no_wait:
+        return Code.OK
+    deaf = sum(not outcome.acknowledged for outcome in late)
+    why = (
+        f"{deaf} of {len(outcomes)} ranks have not acknowledged it, so their process is stopped or stuck"
+        if deaf
+        else "it is acknowledged, and requests still use more: it holds when they have ended"
+    )
+    raise Failure(
+        Code.TIMED_OUT,
+        f"the {control.name} of {arguments.name} does not hold after {arguments.wait:g} s: {why}. It stays "
+        f"set; kvctl list {arguments.name} shows how it goes on",
+    )
+
+
+def _state(outcome: Outcome) -> str:
+    if outcome.gone:
+        return "ended"
+    if not outcome.acknowledged:
+        return "not acknowledged"
+    return "holds" if outcome.holds else "acknowledged, still above"
+
+
+def _print(control: Control, outcomes: Sequence[Outcome]) -> None:
+    rows = [
+        {
+            ">RANK": str(outcome.change.rank),
+            "DEVICE": outcome.change.uuid,
+            **control.show(outcome),
+            "STATE": _state(outcome),
+        }
+        for outcome in outcomes
+    ]
+    print_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+
+
+def _data(name: str, control: Control, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    ranks = [
+        {
+            "device": outcome.change.uuid,
+            "rank": outcome.change.rank,
+            "limit_bytes": outcome.change.limit_bytes,
+            "floor_bytes": outcome.change.floor_bytes,
+            **control.data(outcome),
+            "generation": outcome.change.generation,
+            "acknowledged": outcome.acknowledged,
+            "holds": outcome.holds,
+        }
+        for outcome in outcomes
+    ]
+    return {"name": name, "holds": all(outcome.holds for outcome in outcomes), "ranks": ranks}

@@ -1,0 +1,45 @@
+"""Memory that processes outside the ledger take: seen in what the driver calls free, respected, told of."""
+
+from __future__ import annotations
+
+import logging
+
+from kvcached_core.driver.base import MemoryInfo
+from kvcached_core.ledger.layout import FREE
+from kvcached_core.ledger.storage import LedgerFile
+from kvcached_core.units import format_size
+
+_log = logging.getLogger(__name__)
+
+
+class Outside:
+    """What the ledger cannot explain, in bytes. Its growth by more than the headroom is worth a warning."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._told: int | None = None
+
+    def look(self, file: LedgerFile, memory: MemoryInfo, device: str) -> bool:
+        """Count anew; say whether it has changed by more than the headroom since that was last said."""
+        known = floors = 0
+        for slot, claim in enumerate(file.claims()):
+            if claim != FREE:
+                known += file.get(slot, "ready_bytes") + file.get(slot, "private_now_bytes")
+                floors += max(0, file.get(slot, "floor_applied") - file.get(slot, "leased_bytes"))
+        self.bytes = max(0, memory.total_bytes - memory.free_bytes - known)
+        if self._told is None:
+            self._told = self.bytes  # what was there before is no news: drivers, contexts
+            return False
+        grown = self.bytes - self._told
+        if abs(grown) <= max(file.header.headroom_bytes, 1):
+            return False
+        self._told = self.bytes
+        if grown > 0:
+            short = floors - memory.free_bytes
+            _log.warning(
+                "processes that this ledger does not know took %s more of %s, %s in all%s. Engines in other "
+                "containers have to share KVCACHED_RUNTIME_DIR to be known",
+                format_size(grown), device, format_size(self.bytes),
+                f"; {format_size(short)} of floors cannot be given back" if short > 0 else "",
+            )  # fmt: skip
+        return True

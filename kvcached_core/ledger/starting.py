@@ -1,0 +1,161 @@
+"""Starting: an engine claims what it will take before it takes it, and waits until it is there."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kvcached_core.driver.base import MemoryInfo
+from kvcached_core.errors import CapacityError
+from kvcached_core.ledger import arbiter, grant
+from kvcached_core.ledger.layout import FREE, UNHEARD
+from kvcached_core.ledger.member import Member
+from kvcached_core.ledger.seat import ring_waiting, sweep
+from kvcached_core.ledger.storage import LedgerFile
+from kvcached_core.units import format_size
+
+
+class Turn(NamedTuple):
+    """How a start stands."""
+
+    admitted: bool
+    ahead: int = 0  # engines that came before and wait too
+    missing_bytes: int = 0  # still to be given back by others
+    free_bytes: int = 0  # what nobody has been promised
+
+
+class Starter(Member):
+    """A member with a share of its device, before and after it serves."""
+
+    @property
+    def limit_bytes(self) -> int:
+        """The limit this owner goes by."""
+        return self._own["limit_applied"]
+
+    @property
+    def floor_bytes(self) -> int:
+        """What this owner can always get back."""
+        return self._own["floor_applied"]
+
+    def set_private_peak(self, peak_bytes: int) -> None:
+        """Say what this process may come to take outside its KV cache; others leave that much free."""
+        with self._mutex:
+            self._put("private_peak_bytes", peak_bytes)
+
+    def set_floor_bytes(self, floor_bytes: int) -> None:
+        """Set one's own floor. Raises CapacityError if the floors no longer fit (I3), BusyError."""
+        with self._exclusive() as file:
+            self._check_floor(file, floor_bytes)
+            self._take_floor(file, floor_bytes)
+
+    def ask_to_start(self, private_bytes: int, floor_bytes: int, memory: MemoryInfo) -> Turn:
+        """Claim what this engine takes outside its KV cache, and its floor; call again until admitted.
+
+        Until then others are asked to give back, and get nothing more that would be in the way. From then
+        on nobody else is granted it. Who asks no more for a second, stopped or dead, is not waited for.
+        Raises CapacityError if it can never fit beside the floors of others, BusyError.
+        """
+        with self._exclusive() as file:
+            sweep(self._folder, file)
+            self._refuse_if_hopeless(file, private_bytes, floor_bytes, memory.total_bytes)
+            now_ms = self._now_ms()
+            if not self._own["queued_at_ms"]:
+                self._put("queued_at_ms", now_ms)
+            self._put("short_at_ms", now_ms)
+            self._put("starting_bytes", 0)
+            ahead = self._ahead(file, now_ms)
+            now, peak = self._own["private_now_bytes"], self._own["private_peak_bytes"]
+            promised = max(0, peak - now)  # which is no room for others, but for this engine
+            there = self._room(file, memory.free_bytes).of_device + promised
+            claim = max(0, private_bytes - now) + floor_bytes
+            missing = claim - there
+            if missing <= 0 and not ahead:
+                self._put("private_peak_bytes", private_bytes)
+                self._take_floor(file, floor_bytes)
+                waited = (now_ms - self._own["queued_at_ms"]) / 1000
+                self._put("queued_at_ms", 0)
+                self._reporter.report("start", True, waited_seconds=waited, starting_bytes=claim)
+                return Turn(True, free_bytes=there)
+            self._put("starting_bytes", max(0, claim - promised))
+            self._arbitrate(file, arbiter.survey(file, self.slot, 0, there - promised, now_ms), now_ms)
+            return Turn(False, ahead, max(0, missing), there)
+
+    def _ahead(self, file: LedgerFile, now_ms: int) -> int:
+        """Return how many wait for their start since before this one; ties go by slot."""
+        mine = (self._own["queued_at_ms"], self.slot)
+        waiting = [
+            (file.get(slot, "queued_at_ms"), slot)
+            for slot, claim in enumerate(file.claims())
+            if claim != FREE
+            and arbiter.speaks(file, slot)
+            and file.get(slot, "queued_at_ms")
+            and now_ms - file.get(slot, "short_at_ms") <= arbiter.FRESH_MS
+        ]
+        return sum(other < mine for other in waiting)
+
+    def _refuse_if_hopeless(self, file: LedgerFile, private: int, floor: int, total: int) -> None:
+        self._check_floor(file, floor)
+        floors = others = 0
+        for slot, claim in enumerate(file.claims()):
+            if claim not in (FREE, UNHEARD) and slot != self.slot:
+                floors += max(file.get(slot, "floor_wanted"), file.get(slot, "floor_applied"))
+                others += max(file.get(slot, "private_peak_bytes"), file.get(slot, "private_now_bytes"))
+        most = total - self._headroom_bytes - floors - others
+        if private + floor > most:
+            raise CapacityError(
+                f"this engine takes {format_size(private)} outside its KV cache and has a floor of "
+                f"{format_size(floor)}; {self.device.uuid} holds {format_size(total)}, of which "
+                f"{format_size(self._headroom_bytes)} are headroom, {format_size(floors)} floors of other "
+                f"engines and {format_size(others)} their weights and activations. "
+                f"{format_size(max(0, most))} are left: lower a floor (kvctl floor), end an engine, use a "
+                f"smaller model, or correct the estimate (kvcached.start_size)"
+            )
+
+    def _check_floor(self, file: LedgerFile, floor: int) -> None:
+        """Raise CapacityError unless the floor fits beside those of all others."""
+        floors = sum(
+            max(file.get(slot, "floor_wanted"), file.get(slot, "floor_applied"))
+            for slot, claim in enumerate(file.claims())
+            if claim not in (FREE, UNHEARD) and slot != self.slot
+        )
+        if floors + floor > self._capacity_bytes:
+            raise CapacityError(
+                f"a floor of {format_size(floor)} does not fit on {self.device.uuid}: it holds "
+                f"{format_size(self._capacity_bytes)}, and floors of {format_size(floors)} are given to "
+                f"others. Ask for at most {format_size(max(0, self._capacity_bytes - floors))}"
+            )
+
+    def _take_floor(self, file: LedgerFile, floor: int) -> None:
+        file.set(self.slot, "floor_wanted", floor)
+        self._put("floor_applied", floor)
+
+    # -- what is there for this owner, and who else is asked for it --------------------------------------
+
+    def _now_ms(self) -> int:
+        """Return the milliseconds of the monotonic clock, which are never 0."""
+        return int(self._clock() * 1000) + 1
+
+    def _room(self, file: LedgerFile, free_bytes: int) -> grant.Room:
+        """Return the room for this owner; there is none while a living owner has yet to write its part."""
+        claims = file.claims()
+        taken = [slot for slot, claim in enumerate(claims) if claim != FREE]
+        mine = self._own["leased_bytes"]
+        if UNHEARD in claims:
+            ring_waiting(self._folder, file, self._seat.slot)
+            return grant.Room(self.limit_bytes - mine, 0, 0)
+        promises = [
+            grant.Promise(*(file.get(slot, name) for name in grant.Promise._fields)) for slot in taken
+        ]
+        return grant.room(mine, self.limit_bytes, promises, self._capacity_bytes,
+                          self._headroom_bytes, free_bytes)  # fmt: skip
+
+    def _arbitrate(self, file: LedgerFile, scene: arbiter.Scene, now_ms: int) -> None:
+        """Ask those who hold more than they are entitled to, if anybody waits; lift what was asked before."""
+        asks = arbiter.who_gives(scene)
+        for slot in arbiter.write_asks(file, self._folder, scene, asks, now_ms):
+            self._reporter.report(
+                "reclaim", locked=True, slot=slot, name=file.get_text(slot, "name"), taker=self.name,
+                **{word: file.get(slot, word) for word in ("target_bytes", "must_bytes", "leased_bytes")},
+            )  # fmt: skip
+        coming = min(sum(ask.give for ask in asks.values()), scene.claim(self.slot).unmet)
+        if coming != self._own["coming_bytes"]:
+            self._put("coming_bytes", coming)

@@ -1,0 +1,133 @@
+"""What an engine will take of its device, estimated before it loads; on one rank, in bytes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kvcached_core.units import GIB, format_size
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+
+_log = logging.getLogger(__name__)
+
+# Beside the weights and the CUDA context: of an 8B model on an H100, about 1.2 GiB activations of the largest
+# step and 0.6 GiB CUDA graphs.
+DEVICE_BYTES = 2 * GIB
+HOST_BYTES = GIB  # activations, compiled code and the allocator of a process that has imported everything
+_MARGIN = 1.1
+
+_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
+_NOT_WEIGHTS = ("optimizer", "scheduler", "training_args", "rng_state")
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # of safetensors: loaded in the dtype of the model
+
+
+def private_bytes(vllm_config: VllmConfig, on_host: bool) -> int:
+    """Return what a rank takes outside its KV cache at its peak, less its context and communication."""
+    weights = _estimated("the size of the weights", lambda: weight_bytes(vllm_config))
+    _log.info("kvcached: the weights are estimated at %s on each rank", format_size(weights))
+    return weights + (HOST_BYTES if on_host else DEVICE_BYTES)
+
+
+def weight_bytes(vllm_config: VllmConfig) -> int:
+    """Return the bytes of the weights on one rank: of the files if they are here, else of the parameters."""
+    model, load, parallel = vllm_config.model_config, vllm_config.load_config, vllm_config.parallel_config
+    float_bytes = 0 if model.quantization else int(model.dtype.itemsize)
+    files = [] if load.load_format == "dummy" else weight_files(_model_path(model, load.download_dir))
+    total = sum(_loaded_bytes(file, float_bytes) for file in files) or _parameter_bytes(model)
+    return -(-total // int(parallel.tensor_parallel_size * parallel.pipeline_parallel_size))
+
+
+def longest_request_bytes(vllm_config: VllmConfig) -> int:
+    """Return what one request of the maximum length takes of a rank's KV cache, rounded up generously.
+
+    An upper bound where layers see a window only; 0 where the length is yet to be chosen.
+    """
+    if vllm_config.model_config.original_max_model_len == -1:
+        return 0
+    return _estimated("the floor", lambda: _full_attention_bytes(vllm_config))
+
+
+def weight_files(path: Path | None) -> list[Path]:
+    """Return the files of the weights in a model's folder, or the file that is the model; [] if any lacks."""
+    if path is None or not path.is_dir():
+        return [path] if path is not None and path.is_file() else []
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [path / name for name in named]
+        return files if all(file.exists() for file in files) else []
+    for pattern in _PATTERNS:
+        found = sorted(file for file in path.glob(pattern) if not file.name.startswith(_NOT_WEIGHTS))
+        # Some models bring a second copy of themselves in one file.
+        if only := [file for file in found if not file.name.startswith("consolidated")] or found:
+            return only
+    return []
+
+
+def _model_path(model: ModelConfig, download_dir: str | None) -> Path | None:
+    """Return where the model is on this machine: as named, or in the hub's cache."""
+    path = Path(model.model)
+    if path.exists():
+        return path
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(
+        model.model, "config.json", cache_dir=download_dir, revision=model.revision
+    )
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _loaded_bytes(file: Path, float_bytes: int) -> int:
+    """Return the bytes of a file's tensors once loaded, floating point numbers as `float_bytes`, if not 0."""
+    if file.suffix != ".safetensors" or not float_bytes:
+        return file.stat().st_size
+    with file.open("rb") as data:  # https://huggingface.co/docs/safetensors: length, then the header
+        header = json.loads(data.read(int.from_bytes(data.read(8), "little")))
+    return sum(
+        math.prod(tensor["shape"]) * float_bytes
+        if tensor["dtype"] in _FLOATS
+        else tensor["data_offsets"][1] - tensor["data_offsets"][0]
+        for name, tensor in header.items()
+        if name != "__metadata__"
+    )
+
+
+def _parameter_bytes(model: ModelConfig) -> int:
+    """Return the bytes of all parameters, of a model that transformers builds without memory."""
+    from transformers import AutoModelForCausalLM
+
+    config: Any = copy.deepcopy(model.hf_text_config)  # it is written to
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        described = AutoModelForCausalLM.from_config(config)
+    count: int = sum(weight.numel() for weight in described.parameters())
+    return count * int(model.dtype.itemsize)
+
+
+def _full_attention_bytes(vllm_config: VllmConfig) -> int:
+    from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
+
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    number_bytes: int = kv_cache_dtype_str_to_dtype(vllm_config.cache_config.cache_dtype, model).itemsize
+    vectors = 1 if model.use_mla else 2  # keys and values
+    heads, layers = model.get_num_kv_heads(parallel), model.get_num_layers(parallel)
+    per_token: int = layers * heads * model.get_head_size() * vectors * number_bytes
+    length: int = model.max_model_len
+    return math.ceil(_MARGIN * length * per_token)
+
+
+def _estimated(what: str, estimate: Callable[[], int]) -> int:
+    """Return an estimate, or 0 with a warning: a start never fails for want of one."""
+    try:
+        return estimate()
+    except Exception as error:
+        _log.warning("kvcached: cannot estimate %s before loading (%s): it counts as 0", what, error)
+        return 0

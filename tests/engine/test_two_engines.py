@@ -1,0 +1,150 @@
+"""Two engines on one budget: memory goes to the one that has requests, and nobody's answers change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.engine.client import Answers, Client, Prompt, differences
+from tests.engine.conftest import (
+    CAPACITY_BYTES,
+    ELASTIC,
+    HEADROOM_BYTES,
+    IDLE_SECONDS,
+    MAIN,
+    MIB,
+    MODEL_FLAGS,
+    REST_SECONDS,
+)
+from tests.engine.server import Fleet, Server, cores, kill_group, until
+from tests.engine.watch import is_at_rest, owner, owners, watching
+from tests.report import record
+
+pytestmark = pytest.mark.engine
+
+OTHER = "other"
+BUDGET_BYTES = CAPACITY_BYTES - HEADROOM_BYTES
+HALF_BYTES, GOT_BYTES = BUDGET_BYTES // 2, BUDGET_BYTES * 2 // 3
+GIVE_SECONDS = 10.0  # a hundred times what an idle machine needs
+
+
+@pytest.fixture(scope="module")
+def _second(fleet: Fleet, model: Path, runtime: Path) -> Iterator[Callable[[], Server]]:
+    """Return what gives the second engine, started when first asked for, on the core that the main leaves."""
+    settings = {"KVCACHED_NAME": OTHER, "KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES),
+                "KVCACHED_HEADROOM": str(HEADROOM_BYTES), "KVCACHED_SPARE": "4MiB",
+                "KVCACHED_IDLE_SECONDS": str(IDLE_SECONDS),
+                "VLLM_CPU_OMP_THREADS_BIND": cores(2).split("|")[1]}  # fmt: skip
+    servers: list[Server] = []
+
+    def give() -> Server:
+        if not servers:
+            servers.append(Server(OTHER, model, runtime, [*MODEL_FLAGS, *ELASTIC], settings))
+            fleet.add(servers[0])
+            servers[0].wait_ready()
+        return servers[0]
+
+    yield give
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def second(_second: Callable[[], Server], client: Client, runtime: Path) -> Server:
+    """Return the second engine beside the main one, both at rest."""
+    server = _second()
+    with Client(server.url) as other:
+        until(other.reset_prefix_cache, REST_SECONDS, "no request runs any more")
+    until(lambda: is_at_rest(runtime, OTHER), REST_SECONDS, "an engine that is left alone is at rest")
+    return server
+
+
+@pytest.fixture
+def other(second: Server) -> Iterator[Client]:
+    """Return a client of the second engine."""
+    with Client(second.url) as client:
+        yield client
+
+
+def _at_once(pool: ThreadPoolExecutor, client: Client, prompts: list[Prompt]) -> Callable[[], Answers]:
+    """Send all prompts at the same time; returns what waits for the answers."""
+    futures = [pool.submit(client.ids, prompt) for prompt in prompts]
+    return lambda: {prompt: each.result() for prompt, each in zip(prompts, futures, strict=True)}
+
+
+def test_i1_to_i4_hold_in_bursts_out_of_phase_and_each_engine_gets_more_than_half(
+    client: Client, other: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
+) -> None:
+    burst = extra_prompts["burst"]
+    found: list[Answers] = []
+    with watching(runtime) as watch, ThreadPoolExecutor(2 * len(burst)) as pool:
+        for name, one in ((MAIN, client), (OTHER, other)):
+            found.append(_at_once(pool, one, burst)())
+            assert watch.peak_used_bytes[name] > HALF_BYTES, f"the burst on {name} takes what it needs"
+        both = [_at_once(pool, one, burst) for one in (client, other)]
+        found += [answers() for answers in both]
+        assert client.rpc("kvcached_check") == other.rpc("kvcached_check") == [None]
+    assert not [wrong for answers in found for wrong in differences(answers, stock)]
+    record("requests.compared", sum(map(len, found)))
+
+
+def test_an_idle_engine_full_of_cache_gives_it_to_a_busy_one_and_computes_it_again(
+    client: Client, other: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
+) -> None:
+    burst = extra_prompts["burst"]
+    with watching(runtime), ThreadPoolExecutor(len(burst)) as pool:
+        _at_once(pool, client, burst)()
+        until(lambda: not owner(runtime, MAIN).busy, GIVE_SECONDS, "the first engine is idle")
+        before = owner(runtime, MAIN)
+        assert before.cached_bytes > HALF_BYTES
+        answers = _at_once(pool, other, burst)
+        until(lambda: owner(runtime, OTHER).used_bytes > HALF_BYTES, GIVE_SECONDS, "the other has its memory")
+        after = owner(runtime, MAIN)
+        assert after.ready_bytes < HALF_BYTES < before.ready_bytes
+        assert after.evictions > before.evictions
+        assert after.reclaims > before.reclaims
+        assert not differences(answers(), stock)
+        again = client.answers(burst[:4])
+        assert not differences(again, stock)
+    record("requests.compared", len(burst) + len(again))
+
+
+def test_a_cache_is_left_alone_while_there_is_room_for_others(
+    client: Client, other: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
+) -> None:
+    with watching(runtime):
+        client.answers(extra_prompts["long"])
+        until(lambda: not owner(runtime, MAIN).busy, GIVE_SECONDS, "the first engine is idle")
+        before = owner(runtime, MAIN)
+        assert before.cached_bytes > 10 * MIB
+        answers = other.answers([*extra_prompts["long"], *extra_prompts["talkative"]])
+        after = owner(runtime, MAIN)
+    assert (after.evictions, after.reclaims) == (before.evictions, before.reclaims)
+    assert after.cached_bytes == before.cached_bytes
+    assert not differences(answers, stock)
+    record("requests.compared", len(answers))
+
+
+def test_kill_9_of_an_engine_in_the_peak_of_another_gives_that_one_the_memory(
+    client: Client, other: Client, second: Server, runtime: Path, stock: Answers,
+    extra_prompts: dict[str, list[Prompt]],
+) -> None:  # fmt: skip
+    burst = extra_prompts["burst"]
+    with watching(runtime) as watch, ThreadPoolExecutor(2 * len(burst)) as pool:
+        lost = [pool.submit(other.complete, prompt) for prompt in burst]
+        until(lambda: owner(runtime, OTHER).used_bytes > HALF_BYTES // 2, GIVE_SECONDS, "one has its memory")
+        answers = _at_once(pool, client, burst)
+        until(lambda: owner(runtime, MAIN).demand_bytes > 0, GIVE_SECONDS, "the other one is short")
+        assert not any(future.done() for future in lost)
+        assert owner(runtime, MAIN).used_bytes < GOT_BYTES
+        kill_group(second.process.pid)
+        until(lambda: not owners(runtime, OTHER), GIVE_SECONDS, "the dead engine's slot is nobody's")
+        assert not differences(answers(), stock)
+        assert watch.peak_used_bytes[MAIN] > GOT_BYTES, "its memory is used"
+        assert all(each.exception() is not None for each in lost)
+    assert client.rpc("kvcached_check") == [None]
+    record("engine.kills", 1)
+    record("requests.compared", len(burst))

@@ -1,0 +1,88 @@
+"""An owner of layout 1.0, the version before: it knows the words up to `busy` and none of those behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+
+from kvcached_core.ledger import Runtime, layout, storage
+from kvcached_core.ledger.bells import make_bell
+from kvcached_core.ledger.grant import Promise, granted, room
+from kvcached_core.ledger.layout import FIRST_CLAIM, FREE, HEADER_AT, WORD
+from kvcached_core.ledger.lock import LedgerLock
+from kvcached_core.ledger.storage import LedgerFile
+from tests.ledger.helpers import CAPACITY, GRANULE
+
+_NAMES = [field.name for field in layout.SLOT]
+OLD_FIELDS = layout.SLOT[: _NAMES.index(layout.MINOR_1)]
+OLD_NAMES = {field.name for field in OLD_FIELDS}
+
+
+def make_old_file(runtime: Runtime) -> None:
+    """Put a ledger of minor 0 in place."""
+    folder = runtime.device("host")
+    folder.make()
+    storage.make_ledger(folder.ledger, 0o600, "host", CAPACITY, 0, unheard=set())
+    with folder.ledger.open("r+b") as file:
+        file.seek(HEADER_AT["minor"] * WORD)
+        file.write(struct.pack("<Q", 0))
+
+
+class OldOwner:
+    """Claims, leases and leaves as that version does; sizes in granules."""
+
+    def __init__(self, runtime: Runtime, instance: str) -> None:
+        self._folder = folder = runtime.device("host")
+        self._lock = LedgerLock(folder.lock)
+        with self._lock.held():
+            self._file = file = LedgerFile(folder.ledger)
+            self.slot = next(s for s in file.slots if file.get(s, "claim") == FREE and not folder.alive(s))
+            self._owner_fd = os.open(folder.owner(self.slot), os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._owner_fd, fcntl.LOCK_EX)
+            make_bell(folder.worker_bell(self.slot), 0o600)
+            make_bell(folder.engine_bell(self.slot), 0o600)
+            for field in OLD_FIELDS[1:]:
+                if field.text_bytes:
+                    text = instance if field.name in ("instance", "name") else ""
+                    file.set_text(self.slot, field.name, text)
+                else:
+                    self.put(field.name, 0)
+            for name in ("limit_wanted", "limit_applied", "ceiling_bytes"):
+                self.put(name, CAPACITY)
+            self.put("weight_wanted", 100)
+            self.put("granule_bytes", GRANULE)
+            file.set(self.slot, "claim", FIRST_CLAIM + int.from_bytes(os.urandom(7), "little"))
+
+    def put(self, name: str, value: int) -> None:
+        assert name in OLD_NAMES
+        self._file.set(self.slot, name, value)
+
+    def lease(self, want: int) -> int:
+        """Return what it gets: first come, first served."""
+        with self._lock.held():
+            file = self._file
+            taken = [slot for slot, claim in enumerate(file.claims()) if claim != FREE]
+            promises = [Promise(*(file.get(slot, name) for name in Promise._fields)) for slot in taken]
+            leased = file.get(self.slot, "leased_bytes")
+            there = room(leased, CAPACITY, promises, CAPACITY, 0, CAPACITY)
+            got = granted(want * GRANULE, there, GRANULE)
+            self.put("demand_bytes", want * GRANULE - got)
+            self.put("leased_bytes", leased + got)
+            self.put("ready_bytes", leased + got)
+        return got // GRANULE
+
+    def give_back(self, granules: int) -> None:
+        left = self._file.get(self.slot, "leased_bytes") - granules * GRANULE
+        self.put("ready_bytes", left)
+        self.put("leased_bytes", left)
+
+    def leave(self) -> None:
+        self.put("claim", FREE)
+        self._folder.remove(self.slot)
+        self.close()
+
+    def close(self) -> None:
+        """What death does."""
+        os.close(self._owner_fd)
+        self._file.close()

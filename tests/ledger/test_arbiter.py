@@ -1,0 +1,239 @@
+"""What is asked of whom, when memory is short: seen by the engines that are asked."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator, Sequence
+
+import pluggy
+import pytest
+
+from kvcached_core.hooks import hookimpl, plugin_manager
+from kvcached_core.ledger import Account, Desk, Runtime
+from kvcached_core.ledger.shares import Claim
+from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, die, hold, picture
+
+TOTAL = CAPACITY // GRANULE
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Engine:
+    """A worker and its scheduler, in granules."""
+
+    def __init__(self, runtime: Runtime, name: str, clock: Clock, floor: int = 0, weight: int = 100) -> None:
+        self.account: Account = attach(
+            runtime, name, name=name, floor_bytes=floor * GRANULE, weight=weight, clock=clock
+        )
+        self.desk = Desk.find(runtime, name, 1, clock=clock)
+        self.clock = clock
+
+    def holds(
+        self, used: int, cached: int = 0, spare: int = 0, missing: int = 0, busy: bool = True
+    ) -> Engine:
+        """Hold and say so; `missing` is what requests are about to take."""
+        held = used + cached + spare
+        if held * GRANULE > self.account.leased_bytes:
+            hold(self.account, held - self.account.leased_bytes // GRANULE)
+        self.desk.publish(Usage(4 * used, 4 * cached, 0, max(1, used + missing), max(1, held + missing)))
+        self.desk.count(0, 0, busy, 0 if busy else int(self.clock.now * 1000))
+        return self
+
+    def ask(self, granules: int) -> int:
+        got = self.account.lease(granules * GRANULE, PLENTY) // GRANULE
+        self.account.created(got)
+        return got
+
+    def give(self, granules: int) -> None:
+        self.account.give_back(granules_released=granules)
+
+    @property
+    def asked(self) -> tuple[int, int]:
+        return self.desk.target_granules(), self.desk.must_granules()
+
+    @property
+    def rung(self) -> bool:
+        ready = bool(select.select(self.desk.filenos(), [], [], 0)[0])
+        self.desk.drain()
+        return ready
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_the_cache_of_an_idle_engine_is_given_to_who_needs_it(runtime: Runtime, clock: Clock) -> None:
+    idle = Engine(runtime, "idle", clock).holds(1, cached=59, spare=4, busy=False)
+    taker = Engine(runtime, "taker", clock).holds(0, missing=20)
+    idle.desk.drain()
+    assert taker.ask(20) == 0
+    assert idle.asked == (44, 0) and idle.rung
+    assert not taker.desk.refused(), "it is on its way"
+    idle.give(20)
+    assert taker.ask(20) == 20
+    assert idle.asked == (0, 0), "what nobody waits for is not asked"
+
+
+def test_busy_engines_share_by_weight_and_nobody_is_preempted_for_it(runtime: Runtime, clock: Clock) -> None:
+    heavy = Engine(runtime, "heavy", clock, weight=300).holds(64)
+    light = Engine(runtime, "light", clock, weight=100).holds(0, missing=64)
+    assert light.ask(64) == 0
+    assert heavy.asked == (48, 0)
+    heavy.give(16)
+    assert light.ask(64) == 16
+    assert heavy.asked == (0, 0), "each has its share"
+    assert light.desk.refused()
+
+
+def test_a_floor_is_restored_by_preemption_if_need_be(runtime: Runtime, clock: Clock) -> None:
+    other = Engine(runtime, "other", clock).holds(60, cached=4)
+    floored = Engine(runtime, "floored", clock, floor=10).holds(0, missing=40)
+    assert floored.ask(40) == 0
+    assert other.asked == (32, 54)
+    other.give(10)
+    assert floored.ask(40) == 10
+    assert other.asked == (32, 0), "beyond the floor it is attrition"
+
+
+def test_who_is_asked_for_more_than_before_is_rung_and_not_again_for_the_same(
+    runtime: Runtime, clock: Clock
+) -> None:
+    giver = Engine(runtime, "giver", clock).holds(1, cached=63, busy=False)
+    taker = Engine(runtime, "taker", clock).holds(0, missing=5)
+    rings = []
+    for granules in (5, 5, 9):
+        giver.desk.drain()
+        taker.ask(granules)
+        rings.append(giver.rung)
+    assert rings == [True, False, True]
+    assert picture(runtime).owners[0].reclaims == 1
+
+
+def test_what_is_asked_for_a_floor_rings_also_where_the_target_is_the_same(
+    runtime: Runtime, clock: Clock
+) -> None:
+    giver = Engine(runtime, "giver", clock).holds(64)
+    taker = Engine(runtime, "taker", clock).holds(0, missing=32)
+    taker.ask(32)
+    assert giver.asked == (32, 0)
+    giver.desk.drain()
+    taker.account.set_floor_bytes(8 * GRANULE)
+    taker.ask(32)
+    assert giver.asked == (32, 56) and giver.rung
+
+
+def test_what_is_asked_lapses_unless_it_is_asked_again(runtime: Runtime, clock: Clock) -> None:
+    giver = Engine(runtime, "giver", clock).holds(1, cached=63, busy=False)
+    taker = Engine(runtime, "taker", clock).holds(0, missing=5)
+    taker.ask(5)
+    clock.now += 0.9
+    assert giver.asked == (59, 0)
+    taker.ask(5)
+    clock.now += 0.9
+    assert giver.asked == (59, 0)
+    clock.now += 0.2
+    assert giver.asked == (0, 0)
+
+
+def test_who_asked_more_than_a_second_ago_is_not_waited_for(runtime: Runtime, clock: Clock) -> None:
+    giver = Engine(runtime, "giver", clock).holds(1, cached=63, busy=False)
+    silent = Engine(runtime, "silent", clock).holds(0, missing=5)
+    giver.give(1)
+    lender = Engine(runtime, "lender", clock).holds(1)
+    assert silent.ask(5) == 0
+    giver.give(5)
+    assert lender.ask(5) == 0, "five are another's"
+    clock.now += 1.1
+    assert lender.ask(5) == 5
+
+
+def test_what_was_waited_for_is_not_taken_back_at_once_but_for_a_floor(
+    runtime: Runtime, clock: Clock
+) -> None:
+    giver = Engine(runtime, "giver", clock).holds(1, cached=63, busy=False)
+    first = Engine(runtime, "first", clock).holds(0, missing=60)
+    assert first.ask(60) == 0
+    giver.give(60)
+    assert first.ask(60) == 60
+    first.holds(60)
+    second = Engine(runtime, "second", clock, floor=4).holds(0, missing=40)
+    assert second.ask(40) == 0
+    assert (first.asked, giver.asked) == ((59, 59), (1, 1)), "for the floor only"
+    clock.now += 1.1
+    assert second.ask(40) == 0
+    assert (first.asked, giver.asked) == ((32, 59), (1, 1)), "of 63 that two need, 31 for each"
+
+
+def test_i10_a_granule_that_nobody_can_be_entitled_to_is_lent(runtime: Runtime, clock: Clock) -> None:
+    """Two need all of 63, which is 31.5 each: nobody waits for half a granule."""
+    third = Engine(runtime, "third", clock).holds(1, busy=False)
+    a, b = (Engine(runtime, name, clock).holds(31, missing=20) for name in "ab")
+    assert (a.ask(20), b.ask(20)) == (1, 0)
+    assert (a.asked, b.asked, third.asked) == ((0, 0), (0, 0), (0, 0))
+
+
+def test_outsiders_that_took_what_was_promised_do_not_slow_a_floor_down(
+    runtime: Runtime, clock: Clock
+) -> None:
+    giver = Engine(runtime, "giver", clock).holds(50)
+    floored = Engine(runtime, "floored", clock, floor=2).holds(0, missing=2)
+    overdrawn = PLENTY._replace(free_bytes=0)
+    outside = attach(runtime, "outside", name="outside", clock=clock)
+    outside.set_private_peak(6 * GRANULE)
+    assert floored.account.lease(2 * GRANULE, overdrawn) == 0
+    assert giver.asked == (42, 42), "six that are overdrawn, and two"
+
+
+class FirstSlotFirst:
+    """A policy as a plugin may bring one."""
+
+    @hookimpl
+    def kvcached_givers(self, claims: Sequence[Claim]) -> Sequence[int]:
+        return sorted(claim.slot for claim in claims)
+
+
+class Broken:
+    @hookimpl
+    def kvcached_givers(self, claims: Sequence[Claim]) -> Sequence[int]:
+        raise RuntimeError("broken")
+
+
+@pytest.fixture
+def plugins() -> Iterator[pluggy.PluginManager]:
+    manager = plugin_manager()
+    before = set(manager.get_plugins())
+    yield manager
+    for plugin in set(manager.get_plugins()) - before:
+        manager.unregister(plugin)
+
+
+@pytest.mark.parametrize(("policy", "gives"), [(None, [0, 5]), (FirstSlotFirst, [5, 0]), (Broken, [0, 5])])
+def test_who_gives_first_is_up_to_the_policy_and_who_is_idle_for_longest_by_default(
+    runtime: Runtime, clock: Clock, plugins: pluggy.PluginManager, policy: type | None, gives: list[int]
+) -> None:
+    if policy is not None:
+        plugins.register(policy())
+    one, two = Engine(runtime, "one", clock), Engine(runtime, "two", clock)
+    two.holds(1, cached=31, busy=False)
+    clock.now += 5
+    one.holds(1, cached=31, busy=False)
+    Engine(runtime, "taker", clock).holds(0, missing=5).ask(5)
+    assert [32 - (engine.asked[0] or 32) for engine in (one, two)] == gives
+
+
+def test_nobody_waits_for_the_sake_of_a_dead_waiter(runtime: Runtime, clock: Clock) -> None:
+    giver = Engine(runtime, "giver", clock).holds(1, cached=62, busy=False)
+    lender = Engine(runtime, "lender", clock).holds(1)
+    dead = Engine(runtime, "dead", clock).holds(0, missing=8)
+    assert dead.ask(8) == 0
+    giver.give(8)
+    assert lender.ask(8) == 0, "eight are another's"
+    die(dead.account)
+    assert lender.ask(8) == 8

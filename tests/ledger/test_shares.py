@@ -1,0 +1,233 @@
+"""The arithmetic of fairness against a plain model of it, and what must hold whatever the numbers are."""
+
+from __future__ import annotations
+
+import random
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvcached_core.ledger.shares import Ask, Bound, Claim, Share, asked, fill, grantable, shares, short_of
+from tests.ledger import fairness
+
+SMALL = st.integers(0, 24)
+LARGE = st.integers(0, 1 << 44)  # 16 TiB
+WEIGHTS = st.integers(1, 1000)
+each = settings(deadline=None, max_examples=300, database=None)
+
+
+@st.composite
+def bounds(draw: st.DrawFn, sizes: st.SearchStrategy[int] = LARGE) -> list[Bound]:
+    found = []
+    for _ in range(draw(st.integers(1, 8))):
+        low, high = sorted((draw(sizes), draw(sizes)))
+        found.append(Bound(low, high, draw(WEIGHTS)))
+    return found
+
+
+@st.composite
+def claims(draw: st.DrawFn, sizes: st.SearchStrategy[int] = SMALL) -> list[Claim]:
+    """Owners as a ledger may show them; words of a scheduler may be of another moment than the worker's."""
+    found = []
+    for slot in range(draw(st.integers(1, 6))):
+        leased, unmet, busy = draw(sizes), draw(st.just(0) | sizes), draw(st.booleans())
+        limit = draw(sizes | st.just(1 << 44))
+        needed = draw(sizes)
+        wanted = max(draw(sizes), needed, leased + unmet if unmet else 0)
+        found.append(
+            Claim(
+                slot, leased, needed=needed, wanted=wanted, floor=draw(st.just(0) | sizes), limit=limit,
+                weight=draw(WEIGHTS), unmet=min(unmet, max(0, limit - leased)), active=bool(unmet or busy),
+                kept=draw(st.booleans()), starting=draw(st.just(0) | st.just(0) | sizes),
+            )
+        )  # fmt: skip
+    return found
+
+
+def world(owners: list[Claim], unleased: int) -> tuple[int, dict[int, Share]]:
+    total = max(0, sum(owner.leased - owner.starting for owner in owners) + unleased)
+    return total, shares(owners, total)
+
+
+@each
+@given(bounds(), LARGE)
+def test_fill_is_what_the_plain_model_pours(limits: list[Bound], total: int) -> None:
+    plain = fairness.pour(total, fairness.as_fractions(limits))
+    for got, exact in zip(fill(total, limits), plain, strict=True):
+        assert abs(got - exact) <= len(limits)
+
+
+@each
+@given(bounds(), LARGE)
+def test_fill_hands_out_all_there_is_and_not_more(limits: list[Bound], total: int) -> None:
+    got = fill(total, limits)
+    most = min(total, sum(bound.high for bound in limits))
+    assert most - len(limits) <= sum(got) <= most + len(limits)
+    cut = sum(bound.low for bound in limits) > total
+    for share, bound in zip(got, limits, strict=True):
+        assert 0 <= share <= bound.high
+        assert share <= bound.low if cut else share >= bound.low
+
+
+@each
+@given(bounds(), LARGE)
+def test_fill_is_max_min_fair(limits: list[Bound], total: int) -> None:
+    """Raising one share needs lowering one whose level, bytes by weight, is not higher."""
+    if sum(bound.low for bound in limits) > total:
+        limits = [Bound(0, bound.low, bound.weight) for bound in limits]
+    got = fill(total, limits)
+    for share, bound in zip(got, limits, strict=True):
+        if share + len(limits) >= bound.high:
+            continue
+        level = Fraction(share + len(limits) + 1, bound.weight)
+        for other, other_bound in zip(got, limits, strict=True):
+            if other > other_bound.low:
+                assert Fraction(other - len(limits) - 1, other_bound.weight) <= level
+
+
+@pytest.mark.parametrize("owners", [2, 3, 7, 64])
+@pytest.mark.parametrize("weight", [1, 100, 333])
+def test_equal_shares_of_whole_granules_are_whole(owners: int, weight: int) -> None:
+    granule = 14 << 20
+    limits = [Bound(0, 1 << 44, weight)] * owners
+    assert fill(5 * owners * granule, limits) == [5 * granule] * owners
+
+
+@each
+@given(claims(LARGE), LARGE)
+def test_floor_need_and_fair_are_those_of_the_plain_model(owners: list[Claim], unleased: int) -> None:
+    total, of = world(owners, unleased)
+    plain = fairness.entitled(owners, total)
+    for owner in owners:
+        share = of[owner.slot]
+        for got, exact in zip(share, plain[owner.slot], strict=True):
+            assert abs(got - exact) <= 3 * len(owners)
+        assert 0 <= share.floor <= share.need <= share.fair
+        assert share.floor <= owner.floor
+        assert share.need <= max(share.floor, min(owner.needed, owner.limit))
+        assert share.fair <= max(share.need, min(owner.wanted, owner.limit))
+    for level in range(3):
+        assert sum(share[level] for share in of.values()) <= total + len(owners)
+
+
+@each
+@given(claims(), st.integers(-20, 60), st.integers(2, 5))
+def test_shares_are_whole_granules(owners: list[Claim], unleased: int, granule: int) -> None:
+    owners = [owner._replace(granule=granule) for owner in owners]
+    coarse, (total, fine) = (
+        world(owners, unleased)[1],
+        world([o._replace(granule=1) for o in owners], unleased),
+    )
+    for slot, share in coarse.items():
+        assert all(level % granule == 0 for level in share)
+        assert all(0 <= a - b < granule for a, b in zip(fine[slot], share, strict=True))
+    assert sum(share.fair for share in coarse.values()) <= total + len(owners)
+
+
+@each
+@given(claims(), st.integers(-20, 60), st.integers(1, 60))
+def test_a_lease_gets_what_the_plain_model_allows(owners: list[Claim], unleased: int, want: int) -> None:
+    _, of = world(owners, unleased)
+    mine, others = owners[0], owners[1:]
+    room = min(unleased, mine.limit - mine.leased)
+    got = grantable(mine, want, room, others, of)
+    assert got == fairness.allowed(mine, want, room, others, of)
+    assert 0 <= got <= max(0, min(want, room))
+
+
+@each
+@given(claims(), st.integers(0, 60), st.integers(1, 60))
+def test_what_others_wait_for_on_a_higher_level_is_not_eaten(
+    owners: list[Claim], free: int, want: int
+) -> None:
+    _, of = world(owners, free)
+    mine, others = owners[0], owners[1:]
+    got = grantable(mine, want, free, others, of)
+    starting = sum(other.starting for other in others)
+    for level, share in enumerate(of[mine.slot]):
+        if mine.leased + got > share and got:
+            waits = sum(short_of(other, of[other.slot][level]) for other in others)
+            beyond = min(got, mine.leased + got - share)
+            assert beyond <= max(0, free - (got - beyond) - waits - starting)
+            assert free - got >= waits + starting
+
+
+@each
+@given(claims(), st.integers(-20, 60), st.integers(1, 60))
+def test_i10_with_nobody_else_waiting_everything_there_is_room_for_is_granted(
+    owners: list[Claim], room: int, want: int
+) -> None:
+    others = [owner._replace(unmet=0, starting=0) for owner in owners[1:]]
+    _, of = world([owners[0], *others], room)
+    assert grantable(owners[0], want, room, others, of) == max(0, min(want, room))
+
+
+@each
+@given(claims(), st.integers(-20, 60), st.randoms(use_true_random=False))
+def test_who_is_asked_for_what_is_that_of_the_plain_model(
+    owners: list[Claim], unleased: int, chance: random.Random
+) -> None:
+    _, of = world(owners, unleased)
+    order = [owner.slot for owner in owners]
+    chance.shuffle(order)
+    assert asked(owners, of, unleased, order) == fairness.asked(owners, of, unleased, order)
+
+
+@each
+@given(claims(), st.integers(-20, 60))
+def test_nobody_is_asked_below_its_share_nor_all_for_more_than_is_missing(
+    owners: list[Claim], unleased: int
+) -> None:
+    _, of = world(owners, unleased)
+    asks = asked(owners, of, unleased, [owner.slot for owner in owners])
+    for slot, ask in asks.items():
+        assert 0 <= ask.must <= ask.give <= owners[slot].leased - of[slot].fair
+    short = sum(short_of(owner, of[owner.slot].fair) + owner.starting for owner in owners)
+    floors = sum(short_of(owner, of[owner.slot].floor) for owner in owners)
+    missing, for_floors = max(0, short - unleased), max(0, floors - unleased) if floors else 0
+    assert sum(ask.must for ask in asks.values()) <= for_floors
+    assert sum(ask.give for ask in asks.values()) <= missing + for_floors
+    unkept = [owner for owner in owners if not owner.kept]
+    there = sum(max(0, owner.leased - max(1, of[owner.slot].fair)) for owner in unkept)
+    assert sum(asks.get(owner.slot, Ask(0, 0)).give for owner in unkept) >= min(missing, there)
+
+
+@each
+@given(claims(), st.integers(-20, 60))
+def test_spare_goes_before_cache_and_cache_before_what_requests_hold(
+    owners: list[Claim], unleased: int
+) -> None:
+    owners = [owner._replace(kept=False) for owner in owners]
+    _, of = world(owners, unleased)
+    asks = asked(owners, of, unleased, [owner.slot for owner in owners])
+    gives = {owner.slot: asks.get(owner.slot, Ask(0, 0)).give for owner in owners}
+    for kind in ("wanted", "needed"):
+        above = {o.slot: max(0, o.leased - max(1, of[o.slot].fair, getattr(o, kind))) for o in owners}
+        if any(gives[slot] > above[slot] for slot in gives):
+            assert all(gives[slot] >= above[slot] for slot in gives), "somebody has some of it left"
+
+
+@each
+@given(claims(), st.integers(-20, 60))
+def test_who_got_memory_a_moment_ago_gives_for_floors_only(owners: list[Claim], unleased: int) -> None:
+    _, of = world(owners, unleased)
+    asks = asked(owners, of, unleased, [owner.slot for owner in owners])
+    for owner in owners:
+        ask = asks.get(owner.slot, Ask(0, 0))
+        assert not owner.kept or ask.give == ask.must
+
+
+@each
+@given(claims(), st.integers(0, 60))
+def test_no_starvation_once_the_asked_have_given_every_share_is_there(
+    owners: list[Claim], unleased: int
+) -> None:
+    owners = [owner._replace(kept=False, starting=0) for owner in owners]
+    _, of = world(owners, unleased)
+    asks = asked(owners, of, unleased, [owner.slot for owner in owners])
+    free = unleased + sum(ask.give for ask in asks.values())
+    stuck = sum(owner.leased == 1 and not of[owner.slot].fair for owner in owners)  # I7
+    short = sum(short_of(owner, of[owner.slot].fair) for owner in owners)
+    assert free >= short - len(owners) - stuck
