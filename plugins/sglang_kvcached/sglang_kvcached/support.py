@@ -1,0 +1,143 @@
+"""What is refused, and what to do instead; what is only warned about."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kvcached_core import config
+from kvcached_core.config import Config
+from kvcached_core.errors import UnsupportedError
+from sglang_kvcached import RUN_VARIABLE
+
+_log = logging.getLogger(__name__)
+
+# Switches of SGLang that must be off, and why; by field of ServerArgs.
+_SWITCHES = {
+    "enable_memory_saver": "the memory saver frees the KV cache as a whole: leave out --enable-memory-saver",
+    "enable_unified_memory": "pools that share their bytes are not supported: leave out "
+    "--enable-unified-memory",
+    "enable_hisparse": "HiSparse keeps its own pages: leave out --enable-hisparse",
+    "enable_kv_cache_sharding": "a sharded KV cache is not supported: leave out --enable-kv-cache-sharding",
+    "enable_page_major_kv_layout": "the page-major layout is not supported: leave out "
+    "--enable-page-major-kv-layout",
+    "enable_hierarchical_cache": "HiCache copies from pages on streams of its own: leave out "
+    "--enable-hierarchical-cache",
+    "enable_lmcache": "LMCache may read pages that were freed: leave out --enable-lmcache",
+    "enable_flexkv": "FlexKV may read pages that were freed: leave out --enable-flexkv",
+    "enable_unified_cache_external_linker": "an external linker may read pages that were freed: leave out "
+    "--enable-unified-cache-external-linker",
+    "enable_pdmux": "prefill and decode on two streams are not supported: leave out --enable-pdmux",
+    "enable_two_batch_overlap": "micro-batches run on a second stream: leave out --enable-two-batch-overlap",
+    "prefill_only_disable_kv_cache": "there is no KV cache to be elastic: leave out "
+    "--prefill-only-disable-kv-cache",
+    "use_ray": "Ray's workers do not inherit the choice: leave out --use-ray",
+}
+_VARIABLES = {
+    "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING": "sizes the KV cache a second time",
+    "SGLANG_USE_HND_KVCACHE": "changes the layout of the KV cache",
+}
+_QUANTIZED = ("fp4", "mxfp8", "int4")
+_ON = frozenset({"1", "true", "yes", "on", "y"})
+
+
+def settings() -> Config:
+    """Return the settings of this engine, from KVCACHED_* variables; raises ConfigError."""
+    return config.load({}, os.environ)
+
+
+def instance(port_args: Any) -> str:
+    """Return the name by which the ranks of one engine find each other in the ledger."""
+    return f"{os.environ.get(RUN_VARIABLE, '')}-{port_args.instance_id or port_args.nccl_port}"
+
+
+def adopt_logging() -> None:
+    """Send the log lines of this project where SGLang's go, which is the root's handlers."""
+    for name in ("kvcached_core", "sglang_kvcached"):
+        logging.getLogger(name).setLevel(logging.getLogger().level)
+
+
+def given(server_args: Any) -> dict[str, Any]:
+    """Return what was asked for on a command line, by field; nothing is resolved yet."""
+    return {name: getattr(server_args, name) for name in server_args.__struct_fields__}
+
+
+def refuse(options: Mapping[str, Any]) -> None:
+    """Raise UnsupportedError, with every reason, for options that cannot be combined with this backend."""
+    reasons = [reason for name, reason in _SWITCHES.items() if options.get(name)]
+    reasons += [
+        f"{name} {what}: unset it" for name, what in _VARIABLES.items()
+        if os.environ.get(name, "").lower() in _ON
+    ]  # fmt: skip
+    mode = options.get("disaggregation_mode", "null")
+    dtype = str(options.get("kv_cache_dtype", "auto"))
+    checks = {
+        f"disaggregated serving is not supported: leave out --disaggregation-mode {mode}": mode != "null",
+        f"the quantized KV cache {dtype} is not supported: use --kv-cache-dtype auto, bfloat16 or fp8": (
+            dtype.startswith(_QUANTIZED)
+        ),
+        "pipeline parallelism is not supported yet: leave out --pp-size": options.get("pp_size", 1) > 1,
+        "decode context parallelism is not supported yet: leave out --dcp-size": (
+            options.get("dcp_size", 1) > 1
+        ),
+        "several nodes are not supported yet: leave out --nnodes": options.get("nnodes", 1) > 1,
+        "elastic expert parallelism is not supported: leave out --elastic-ep-backend": (
+            options.get("elastic_ep_backend") is not None
+        ),
+    }
+    reasons += [reason for reason, applies in checks.items() if applies]
+    if reasons:
+        raise UnsupportedError(f"--kv-cache-backend kvcached: {'; '.join(reasons)}")
+
+
+def warn_of_untried(options: Mapping[str, Any]) -> None:
+    """Name what nobody has tried with this backend."""
+    checks = {
+        "speculative decoding": options.get("speculative_algorithm") is not None,
+        "data parallelism": options.get("dp_size", 1) > 1,
+        "LoRA": bool(options.get("enable_lora")),
+        "prefill context parallelism": options.get("attn_cp_size", 1) > 1,
+    }
+    for what, applies in checks.items():
+        if applies:
+            _log.warning("kvcached has not been tested with %s; please report what you see", what)
+
+
+def refuse_model(configurator: Any) -> None:
+    """Raise UnsupportedError for a model whose KV cache is of a kind that is not elastic, by its name."""
+    from sglang.srt.configs.model_config import (
+        is_deepseek_dsa,
+        is_deepseek_v4,
+        is_minimax_sparse,
+    )
+    from sglang.srt.layers.attention.qsa.config import parse_qsa_profile
+
+    model = configurator.model_config.hf_config
+    kinds: dict[str, Callable[[Any], Any]] = {
+        "DeepSeek sparse attention": is_deepseek_dsa,
+        "DeepSeek-V4": is_deepseek_v4,
+        "MiniMax sparse attention": is_minimax_sparse,
+        "Qwen sparse attention": parse_qsa_profile,
+    }
+    for name, is_kind in kinds.items():
+        if is_kind(model):
+            raise UnsupportedError(
+                f"--kv-cache-backend kvcached: the KV cache of {name} is not supported yet "
+                f"({', '.join(model.architectures or ())}): use --kv-cache-backend default"
+            )
+    if str(configurator.kv_cache_dtype_str).startswith(_QUANTIZED):
+        raise UnsupportedError(
+            f"--kv-cache-backend kvcached: the quantized KV cache {configurator.kv_cache_dtype_str} is not "
+            "supported: use --kv-cache-dtype auto, bfloat16 or fp8"
+        )
+
+
+def refuse_platform(supplied: type | None, what: str) -> None:
+    """Raise UnsupportedError where the platform itself brings the class that we would bring."""
+    if supplied is not None:
+        raise UnsupportedError(
+            f"--kv-cache-backend kvcached: this platform has a {what} of its own ({supplied.__module__}."
+            f"{supplied.__qualname__}), which cannot be elastic: use --kv-cache-backend default"
+        )

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Makes .venv-sglang: torch, stock SGLang on the CPU by way of tests/sglang_rig, the project (editable) and
+# the development tools. Beside .venv, because the engines want different versions of the same packages.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+readonly TORCH=torch==2.13.0 SGLANG=sglang==0.5.23
+readonly VENV=.venv-sglang WHEELS=build/wheels LOG=build/setup-sglang.log TOTAL=6
+readonly RIG=tests/sglang_rig PROJECTS=(. cli plugins/sglang_kvcached)
+source tools/stages.sh
+
+torch() { pip install "$TORCH"; }
+requirements() { pip install -r tools/requirements-sglang.txt "$TORCH"; }
+engine() {
+    # its own list asks for CUDA packages of several GB; the rig stands in for the two that are imported
+    pip install --no-deps "$SGLANG"
+    pip install --no-deps --no-build-isolation --force-reinstall "./$RIG"
+}
+developer() { pip install -r tools/requirements-dev.txt "$TORCH"; }
+project() { editable "${PROJECTS[@]}"; }
+
+begin
+stage environment "$versions" "virtual environment for SGLang with $python"
+stage torch "$TORCH" "$TORCH (about 1 minute)"
+stage requirements "$(sha256sum <tools/requirements-sglang.txt)" "what SGLang imports on a CPU (about 2 minutes)"
+stage developer "$(sha256sum <tools/requirements-dev.txt)" "tools for tests"
+stage engine "$SGLANG $(cat $RIG/pyproject.toml $RIG/*/*.py | sha256sum)" "$SGLANG and the rig"
+stage project "$(metadata_of "${PROJECTS[@]}")" "the project itself, editable"
