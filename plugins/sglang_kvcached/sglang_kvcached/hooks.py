@@ -55,11 +55,12 @@ def watch_schedulers() -> None:
 
 def _hook(target: str, kind: str, hook: Callable[..., Any]) -> None:
     """Register once in a process, however often the plugin is loaded."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 
     if target not in _registered:
         _registered.add(target)
-        HookRegistry.register(target, hook, HookType[kind])
+        source = HookSource("kvcached", "sglang-kvcached")
+        HookRegistry.register(target, hook, HookType[kind], source=source)
 
 
 def _require_elastic(result: list[dict[str, Any]], *_: Any, **__: Any) -> None:

@@ -41,6 +41,7 @@ _MODEL = "sglang.srt.configs.model_config"
 COMMAND_LINE: tuple[Seam, ...] = (
     Seam(_HOOKS, "HookRegistry.register", ("target", "hook", "hook_type", "source")),
     Seam(_HOOKS, "HookRegistry.apply_hooks"),
+    Seam(_HOOKS, "HookSource", ("plugin_name", "dist_name"), "class"),
     Seam(_HOOKS, "HookType.AFTER", kind="attribute"),
     Seam(_HOOKS, "HookType.AROUND", kind="attribute"),
     Seam(_ARGS, "ServerArgs.add_cli_args", ("parser",)),

@@ -1,0 +1,72 @@
+"""What SGLang must have: each name is looked for, and what is missing is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvcached_core.errors import UnsupportedError
+from sglang_kvcached import seams
+from sglang_kvcached.seams import COMMAND_LINE, SEAMS, Seam, missing, require, version_problem
+
+SIZES = "sglang.srt.mem_cache.kv_cache_configurator"
+
+
+def test_the_installed_sglang_has_every_seam() -> None:
+    assert [problem for seam in SEAMS if (problem := missing(seam))] == []
+    assert len({(seam.module, seam.qualname) for seam in SEAMS}) == len(SEAMS), "each is named once"
+    require()
+
+
+@pytest.mark.parametrize(
+    ("seam", "sentence"),
+    [
+        (Seam("sglang.nowhere", "Thing"), "sglang.nowhere cannot be imported"),
+        (Seam(SIZES, "KVCacheConfigurator.guess"), f"{SIZES} has no KVCacheConfigurator.guess"),
+        (Seam(SIZES, "Pool", kind="class"), f"{SIZES} has no Pool"),
+        (Seam(SIZES, "KVCacheConfigurator._profile_available_bytes", ("why",)), "does not take why"),
+        (Seam(SIZES, "TokenToKVPoolAllocator", ("size", "colour"), "class"), "does not take colour"),
+    ],
+)
+def test_a_seam_that_is_missing_is_named(seam: Seam, sentence: str) -> None:
+    assert sentence in missing(seam)
+
+
+@pytest.mark.parametrize("version", ["0.5.22", "0.4.9.post1", "0.5.9+cu128"])
+def test_an_old_engine_is_refused_with_what_to_do(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "upgrade SGLang, or start without" in version_problem(version)
+    monkeypatch.setattr(seams, "sglang_version", lambda: version)
+    with pytest.raises(UnsupportedError, match=f"0.5.23 or newer, and {version.replace('+', '.')}"):
+        require()
+
+
+@pytest.mark.parametrize(
+    ("version", "warned"), [("0.5.23", 0), ("0.5.23.post1", 0), ("0.5.24", 1), ("1.0.0", 1)]
+)
+def test_only_a_newer_engine_is_warned_about(
+    version: str, warned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seams, "sglang_version", lambda: version)
+    said: list[str] = []
+    monkeypatch.setattr(seams._log, "warning", lambda text, *values: said.append(text % values))
+    require(COMMAND_LINE)
+    seams.warn_if_newer()
+    assert len(said) == warned
+
+
+def test_an_engine_that_differs_is_refused_with_every_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = (Seam(SIZES, "gone"), Seam(SIZES, "KVCacheConfigurator.configure", ("mood",)))
+    monkeypatch.setattr(seams, "SEAMS", (*COMMAND_LINE, *gone))
+    with pytest.raises(UnsupportedError) as error:
+        require()
+    assert f"{SIZES} has no gone; {SIZES}.KVCacheConfigurator.configure does not take mood. Use" in str(
+        error.value
+    )
+
+
+def test_no_engine_at_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> str:
+        raise seams.PackageNotFoundError(name)
+
+    monkeypatch.setattr(seams, "version", none)
+    with pytest.raises(UnsupportedError, match="needs SGLang, which is not installed"):
+        require()
