@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
+
 import pytest
 
 from kvcached_core.errors import UnsupportedError
@@ -65,7 +67,7 @@ def test_an_engine_that_differs_is_refused_with_every_difference(monkeypatch: py
 
 def test_no_engine_at_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(name: str) -> str:
-        raise seams.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
     monkeypatch.setattr(seams, "version", none)
     with pytest.raises(UnsupportedError, match="needs SGLang, which is not installed"):

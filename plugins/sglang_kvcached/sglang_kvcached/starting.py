@@ -101,7 +101,7 @@ class RankStart:
 
     @property
     def on_host(self) -> bool:
-        return self.device.type == "cpu"
+        return str(self.device.type) == "cpu"
 
     @property
     def driver(self) -> Driver:
@@ -142,7 +142,7 @@ class RankStart:
     def virtual_bytes(self) -> int:
         """Return how much address space to reserve: the same on every rank."""
         mine = max(self.settings.virtual.of(self.capacity_bytes), self.limit_bytes())
-        return min(self._gather(mine))
+        return int(min(self._gather(mine)))
 
     def note_virtual(self, size_bytes: int) -> int:
         """Remember, and return, what SGLang was told."""
