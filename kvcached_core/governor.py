@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from kvcached_core.books import GranuleBooks
 from kvcached_core.errors import InvariantError
-from kvcached_core.granules import Granules
 from kvcached_core.plan import Plan
 
 FLOOR_GRACE_SECONDS = 0.3  # how long an engine may be above what it must give for a floor before it preempts
@@ -61,9 +61,9 @@ class Governor:
 
     def __init__(
         self,
-        granules: Granules[Any],
+        granules: GranuleBooks,
         ledger: LedgerView,
-        evict: Callable[[list[Any]], None],
+        evict: Callable[[Any], None],
         spare_granules: int,
         idle_seconds: float,
         event: Callable[..., None] | None = None,
@@ -133,6 +133,15 @@ class Governor:
         """Blocks this engine could use if it asked: up to limit and target, or what it has once refused."""
         granules = self.held if self._ledger.refused() else self._asked
         return max(granules, self.granules.mapped) * self.granules.blocks_per_granule
+
+    def give_up_all(self) -> None:
+        """Let go of all that no request uses at once: the cache was flushed."""
+        self.held = self._ledger.created() - self.released
+        self._give_down_to(1)
+        self.wanted = self.needed = max(1, self.granules.mapped)
+        self._decay_at = None
+        self.granules.set_budget(min(self.held, self.limit))
+        self._publish()
 
     @property
     def owes(self) -> bool:
@@ -213,7 +222,7 @@ class Governor:
         """Let go of all above `most` granules that no request uses: first what is not mapped."""
         evicted: list[int] = []
 
-        def evict(blocks: list[Any]) -> None:
+        def evict(blocks: Any) -> None:
             evicted.append(len(blocks))
             self._evict(blocks)
 

@@ -1,0 +1,188 @@
+"""All pools of a process in the words of the governor: granules of the ledger, and blocks of equal size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kvcached_core.errors import InvariantError
+from kvcached_core.extent import Change
+from sglang_kvcached.sheet import Opened, Sheet
+
+
+class Joint:
+    """The extents of several sheets as one: granules of the second are numbered after those of the first."""
+
+    def __init__(self, sheets: Sequence[Sheet]) -> None:
+        self._sheets = sheets
+
+    @property
+    def changed(self) -> bool:
+        """Say whether `take_change` would return anything."""
+        return any(sheet.extent.changed for sheet in self._sheets)
+
+    @property
+    def gives_back(self) -> bool:
+        """Say whether the next change unmaps anything."""
+        return any(sheet.extent.gives_back for sheet in self._sheets)
+
+    def take_change(self) -> Change:
+        """Return what changed since the last call."""
+        unmap: list[int] = []
+        mapped: list[int] = []
+        base = 0
+        for sheet in self._sheets:
+            change = sheet.extent.take_change()
+            unmap += (base + granule for granule in change.unmap)
+            mapped += (base + granule for granule in change.map)
+            base += sheet.extent.count
+        return Change(tuple(unmap), tuple(mapped))
+
+
+class Books:
+    """Who uses what of the sheets. `evict` turns cached pages into free ones: it is told how many pages of
+    each sheet are wanted and returns how many were freed.
+
+    A block is the largest size of which a page of every sheet is a whole number.
+    """
+
+    def __init__(self, sheets: Sequence[Sheet], evict: Callable[[list[int]], int]) -> None:
+        self.sheets = sheets
+        self.extent = Joint(sheets)
+        self.budget = 1
+        self._evict = evict
+        page_bytes = [s.geometry.stride_bytes * len(s.geometry.starts) for s in sheets]
+        self.block_bytes = math.gcd(*page_bytes)
+        self._blocks = [size // self.block_bytes for size in page_bytes]
+        granule_bytes = {s.geometry.granule_bytes // s.units for s in sheets}
+        if len(granule_bytes) != 1:
+            raise InvariantError(f"pools count in granules of different sizes: {granule_bytes}")
+        self.granule_bytes = granule_bytes.pop()
+        self.blocks_per_granule = max(1, self.granule_bytes // self.block_bytes)
+        self.granule_count = sum(s.extent.count * s.units for s in sheets)
+        self.set_budget(self.mapped)
+
+    @property
+    def mapped(self) -> int:
+        """Granules that are mapped."""
+        return sum(sheet.mapped_units for sheet in self.sheets)
+
+    @property
+    def least(self) -> int:
+        """Granules that are never given up: the first of every sheet."""
+        return sum(sheet.units for sheet in self.sheets)
+
+    @property
+    def empty(self) -> int:
+        """Mapped granules known to be empty."""
+        return sum(sheet.empty * sheet.units for sheet in self.sheets)
+
+    @property
+    def busy(self) -> int:
+        """Mapped granules that hold a used page, at most; those with cached pages were evicted before."""
+        return self.mapped - self.empty
+
+    @property
+    def used_blocks(self) -> int:
+        """Blocks that requests hold, and page 0 of every sheet."""
+        return self._sum(1 + sheet.owned - sheet.cached_pages for sheet in self.sheets)
+
+    @property
+    def cached_blocks(self) -> int:
+        """Blocks that only the prefix cache keeps."""
+        return self._sum(sheet.cached_pages for sheet in self.sheets)
+
+    @property
+    def stranded_blocks(self) -> int:
+        """Free blocks in granules that are not known to be empty."""
+        return self._sum(max(0, s.free - s.empty * s.geometry.blocks_per_granule) for s in self.sheets)
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Say whether there are enough free pages for a granule to be empty that is not known to be."""
+        return any(
+            s.free >= (1 + s.empty) * s.geometry.blocks_per_granule for s in self.sheets
+        )
+
+    def blocks_of(self, at: int, pages: int) -> int:
+        """Return pages of a sheet in blocks."""
+        return pages * self._blocks[at]
+
+    def blocks_of_all(self, pages: int) -> int:
+        """Return as many pages of every sheet in blocks."""
+        return pages * sum(self._blocks)
+
+    def _sum(self, pages: Any) -> int:
+        return sum(count * blocks for count, blocks in zip(pages, self._blocks, strict=True))
+
+    # -- what may be taken -------------------------------------------------------------------------------
+
+    def set_budget(self, granules: int) -> None:
+        """Set how many granules may be mapped; between steps only."""
+        self.budget = max(self.least, min(granules, self.granule_count))
+
+    @property
+    def spare(self) -> int:
+        """Granules that may be mapped now."""
+        return max(0, self.budget - self.mapped)
+
+    def attainable(self, at: int) -> int:
+        """Return the free pages of a sheet, and those it could have with all that is left of the budget."""
+        sheet = self.sheets[at]
+        return sheet.free + sheet.room(self.spare)
+
+    def open(self, at: int, pages: int) -> list[Opened]:
+        """Map granules of a sheet until it has `pages` more, within the budget."""
+        return self.sheets[at].open(pages, self.spare)
+
+    # -- giving up ---------------------------------------------------------------------------------------
+
+    def shrink(self, granules: int, evict: Callable[[Any], None]) -> None:
+        """Unmap until at most `granules` are mapped or all that are left hold a page that is not evictable.
+
+        Empty granules go first, the highest before the others. Then the prefix cache is evicted, which gives
+        its oldest pages wherever they are.
+        """
+        asked = 1
+        while True:
+            self._close_empty(granules)
+            over = self.mapped - max(self.least, granules)
+            if over <= 0 or not any(sheet.cached_pages for sheet in self.sheets):
+                return
+            freed = self._evict([self._to_evict(sheet, over, asked) for sheet in self.sheets])
+            if not freed:
+                return
+            evict(range(freed))
+            asked *= 2
+
+    def _close_empty(self, granules: int) -> None:
+        for sheet in reversed(self.sheets):
+            over = self.mapped - max(self.least, granules)
+            if over > 0:
+                victims = sheet.census()[-over // sheet.units :]
+                if victims:
+                    sheet.close(victims)
+
+    @staticmethod
+    def _to_evict(sheet: Sheet, over: int, asked: int) -> int:
+        """Return the pages to evict: a share of the cache is likely to be all over the granules."""
+        pages = -(-over // sheet.units) * sheet.geometry.blocks_per_granule * asked
+        return min(pages, sheet.cached_pages)
+
+    def reset(self) -> None:
+        """Unmap all but the first granules: the pools were cleared."""
+        for sheet in self.sheets:
+            sheet.reset()
+
+    def look(self) -> None:
+        """Find out which granules are empty; waits for the device."""
+        for sheet in self.sheets:
+            sheet.census()
+
+    def check(self) -> None:
+        """Raise InvariantError unless the sheets add up and no more is mapped than may be."""
+        for sheet in self.sheets:
+            sheet.check()
+            if not 0 <= sheet.cached_pages <= sheet.owned:
+                raise InvariantError(f"{sheet.cached_pages} pages are cached of {sheet.owned} owned")

@@ -1,0 +1,120 @@
+"""SGLang's pools over memory that comes and goes: the shapes and strides of stock, another buffer."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
+
+from kvcached_core.errors import UnsupportedError
+from kvcached_core.units import GIB, format_size
+from sglang_kvcached import memory
+from sglang_kvcached.lanes import Lanes
+from sglang_kvcached.rank_memory import Reservation
+
+_log = logging.getLogger(__name__)
+
+
+class _Elastic:
+    """Holds a reservation once its buffers were made; stays stock where others own the slots."""
+
+    kv_reservation: Reservation | None = None
+    _stock_usage: float = 0.0
+    kv_cache_layout = "nhd"
+    store_dtype: torch.dtype
+
+    @property
+    def mem_usage(self) -> float:
+        """What is held now, in GiB: SGLang shows it as the size of its KV cache."""
+        reservation = self.kv_reservation
+        return self._stock_usage if reservation is None else reservation.memory.held_bytes / GIB
+
+    @mem_usage.setter
+    def mem_usage(self, usage: float) -> None:
+        self._stock_usage = usage
+
+    def _reserve(self, shape: tuple[int, ...], count: int, page_size: int) -> list[torch.Tensor]:
+        """Return `count` buffers of `shape`, whose first page alone has memory."""
+        rows, dtype = shape[0], self.store_dtype
+        lanes = Lanes(count, rows, math.prod(shape[1:]) * dtype.itemsize, page_size)
+        self.kv_reservation = memory.required().reserve(lanes)
+        size_bytes, whole = rows * lanes.row_bytes, self.kv_reservation.tensor
+        return [
+            whole[start : start + size_bytes].view(dtype).view(shape)
+            for start in self.kv_reservation.sheet.geometry.starts
+        ]
+
+    def _log_reservation(self, tokens: int) -> None:
+        reservation = self.kv_reservation
+        assert reservation is not None
+        geometry = reservation.sheet.geometry
+        _log.info(
+            "KV Cache is reserved (kvcached): #tokens: %d, %s of addresses, %s held; %s",
+            tokens,
+            format_size(geometry.granule_count * geometry.granule_bytes),
+            format_size(reservation.memory.held_bytes),
+            geometry.describe(),
+        )
+
+
+class ElasticMHATokenToKVPool(_Elastic, MHATokenToKVPool):
+    """K and V of every layer, each its own lane."""
+
+    def _create_buffers(self) -> None:
+        if not memory.is_claimed():
+            if self.is_quantized_kv_cache:
+                raise UnsupportedError("kvcached: a quantized KV cache is not supported: leave it out")
+            if self.post_capture_active or self.kv_cache_layout != "nhd":
+                raise UnsupportedError(
+                    f"kvcached: the KV layout {self.kv_cache_layout!r} is not supported: unset "
+                    "SGLANG_USE_HND_KVCACHE, SGLANG_AITER_KV_CACHE_LAYOUT, SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"
+                )
+        super()._create_buffers()
+
+    def _create_buffers_normal(self) -> None:
+        if memory.is_claimed():
+            return super()._create_buffers_normal()  # a draft model's: it shares the slots of its target
+        k_shape, v_shape = self._kv_buffer_shapes()
+        if k_shape != v_shape:
+            raise UnsupportedError(
+                f"kvcached: keys and values of different shapes {k_shape[1:]}, {v_shape[1:]} are not supported"
+            )
+        buffers = self._reserve(k_shape, 2 * self.layer_num, self.page_size)
+        self.k_buffer, self.v_buffer = buffers[0::2], buffers[1::2]
+
+    def _finalize_allocation_log(self, num_tokens: int) -> None:
+        if self.kv_reservation is None:
+            return super()._finalize_allocation_log(num_tokens)
+        self._log_reservation(num_tokens)
+
+
+class ElasticMLATokenToKVPool(_Elastic, MLATokenToKVPool):
+    """The latent of every layer in a lane."""
+
+    def _create_buffers(self) -> None:
+        if memory.is_claimed():
+            return super()._create_buffers()
+        if self.use_dsa:
+            raise UnsupportedError("kvcached: DeepSeek sparse attention is not supported")
+        shape = (self.size + self.page_size, 1, self.kv_cache_dim)
+        self.kv_buffer = self._reserve(shape, self.layer_num, self.page_size)
+
+    def _finalize_allocation_log(self, num_tokens: int) -> None:
+        if self.kv_reservation is None:
+            return super()._finalize_allocation_log(num_tokens)
+        self._log_reservation(num_tokens)
+
+
+def reservation_of(kvcache: Any) -> Reservation:
+    """Return what an elastic pool, or the full-attention part of a hybrid one, has reserved.
+
+    Raises UnsupportedError for any other pool: it would stay at its full size.
+    """
+    pool = kvcache if hasattr(kvcache, "kv_reservation") else getattr(kvcache, "full_kv_pool", None)
+    reservation = getattr(pool, "kv_reservation", None)
+    if not isinstance(reservation, Reservation):
+        raise UnsupportedError(f"kvcached: the pool {type(kvcache).__name__} is not supported")
+    return reservation

@@ -1,0 +1,167 @@
+"""The elastic memory of one rank, made as SGLang makes its pools: a scheduler is its own worker."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from kvcached_core.config import Config
+from kvcached_core.driver.base import Driver
+from kvcached_core.errors import ConfigError, InvariantError
+from kvcached_core.ledger import Account
+from kvcached_core.plan import Plan
+from kvcached_core.pool import ElasticPool
+from kvcached_core.private_memory import PrivateMemory
+from kvcached_core.units import format_size
+from sglang_kvcached.lanes import Lanes, geometry_of
+from sglang_kvcached.sheet import FreeList, Sheet
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger(__name__)
+
+
+class Place(Protocol):
+    """What a rank has before it makes its pools: see starting.RankStart."""
+
+    settings: Config
+    longest_tokens: int
+
+    @property
+    def driver(self) -> Driver: ...
+    @property
+    def account(self) -> Account: ...
+    @property
+    def private(self) -> PrivateMemory: ...
+    @property
+    def capacity_bytes(self) -> int: ...
+    def limit_bytes(self) -> int: ...
+    def set_floor(self, floor_bytes: int) -> None: ...
+
+
+class Reservation(NamedTuple):
+    """What a pool was given: its pages, and the int8 tensor over all its lanes."""
+
+    memory: RankMemory
+    sheet: Sheet
+    tensor: torch.Tensor
+
+
+class RankMemory:
+    """A pool of pages behind SGLang's pools, and the ledger's account for them."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._pool: ElasticPool | None = None
+        self.sheets: list[Sheet] = []
+
+    @property
+    def settings(self) -> Config:
+        """The engine's settings."""
+        return self._place.settings
+
+    @property
+    def account(self) -> Account:
+        """The rank's account."""
+        return self._place.account
+
+    @property
+    def pool(self) -> ElasticPool:
+        """The pages. Raises InvariantError before a pool of SGLang's has reserved any."""
+        if self._pool is None:
+            raise InvariantError("no elastic KV pool was made")
+        return self._pool
+
+    @property
+    def is_claimed(self) -> bool:
+        """Say whether allocators own the slots: a pool that is made now shares them, and stays stock."""
+        return any(sheet.owner is not None for sheet in self.sheets)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that exists for the KV cache now, spare pages included."""
+        return self._place.account.ready_bytes
+
+    def mapped_bytes(self) -> int:
+        """Return what is mapped; from any thread."""
+        return 0 if self._pool is None else self._pool.mapped_bytes()
+
+    def reserve(self, lanes: Lanes) -> Reservation:
+        """Reserve addresses for a pool; its first granule has memory.
+
+        Raises UnsupportedError for a geometry that cannot be, ConfigError for a limit that is too low,
+        CapacityError where even the first granule cannot be had.
+        """
+        if self._pool is not None:
+            raise InvariantError("SGLang made a second KV pool before anybody owned the first")
+        place = self._place
+        wanted = place.settings.page_size
+        geometry = geometry_of(lanes, place.driver, None if wanted is None else wanted.of(place.capacity_bytes))
+        sheet = Sheet(geometry, lanes.page_count - 1)
+        place.set_floor(self._floor_bytes(lanes, sheet))
+        place.account.describe(
+            page_bytes=geometry.page_bytes,
+            granule_bytes=geometry.granule_bytes,
+            granule_count=geometry.granule_count,
+            blocks_per_granule=geometry.blocks_per_granule,
+            block_count=geometry.block_count,
+            stride_bytes=geometry.stride_bytes,
+        )
+        self._pool = ElasticPool(place.driver, geometry, place.account, private_bytes=place.private.now)
+        self.sheets.append(sheet)
+        self._log_start(lanes, sheet)
+        return Reservation(self, sheet, self._pool.tensor)
+
+    def claim(self, sheet: Sheet, owner: FreeList) -> int:
+        """Let an allocator own the pages of a sheet; returns its number. Raises InvariantError if it has one."""
+        if sheet.owner is not None and sheet.owner is not owner:
+            raise InvariantError("two allocators were made for one elastic KV pool")
+        sheet.owner = owner
+        return self.sheets.index(sheet)
+
+    def apply(self, plan: Plan, stream: int, also: tuple[int, ...]) -> None:
+        """Carry out a plan; kernels launched on `stream` after this see its memory."""
+        self.pool.apply(plan, stream, also)
+
+    def check(self) -> None:
+        """Raise InvariantError if pages, pool or account do not add up."""
+        for sheet in self.sheets:
+            sheet.check()
+        self.pool.check()
+        self._place.account.check()
+
+    def close(self) -> None:
+        """Give all memory back; the tensors must not be used after. May be repeated."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+    def _floor_bytes(self, lanes: Lanes, sheet: Sheet) -> int:
+        """Return the floor: as set, or what one request of the maximum length needs beside page 0."""
+        place, geometry = self._place, sheet.geometry
+        pages = 1 + -(-place.longest_tokens // lanes.page_size)
+        granules = min(geometry.granule_count, -(-pages // geometry.blocks_per_granule))
+        needed, limit = granules * geometry.granule_bytes, place.limit_bytes()
+        if needed > limit:
+            raise ConfigError(
+                f"the limit of {format_size(limit)} is less than the {format_size(needed)} that one request "
+                f"of {place.longest_tokens} tokens needs: raise kvcached.limit or lower --context-length"
+            )
+        floor = place.settings.floor
+        return needed if floor is None else floor.of(place.capacity_bytes)
+
+    def _log_start(self, lanes: Lanes, sheet: Sheet) -> None:
+        account = self._place.account
+        _log.info(
+            "kvcached backend: driver %s, %s (%d tokens), virtual capacity %s, floor %s, limit %s, "
+            "engine %s in ledger %s",
+            self._place.driver.name,
+            sheet.geometry.describe(),
+            sheet.geometry.blocks_per_granule * lanes.page_size,
+            format_size(sheet.geometry.granule_count * sheet.geometry.granule_bytes),
+            format_size(account.floor_bytes),
+            format_size(account.limit_bytes),
+            account.name,
+            account.ledger_path,
+        )

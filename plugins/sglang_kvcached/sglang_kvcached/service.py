@@ -1,0 +1,262 @@
+"""Settles a rank's memory between the steps of its scheduler, and while there are none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from kvcached_core import events
+from kvcached_core.errors import InvariantError
+from kvcached_core.governor import Governor
+from kvcached_core.ledger import Desk
+from kvcached_core.pool_stats import PoolStats
+from sglang_kvcached.agreement import Agreement, Alone, Circle, Together
+from sglang_kvcached.books import Books
+from sglang_kvcached.demand import Demand
+from sglang_kvcached.rank_memory import RankMemory
+from sglang_kvcached.sheet import Opened
+from sglang_kvcached.tally import Tally
+from sglang_kvcached.tree import Tree
+from sglang_kvcached.wake import Waker
+
+
+class Service:
+    """The budget of a rank. One thread calls it, SGLang's scheduler.
+
+    The budget changes in `settle`, `idle`, `wait` and `flush` only, which every rank calls alike. Between two
+    of those what may be taken moves by what is taken and freed.
+    """
+
+    def __init__(
+        self,
+        rank: RankMemory,
+        demand: Demand,
+        tree: Tree,
+        agreement: Agreement,
+        waker: Waker | None = None,
+        tally: Tally | None = None,
+        streams: Callable[[], tuple[int, tuple[int, ...]]] = lambda: (0, ()),
+    ) -> None:
+        """`waker` is for the rank that reads the ledger; `streams` returns where the next step's kernels are
+        launched, and what else may still use pages of earlier ones."""
+        chosen = rank.settings
+        self._rank = rank
+        self._demand = demand
+        self._tree = tree
+        self._agreement = agreement
+        self._waker = waker
+        self.tally = tally or Tally(None)
+        self._streams = streams
+        self._short: tuple[int, int] | None = None
+        self._grant_seconds = chosen.grant_seconds
+        self._look_seconds = self._idle_seconds = chosen.idle_seconds
+        self.books = Books(rank.sheets, self._evict)
+        virtual_bytes = self.books.granule_count * self.books.granule_bytes
+        spare = -(-chosen.spare.of(virtual_bytes) // self.books.granule_bytes)
+        self.governor = Governor(
+            self.books, agreement, lambda _: None, spare, chosen.idle_seconds, events.emit
+        )
+        self._look_at = float("-inf")
+        self._dirty = True  # pages moved since the empty granules were last counted
+        self._idle_word = agreement.word
+        self.idle()
+
+    @classmethod
+    def begin(cls, rank: RankMemory, scheduler: Any, start: Any,
+              clock: Callable[[], float] = time.monotonic) -> Service:  # fmt: skip
+        """Serve a scheduler that is complete; every rank calls this."""
+        circle: Circle = Alone()
+        if start.world_size > 1:
+            circle = Together(start.cpu_group)
+            circle.meet()  # all are described now
+        rank.account.grow_with(start.world_size)
+        desk = Desk.find(start.runtime, start.instance, start.world_size, clock) if start.rank == 0 else None
+        rank.pool.start()
+        agreement = Agreement(desk, circle, bool(scheduler.server_args.sleep_on_idle), clock)
+        waker = None if desk is None else Waker(desk, scheduler.idle_sleeper, clock)
+        tally = Tally(None if desk is None else desk.count)
+        service = cls(rank, Demand(scheduler), Tree(scheduler), agreement, waker, tally, _streams(scheduler))
+        if waker is not None:
+            waker.start(lambda: service.governor.deadline)
+        return service
+
+    # -- between two steps -------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Settle the budget for the next step and ask for what is missing."""
+        self._agreement.call(idle=False)
+        self._update(True)
+
+    def idle(self) -> list[str]:
+        """Settle the budget of a scheduler without requests, and say what does not add up.
+
+        Cheap where nothing has happened: SGLang's loop spins.
+        """
+        rang = self._waker is not None and self._waker.take()
+        if self._agreement.is_alone and not (rang or self._dirty):
+            return []
+        heard = self._agreement.call(idle=True)
+        if not self._dirty and not (heard and self._is_due()):
+            return []
+        self._update(False)
+        self._idle_word = self._agreement.word
+        return self._violations()
+
+    def wait(self, at: int, pages: int) -> None:
+        """Ask for what makes `pages` of a sheet attainable; wait a moment if it is on its way."""
+        self._update(True, self.books.blocks_of(at, max(0, pages - self.books.sheets[at].free)))
+        governor = self.governor
+        if governor.waiting and self.books.attainable(at) < pages:
+            self._agreement.wait(governor.wanted + governor.released, self._grant_seconds)
+            governor.refresh()
+
+    def flush(self) -> None:
+        """Give everything back but the first granules: the pools were cleared."""
+        self._agreement.call(idle=True)
+        self.books.reset()
+        self._tree.forget(self.books.sheets)
+        self.governor.give_up_all()
+        self._carry()
+        self._dirty = True
+
+    def open(self, at: int, pages: int) -> list[Opened]:
+        """Map granules of a sheet until it has `pages` more, within the budget."""
+        opened = self.books.open(at, pages)
+        if opened:
+            self._carry()
+        return opened
+
+    def touched(self) -> None:
+        """Note that pages were taken or freed."""
+        self._dirty = True
+
+    def note_short(self, at: int, pages: int) -> None:
+        """Note that a request was not admitted which needs so many pages of a sheet in all."""
+        self._short = (at, pages)
+
+    def _admit_again(self) -> None:
+        """Open SGLang's door once there is what a request was short of: it opens it when one ends."""
+        if self._short is not None and self.admits:
+            at, pages = self._short
+            if self.attainable_at_most(at) + self.books.sheets[at].cached_pages >= pages:
+                self._short = None
+                self._demand.admit_again()
+
+    # -- what may be had ---------------------------------------------------------------------------------
+
+    @property
+    def demand(self) -> Demand:
+        """What the scheduler's queues say."""
+        return self._demand
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether requests are to be retracted: over a limit, or over what another's floor leaves."""
+        governor = self.governor
+        if self.books.mapped > max(self.books.least, governor.limit):
+            return True
+        return governor.must_preempt_to(self._agreement.now) is not None
+
+    @property
+    def admits(self) -> bool:
+        """Say whether a request may begin: never while more is held than others leave to this engine.
+
+        Unless nothing runs: nothing would ever end, and what is held may be used.
+        """
+        return not (self.is_over or self.governor.over_target) or not self._demand.running
+
+    def attainable_at_most(self, at: int) -> int:
+        """Return the free pages of a sheet if everything came that this engine could ask for."""
+        books = self.books
+        most = self.governor.attainable_blocks // books.blocks_per_granule
+        return books.sheets[at].free + books.sheets[at].room(max(books.spare, most - books.mapped))
+
+    def limit_pages(self, at: int) -> int:
+        """Return the pages that requests could hold of a sheet if there were nothing else."""
+        books, sheet = self.books, self.books.sheets[at]
+        others = books.least - sheet.units
+        granules = min(sheet.extent.count, max(1, (self.governor.limit - others) // sheet.units))
+        return min(sheet.page_count, granules * sheet.geometry.blocks_per_granule - 1)
+
+    # -- watching ----------------------------------------------------------------------------------------
+
+    def stats(self) -> PoolStats:
+        """Return the pool's counts."""
+        return self._rank.pool.stats()
+
+    def _violations(self) -> list[str]:
+        try:
+            self.check()
+        except InvariantError as error:
+            return [f"kvcached: {error}"]
+        return []
+
+    def check(self) -> None:
+        """Raise InvariantError if pages, granules, budget, pool or account do not add up."""
+        self.governor.check()
+        self._rank.check()
+        mapped, known = self._rank.pool.stats().mapped, self.books.mapped
+        if mapped != known:
+            raise InvariantError(f"{mapped} granules are mapped, of which the scheduler knows {known}")
+
+    def close(self) -> None:
+        """Let the ledger go; may be repeated."""
+        if self._waker is not None:
+            self._waker.close()
+
+    # -- parts -------------------------------------------------------------------------------------------
+
+    def _update(self, busy: bool, extra_blocks: int = 0) -> None:
+        now, demand = self._agreement.now, self._demand
+        self.tally.note(busy, now)
+        self._tree.count(self.books.sheets)
+        self._look(now, busy)
+        growth = self.books.blocks_of_all(demand.growth()) if busy else 0
+        wanted = self.books.blocks_of_all(demand.pages()) if busy else 0
+        deadline = self.governor.deadline
+        self.governor.update(now, max(wanted, extra_blocks), busy, growth)
+        self._carry()
+        self._admit_again()
+        if self._waker is not None and self.governor.deadline not in (None, deadline):
+            self._waker.tell()
+
+    def _look(self, now: float, busy: bool) -> None:
+        """Count the empty granules: when requests have ended, and now and then while they run."""
+        if busy and (now < self._look_at or not self.books.may_be_empty):
+            return
+        if not self._dirty:
+            return
+        self.books.look()
+        self._dirty = busy
+        self._look_seconds = self._idle_seconds if self.books.empty else min(60.0, 2 * self._look_seconds)
+        self._look_at = now + self._look_seconds
+
+    def _is_due(self) -> bool:
+        """Say whether the news of an idle call call for anything."""
+        word, before = self._agreement.word, self._idle_word
+        if word._replace(now_us=0, calls=0) != before._replace(now_us=0, calls=0):
+            return True
+        return self.governor.deadline is not None and self._agreement.now >= self.governor.deadline
+
+    def _evict(self, pages: list[int]) -> int:
+        freed = self._tree.evict(pages)
+        self.tally.evictions += freed
+        self._tree.count(self.books.sheets)
+        return freed
+
+    def _carry(self) -> None:
+        if self.governor.owes:
+            plan = self.governor.take_plan()
+            if plan is not None:
+                self._rank.apply(plan, *self._streams())
+
+
+def _streams(scheduler: Any) -> Callable[[], tuple[int, tuple[int, ...]]]:
+    """Return the streams of a scheduler: its steps are launched behind the current one's work."""
+    import torch
+
+    if torch.device(scheduler.device).type != "cuda":
+        return lambda: (0, ())
+    others = tuple(int(s.cuda_stream) for s in (scheduler.forward_stream, scheduler.copy_stream))
+    return lambda: (int(torch.cuda.current_stream().cuda_stream), others)
