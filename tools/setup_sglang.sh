@@ -14,7 +14,7 @@ requirements() { pip install -r tools/requirements-sglang.txt "$TORCH"; }
 engine() {
     # its own list asks for CUDA packages of several GB; the rig stands in for the two that are imported
     pip install --no-deps "$SGLANG"
-    pip install --no-deps --no-build-isolation --force-reinstall "./$RIG"
+    editable "$RIG"
 }
 developer() { pip install -r tools/requirements-dev.txt "$TORCH"; }
 project() { editable "${PROJECTS[@]}"; }

@@ -51,7 +51,7 @@ def test_what_sglang_does_by_itself_is_supported() -> None:
     ],
 )
 def test_what_cannot_be_combined_is_refused_with_what_to_do(changes: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UnsupportedError, match="^--kv-cache-backend kvcached: ") as error:
+    with pytest.raises(UnsupportedError, match=r"^--kv-cache-backend kvcached: ") as error:
         support.refuse(options(**changes))
     assert sentence in str(error.value)
 

@@ -1,0 +1,53 @@
+"""A plugin of SGLang that does, where it is told to, what must never happen: the tests have to notice.
+
+`SGLANG_RIG=saboteur`: a scheduler unmaps on SIGUSR1 every granule but the first, no matter who uses it, and
+overwrites them with noise on SIGUSR2. `SGLANG_RIG=forget`: a scheduler forgets whatever plugins have hooked.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+import torch
+
+
+def register() -> None:
+    """SGLang's entry point; does nothing outside a scheduler's process."""
+    if "sglang.srt.managers.scheduler" not in sys.modules:
+        return
+    match os.environ.get("SGLANG_RIG"):
+        case "saboteur":
+            signal.signal(signal.SIGUSR1, _unmap)
+            signal.signal(signal.SIGUSR2, _overwrite)
+        case "forget":
+            from sglang.srt.plugins.hook_registry import HookRegistry
+
+            HookRegistry.reset()
+
+
+def _granules() -> tuple[Any, list[int]]:
+    """Return the pool of this process and its mapped granules but the first."""
+    from sglang_kvcached import memory
+
+    pool = memory.current().pool
+    return pool, [granule for granule in pool._arena.mapped if granule != 0]
+
+
+def _unmap(*_: Any) -> None:
+    pool, granules = _granules()
+    for granule in granules:
+        pool._arena.unmap(granule)
+    print(f"rig: {len(granules)} granules unmapped", flush=True)
+
+
+def _overwrite(*_: Any) -> None:
+    pool, granules = _granules()
+    generator = torch.Generator().manual_seed(7)
+    for granule in granules:
+        for offset in pool._geometry.ranges(granule):
+            page = pool.tensor[offset : offset + pool._geometry.page_bytes].view(torch.float32)
+            page.normal_(generator=generator)
+    print(f"rig: {len(granules)} granules overwritten", flush=True)
