@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 
-from kvcached_core.arena import Arena, Handles
+from kvcached_core.arena import Handles
+from kvcached_core.arenas import Arenas
 from kvcached_core.driver.base import Driver, Fence
 
 _NOT_RECORDED: Fence = object()
@@ -17,7 +18,7 @@ class Ahead:
     zeroing has touched them. Not locked: its owner is.
     """
 
-    def __init__(self, driver: Driver, arena: Arena, first: int, end: int) -> None:
+    def __init__(self, driver: Driver, arena: Arenas, first: int, end: int) -> None:
         """Granules `first` <= g < `end` are vacant; those below are never given back."""
         self._driver = driver
         self._arena = arena

@@ -131,9 +131,19 @@ class PageSupply:
             undo.callback(self._account.give_back, bytes_never_ready=unit)
             handles = self._make()
             undo.pop_all()
-        self.created = self._untold_created = 1
+        self.created += 1
+        self._untold_created += 1
         self.settle()
         return handles
+
+    def free_first(self, granules: list[Handles]) -> None:
+        """Free what take_first() made, and give the promises back."""
+        with ExitStack() as steps:
+            for handle in (handle for handles in granules for handle in handles):
+                steps.callback(self._driver.release, handle)
+        self.released += len(granules)
+        self._untold_released += len(granules)
+        self.settle()
 
     def take(self) -> Handles | None:
         """Return the handles of a spare granule, or None; the caller holds `changed`."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
-from kvcached_core.arena import Arena, Handles
+from kvcached_core.arena import Handles
+from kvcached_core.arenas import Arenas
 from kvcached_core.driver.base import Driver, Fence
 
 
 class Pending:
     """Mapped granules, each unmapped once its fences have passed (I6). Not locked: its owner is."""
 
-    def __init__(self, driver: Driver, arena: Arena, vacated: Callable[[int], None]) -> None:
+    def __init__(self, driver: Driver, arena: Arenas, vacated: Callable[[int], None]) -> None:
         """`vacated` is told of each granule that was unmapped."""
         self._driver = driver
         self._arena = arena

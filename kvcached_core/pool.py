@@ -6,20 +6,23 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from kvcached_core.ahead import Ahead
-from kvcached_core.arena import FENCE_BOUND_SECONDS, Arena, Handles, wait_passed
-from kvcached_core.driver.base import Driver
-from kvcached_core.errors import DriverError, InvariantError
+from kvcached_core.arena import wait_passed
+from kvcached_core.arenas import Arenas
+from kvcached_core.driver.base import Driver, Handle
+from kvcached_core.errors import InvariantError
 from kvcached_core.geometry import Geometry
 from kvcached_core.pages import SLICE_GRANULES, LeaseAccount, PageSupply, Usage
 from kvcached_core.pending import Pending
 from kvcached_core.plan import Plan
 from kvcached_core.pool_stats import PoolStats
+from kvcached_core.source import Source
 from kvcached_core.supply_thread import SupplyThread
 
-NULL_GRANULE = 0  # holds block 0, which padding writes to: mapped from before the first kernel to the end
-_FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 20e-6, 1e-3
+if TYPE_CHECKING:
+    import torch
 
 
 class ElasticPool:
@@ -33,15 +36,16 @@ class ElasticPool:
         size_bytes: int | None = None,
         private_bytes: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
+        unit_pages: int | None = None,
     ) -> None:
         """Reserve addresses and map granule 0. The driver is the pool's from now on.
 
-        `size_bytes` is the tensor's length (default: to the end of the last segment).
+        `size_bytes` is the tensor's length (default: to the end of the last segment). `unit_pages` is given
+        for a pool of several arenas: the pages of a granule of the ledger (default: those of the one arena).
         Raises CapacityError if not even one granule can be had; then nothing is left behind.
         """
         self._driver = driver
         self._geometry = geometry
-        self._clock = clock
         # Guards what follows, and the supply's counters. Never held across create, clean or release,
         # nor while a fence is waited for.
         self._changed = threading.Condition(threading.Lock())
@@ -52,23 +56,37 @@ class ElasticPool:
         self._attempted = -1  # the sequence of a plan that failed half-way
         self._closed = False
         self._account = account
-        self._supply = PageSupply(driver, geometry.page_bytes, len(geometry.starts), account, self._changed)
-        size = size_bytes or max(geometry.starts) + geometry.block_count * geometry.stride_bytes
-        with ExitStack() as undo:
-            self._arena = Arena(driver, geometry, size)
-            undo.callback(self._arena.close)
-            self._ahead = Ahead(driver, self._arena, NULL_GRANULE + 1, geometry.granule_count)
-            self._pending = Pending(driver, self._arena, self._ahead.vacated)
-            handles = self._supply.take_first()
-            undo.callback(self._return_first, handles)
-            self._arena.map(NULL_GRANULE, handles, 0)
-            undo.callback(self._unmap_first)
-            driver.synchronize()
-            self.tensor = self._arena.tensor()
-            undo.pop_all()
+        unit = unit_pages or len(geometry.starts)
+        self._supply = PageSupply(driver, geometry.page_bytes, unit, account, self._changed)
+        self._arena = Arenas(driver, geometry.page_bytes, unit)
+        # Where the scheduler goes next is known of one arena only.
+        ahead = (1, geometry.granule_count) if unit_pages is None else (0, 0)
+        self._ahead = Ahead(driver, self._arena, *ahead)
+        self._pending = Pending(driver, self._arena, self._ahead.vacated)
+        self._source = Source(self._supply, self._pending, self._ahead, self._arena, self._changed, clock)
+        self.tensor = self.add(geometry, size_bytes)
         self.supply_thread = SupplyThread(
             account, self._supply, self.retire, self.place_ahead, self.usage, private_bytes, clock
         )
+
+    def add(self, geometry: Geometry, size_bytes: int | None = None) -> torch.Tensor:
+        """Reserve another arena, map its first granule and return its tensor; before start().
+
+        Its granules are numbered after those of the others. Raises CapacityError; then nothing has changed.
+        """
+        with ExitStack() as undo:
+            first = self._arena.add(geometry, size_bytes)
+            undo.callback(self._arena.drop_last)
+            handles: list[Handle] = []
+            undo.callback(self._return_first, handles)
+            for _ in range(self._arena.units(first)):
+                handles += self._supply.take_first()
+            self._arena.map(first, tuple(handles), 0)
+            undo.callback(self._unmap_first, first)
+            self._driver.synchronize()
+            tensor = self._arena.tensor()
+            undo.pop_all()
+        return tensor
 
     def start(self) -> None:
         """Start the supply thread."""
@@ -128,8 +146,10 @@ class ElasticPool:
                 waiting = len(self._pending) + (len(self._ahead) if is_short else 0)
                 if handles is None:
                     break
-                self._supply.cleaning += 1
-            self._supply.put(handles, clean=not is_short)  # what is to be freed need not be clean
+                units = self._arena.split(handles)
+                self._supply.cleaning += len(units)
+            for unit in units:
+                self._supply.put(unit, clean=not is_short)  # what is to be freed need not be clean
         return waiting
 
     def place_ahead(self) -> bool:
@@ -159,7 +179,7 @@ class ElasticPool:
 
     def mapped_bytes(self) -> int:
         """Return what is mapped, waiting for a fence included."""
-        return len(self._arena.mapped) * self._geometry.granule_bytes
+        return self._arena.mapped_units * self._account.granule_bytes
 
     def usage(self) -> Usage:
         """Return what observers are told."""
@@ -168,9 +188,10 @@ class ElasticPool:
     def stats(self) -> PoolStats:
         """Return counts that belong together."""
         with self._changed:
-            supply, pending, ahead = self._supply, len(self._pending), len(self._ahead)
+            supply, ahead = self._supply, len(self._ahead)
+            pending = sum(map(self._arena.units, self._pending.granules()))
             return PoolStats(
-                mapped=len(self._arena.mapped) - pending - ahead,
+                mapped=self._arena.mapped_units - pending - ahead,
                 pending=pending,
                 ahead=ahead,
                 spare=len(supply.spare),
@@ -190,7 +211,7 @@ class ElasticPool:
             facts = {
                 "created - released = sum of states": stats.created - stats.released == stats.held,
                 "I2: mapped <= ready <= leased": self._closed or mapped <= ready <= leased,
-                "I7: granule 0 is mapped": self._closed or self._is_live(NULL_GRANULE),
+                "I7: granule 0 is mapped": self._closed or all(map(self._is_live, self._arena.firsts)),
                 "pending granules are mapped": pending <= mapped_now,
                 "granules ahead are mapped and not pending": ahead <= mapped_now - pending,
                 "a handle is in one place": len(pages) == len(set(pages)),
@@ -227,8 +248,8 @@ class ElasticPool:
         if plan.sequence > self._next_sequence:
             raise InvariantError(f"plan {plan.sequence} came, {self._next_sequence} was expected")
         again = plan.sequence == self._attempted
-        bad_unmap = [g for g in plan.unmap if g == NULL_GRANULE or not (self._is_live(g) or again)]
-        count = self._geometry.granule_count
+        firsts, count = self._arena.firsts, self._arena.count
+        bad_unmap = [g for g in plan.unmap if g in firsts or not (self._is_live(g) or again)]
         bad_map = [g for g in plan.map if not 0 <= g < count or self._is_live(g)]
         twice = len({*plan.unmap, *plan.map}) < len(plan.unmap) + len(plan.map)
         if bad_unmap or bad_map or twice:
@@ -252,24 +273,12 @@ class ElasticPool:
         # A canceled unmap leaves finite old values, as in a block that was used before.
         if self._pending.cancel(granule) or self._ahead.claim(granule, stream):
             return
-        handles = self._take()
+        handles = self._source.take(granule)
         try:
             self._arena.map(granule, handles, stream)
         except BaseException:
-            self._supply.spare.appendleft(handles)
+            self._source.put_back(handles)
             raise
-
-    def _take(self) -> Handles:
-        """Return spare handles, or take over those of the oldest pending unmap; `changed` is held."""
-        pause, give_up_at = _FIRST_PAUSE_SECONDS, self._clock() + FENCE_BOUND_SECONDS
-        while (handles := self._supply.take() or self._pending.withdraw() or self._ahead.withdraw()) is None:
-            if not self._pending and not self._ahead and not self._supply.cleaning:
-                raise InvariantError("I5: the plan maps more granules than there are handles")
-            if self._clock() > give_up_at:
-                raise DriverError("wait for a fence", -1, f"not passed after {FENCE_BOUND_SECONDS:g} s")
-            self._changed.wait(pause)
-            pause = min(2 * pause, _LAST_PAUSE_SECONDS)
-        return handles
 
     def _unmap_all(self) -> None:
         with ExitStack() as steps:
@@ -279,14 +288,12 @@ class ElasticPool:
     def _unmap_at_close(self, granule: int) -> None:
         self._pending.cancel(granule)
         self._ahead.forget(granule)
-        self._supply.spare.append(self._arena.unmap(granule))
+        self._supply.spare.extend(self._arena.split(self._arena.unmap(granule)))
 
-    def _unmap_first(self) -> None:
+    def _unmap_first(self, granule: int) -> None:
         # Its zeroing may be running still, even where waiting for the whole device failed.
         wait_passed(self._driver, self._driver.record(0))
-        self._arena.unmap(NULL_GRANULE)
+        self._arena.unmap(granule)
 
-    def _return_first(self, handles: Handles) -> None:
-        self._supply.spare.append(handles)
-        self._supply.close()
-        self._supply.give_back_all()
+    def _return_first(self, handles: list[Handle]) -> None:
+        self._supply.free_first(self._arena.split(tuple(handles)))

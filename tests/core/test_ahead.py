@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvcached_core.ahead import Ahead
-from kvcached_core.arena import Arena, Handles
+from kvcached_core.arena import Handles
+from kvcached_core.arenas import Arenas
 from kvcached_core.driver.host import HostDriver
 from kvcached_core.errors import CapacityError, DriverError, InvariantError, KVCachedError
 from kvcached_core.geometry import make_geometry
@@ -228,7 +229,8 @@ MOVE = st.sampled_from(["place", "map", "unmap", "withdraw", "claim"])
 def test_the_guess_is_the_lowest_vacant_granule(moves: list[tuple[str, int]]) -> None:
     """Whatever was mapped by others, and the memory of what was unmapped stays bounded."""
     driver = FakeDriver(1 << 20, patience=0)
-    arena = Arena(driver, make_geometry(PAGE, PAGE, (0,), 12, 64), 12 * PAGE)
+    arena = Arenas(driver, PAGE, 1)
+    arena.add(make_geometry(PAGE, PAGE, (0,), 12, 64), 12 * PAGE)
     ahead = Ahead(driver, arena, 1, 12)
     spare: list[Handles] = [(driver.create(PAGE),) for _ in range(12)]
     arena.map(0, spare.pop(), 0)

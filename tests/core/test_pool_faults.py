@@ -75,7 +75,7 @@ class Life:
         self.pool.check()
         if not self.faulty.injected:
             stats = self.pool.stats()
-            scratch = len(self.pool._arena._scratch)
+            scratch = sum(len(arena._scratch) for arena in self.pool._arena._arenas)
             assert len(self.handles()) == 2 * (stats.created - stats.released) + scratch
 
     def handles(self) -> dict[int, int]:
@@ -112,7 +112,7 @@ class Life:
         pool = self.pool
         self.attempt(pool.begin_warm_up)
         self.attempt(pool.end_warm_up)
-        if pool._arena._aliases:
+        if pool._arena.is_warming_up:
             return  # the warm-up could not be ended: an engine does not start so
         self.account.want(5)
         self.turns(2)

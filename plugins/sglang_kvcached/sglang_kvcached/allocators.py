@@ -17,7 +17,7 @@ from sglang_kvcached.pools import reservation_of
 from sglang_kvcached.sheet import Sheet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 _SITES = ("sglang.srt.mem_cache.kv_cache_configurator", "sglang.srt.mem_cache.allocator.swa")
 
@@ -81,8 +81,8 @@ class _Elastic(Capacity):
         self.sheet.reset()
         first, end = self.sheet.first_pages
         self.set_free(torch.arange(first, end, dtype=torch.int64, device=self.device))
-        if service is not None:
-            service.flush()
+        if service is not None and len(service.books.sheets) == 1:
+            service.flush()  # else who has all of them does
 
     def available_size(self) -> int:
         """Return all slots that nobody holds."""
@@ -93,7 +93,7 @@ class _Elastic(Capacity):
         unlisted = self.sheet.unlisted_pages(self.device)
         return torch.cat([self.free_tensor(), *unlisted])
 
-    def _ensure(self, pages: int) -> bool:
+    def ensure(self, pages: int) -> bool:
         """Make the free list long enough for so many pages; False if memory for them cannot be had now."""
         sheet, service = self.sheet, memory.service()
         short = pages - self.free_count()
@@ -134,7 +134,7 @@ class ElasticPagedAllocator(_Elastic, PagedTokenToKVPoolAllocator):
 
     def alloc(self, need_size: int) -> torch.Tensor | None:
         """As in stock."""
-        return super().alloc(need_size) if self._ensure(need_size // self.page_size) else None
+        return super().alloc(need_size) if self.ensure(need_size // self.page_size) else None
 
     def alloc_extend(
         self,
@@ -151,7 +151,7 @@ class ElasticPagedAllocator(_Elastic, PagedTokenToKVPoolAllocator):
             num_new_pages = get_num_new_pages(
                 seq_lens=seq_lens_cpu, page_size=self.page_size, prefix_lens=prefix_lens_cpu
             )
-        if not self._ensure(num_new_pages):
+        if not self.ensure(num_new_pages):
             return None
         return super().alloc_extend(
             prefix_lens,
@@ -168,7 +168,7 @@ class ElasticPagedAllocator(_Elastic, PagedTokenToKVPoolAllocator):
     ) -> torch.Tensor | None:
         """As in stock."""
         pages = get_num_new_pages(seq_lens=seq_lens_cpu, page_size=self.page_size, decode=True)
-        return super().alloc_decode(seq_lens, seq_lens_cpu, last_loc) if self._ensure(pages) else None
+        return super().alloc_decode(seq_lens, seq_lens_cpu, last_loc) if self.ensure(pages) else None
 
     def _release_page_ids(self, *page_ids: torch.Tensor) -> None:
         super()._release_page_ids(*page_ids)
@@ -180,7 +180,7 @@ class ElasticTokenAllocator(_Elastic, TokenToKVPoolAllocator):
 
     def alloc(self, need_size: int) -> torch.Tensor | None:
         """As in stock."""
-        return super().alloc(need_size) if self._ensure(need_size) else None
+        return super().alloc(need_size) if self.ensure(need_size) else None
 
     def free(self, free_index: torch.Tensor) -> None:
         """As in stock."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,22 +43,22 @@ class Books:
     """Who uses what of the sheets. `evict` turns cached pages into free ones: it is told how many pages of
     each sheet are wanted and returns how many were freed.
 
-    A block is the largest size of which a page of every sheet is a whole number.
+    Sizes are those that the ledger was told; a page of every sheet is a whole number of blocks.
     """
 
-    def __init__(self, sheets: Sequence[Sheet], evict: Callable[[list[int]], int]) -> None:
+    def __init__(
+        self, sheets: Sequence[Sheet], evict: Callable[[list[int]], int], block_bytes: int, granule_bytes: int
+    ) -> None:
         self.sheets = sheets
         self.extent = Joint(sheets)
         self.budget = 1
         self._evict = evict
         page_bytes = [s.geometry.stride_bytes * len(s.geometry.starts) for s in sheets]
-        self.block_bytes = math.gcd(*page_bytes)
-        self._blocks = [size // self.block_bytes for size in page_bytes]
-        granule_bytes = {s.geometry.granule_bytes // s.units for s in sheets}
-        if len(granule_bytes) != 1:
-            raise InvariantError(f"pools count in granules of different sizes: {granule_bytes}")
-        self.granule_bytes = granule_bytes.pop()
-        self.blocks_per_granule = max(1, self.granule_bytes // self.block_bytes)
+        self._blocks = [size // block_bytes for size in page_bytes]
+        if any(size % block_bytes for size in page_bytes):
+            raise InvariantError(f"pages of {page_bytes} bytes are no whole blocks of {block_bytes} bytes")
+        self.granule_bytes = granule_bytes
+        self.blocks_per_granule = granule_bytes // block_bytes
         self.granule_count = sum(s.extent.count * s.units for s in sheets)
         self.set_budget(self.mapped)
 
@@ -101,17 +100,11 @@ class Books:
     @property
     def may_be_empty(self) -> bool:
         """Say whether there are enough free pages for a granule to be empty that is not known to be."""
-        return any(
-            s.free >= (1 + s.empty) * s.geometry.blocks_per_granule for s in self.sheets
-        )
+        return any(s.free >= (1 + s.empty) * s.geometry.blocks_per_granule for s in self.sheets)
 
-    def blocks_of(self, at: int, pages: int) -> int:
-        """Return pages of a sheet in blocks."""
-        return pages * self._blocks[at]
-
-    def blocks_of_all(self, pages: int) -> int:
-        """Return as many pages of every sheet in blocks."""
-        return pages * sum(self._blocks)
+    def blocks_of(self, pages: Sequence[int]) -> int:
+        """Return pages of each sheet in blocks."""
+        return self._sum(pages)
 
     def _sum(self, pages: Any) -> int:
         return sum(count * blocks for count, blocks in zip(pages, self._blocks, strict=True))
@@ -131,6 +124,18 @@ class Books:
         """Return the free pages of a sheet, and those it could have with all that is left of the budget."""
         sheet = self.sheets[at]
         return sheet.free + sheet.room(self.spare)
+
+    def short(self, pages: Sequence[int], granules: int | None = None) -> list[int]:
+        """Return what is missing of each sheet to take so many pages of each.
+
+        The first sheet is served first, from the rest of the budget or from as many granules as are given.
+        """
+        left, missing = self.spare if granules is None else granules, []
+        for sheet, count in zip(self.sheets, pages, strict=True):
+            lacking = max(0, count - sheet.free)
+            missing.append(max(0, lacking - sheet.room(left)))
+            left -= sheet.units_for(lacking) or 0
+        return missing
 
     def open(self, at: int, pages: int) -> list[Opened]:
         """Map granules of a sheet until it has `pages` more, within the budget."""

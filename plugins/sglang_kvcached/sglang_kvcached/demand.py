@@ -1,4 +1,4 @@
-"""What a scheduler's next steps may take, in pages: the same on every rank, and cheap to ask for in each step."""
+"""What a scheduler's next steps may take, in pages: the same on every rank, and cheap to ask for."""
 
 from __future__ import annotations
 

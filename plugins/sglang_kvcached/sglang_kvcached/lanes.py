@@ -10,9 +10,9 @@ from kvcached_core.geometry import Geometry, choose_page_bytes, make_geometry
 
 
 class Lanes(NamedTuple):
-    """`count` buffers of `rows` rows of `row_bytes`; `page_size` rows are a page, the unit of allocation."""
+    """`number` buffers of `rows` rows of `row_bytes`; `page_size` rows are a page, the unit of allocation."""
 
-    count: int
+    number: int
     rows: int
     row_bytes: int
     page_size: int
@@ -39,9 +39,9 @@ def geometry_of(lanes: Lanes, driver: Driver, wanted_bytes: int | None) -> Geome
     exact = driver.name == "host"
     padded = -(-lanes.page_count // whole) * whole if exact else lanes.page_count
     (physical,) = choose_page_bytes(
-        [stride], lanes.count, granularity, padded, driver.max_mappings, exact, wanted_bytes
+        [stride], lanes.number, granularity, padded, driver.max_mappings, exact, wanted_bytes
     )
     granules = -(-lanes.page_count * stride // physical)
     blocks = -(-granules * physical // stride)
-    starts = [lane * granules * physical for lane in range(lanes.count)]
+    starts = [lane * granules * physical for lane in range(lanes.number)]
     return make_geometry(physical, stride, starts, blocks, granularity)

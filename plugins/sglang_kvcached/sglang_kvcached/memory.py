@@ -28,6 +28,13 @@ def use(rank: RankMemory | None, service: Service | None = None) -> None:
     _rank, _service = rank, service
 
 
+def required_service() -> Service:
+    """Return what settles the budget. Raises InvariantError before SGLang's scheduler is complete."""
+    if _service is None:
+        raise InvariantError("the scheduler is not complete: nobody settles its budget")
+    return _service
+
+
 def service() -> Service | None:
     """Return what settles the budget; None until SGLang's scheduler is complete."""
     return _service

@@ -40,7 +40,8 @@ class _Elastic:
         """Return `count` buffers of `shape`, whose first page alone has memory."""
         rows, dtype = shape[0], self.store_dtype
         lanes = Lanes(count, rows, math.prod(shape[1:]) * dtype.itemsize, page_size)
-        self.kv_reservation = memory.required().reserve(lanes)
+        several = getattr(self, "allocation_label", None) is not None  # one of two pools of a model
+        self.kv_reservation = memory.required().reserve(lanes, several)
         size_bytes, whole = rows * lanes.row_bytes, self.kv_reservation.tensor
         return [
             whole[start : start + size_bytes].view(dtype).view(shape)
@@ -70,25 +71,28 @@ class ElasticMHATokenToKVPool(_Elastic, MHATokenToKVPool):
             if self.post_capture_active or self.kv_cache_layout != "nhd":
                 raise UnsupportedError(
                     f"kvcached: the KV layout {self.kv_cache_layout!r} is not supported: unset "
-                    "SGLANG_USE_HND_KVCACHE, SGLANG_AITER_KV_CACHE_LAYOUT, SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"
+                    "SGLANG_USE_HND_KVCACHE, SGLANG_AITER_KV_CACHE_LAYOUT and "
+                    "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"
                 )
         super()._create_buffers()
 
     def _create_buffers_normal(self) -> None:
         if memory.is_claimed():
-            return super()._create_buffers_normal()  # a draft model's: it shares the slots of its target
+            super()._create_buffers_normal()  # a draft model's: it shares the slots of its target
+            return
         k_shape, v_shape = self._kv_buffer_shapes()
         if k_shape != v_shape:
             raise UnsupportedError(
-                f"kvcached: keys and values of different shapes {k_shape[1:]}, {v_shape[1:]} are not supported"
+                f"kvcached: keys of shape {k_shape[1:]} and values of shape {v_shape[1:]} are not supported"
             )
         buffers = self._reserve(k_shape, 2 * self.layer_num, self.page_size)
         self.k_buffer, self.v_buffer = buffers[0::2], buffers[1::2]
 
     def _finalize_allocation_log(self, num_tokens: int) -> None:
         if self.kv_reservation is None:
-            return super()._finalize_allocation_log(num_tokens)
-        self._log_reservation(num_tokens)
+            super()._finalize_allocation_log(num_tokens)
+        else:
+            self._log_reservation(num_tokens)
 
 
 class ElasticMLATokenToKVPool(_Elastic, MLATokenToKVPool):
@@ -96,7 +100,8 @@ class ElasticMLATokenToKVPool(_Elastic, MLATokenToKVPool):
 
     def _create_buffers(self) -> None:
         if memory.is_claimed():
-            return super()._create_buffers()
+            super()._create_buffers()
+            return
         if self.use_dsa:
             raise UnsupportedError("kvcached: DeepSeek sparse attention is not supported")
         shape = (self.size + self.page_size, 1, self.kv_cache_dim)
@@ -104,8 +109,9 @@ class ElasticMLATokenToKVPool(_Elastic, MLATokenToKVPool):
 
     def _finalize_allocation_log(self, num_tokens: int) -> None:
         if self.kv_reservation is None:
-            return super()._finalize_allocation_log(num_tokens)
-        self._log_reservation(num_tokens)
+            super()._finalize_allocation_log(num_tokens)
+        else:
+            self._log_reservation(num_tokens)
 
 
 def reservation_of(kvcache: Any) -> Reservation:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from kvcached_core.config import Config
 from kvcached_core.driver.base import Driver
 from kvcached_core.errors import ConfigError, InvariantError
+from kvcached_core.geometry import Geometry
 from kvcached_core.ledger import Account
 from kvcached_core.plan import Plan
 from kvcached_core.pool import ElasticPool
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 _log = logging.getLogger(__name__)
+_BLOCK_BYTES = 64  # what the ledger counts in where pages of two pools differ: both are a multiple of it
 
 
 class Place(Protocol):
@@ -55,6 +57,8 @@ class RankMemory:
         self._place = place
         self._pool: ElasticPool | None = None
         self.sheets: list[Sheet] = []
+        self.block_bytes = 0
+        self._needed_bytes = 0
 
     @property
     def settings(self) -> Config:
@@ -87,34 +91,54 @@ class RankMemory:
         """Return what is mapped; from any thread."""
         return 0 if self._pool is None else self._pool.mapped_bytes()
 
-    def reserve(self, lanes: Lanes) -> Reservation:
-        """Reserve addresses for a pool; its first granule has memory.
+    def reserve(self, lanes: Lanes, several: bool = False) -> Reservation:
+        """Reserve addresses for a pool; its first granule has memory. `several`: there are two of them.
+
+        The ledger then counts in single pages, of which granules of both are a whole number.
 
         Raises UnsupportedError for a geometry that cannot be, ConfigError for a limit that is too low,
         CapacityError where even the first granule cannot be had.
         """
-        if self._pool is not None:
+        if self._pool is not None and not several:
             raise InvariantError("SGLang made a second KV pool before anybody owned the first")
         place = self._place
         wanted = place.settings.page_size
-        geometry = geometry_of(lanes, place.driver, None if wanted is None else wanted.of(place.capacity_bytes))
-        sheet = Sheet(geometry, lanes.page_count - 1)
-        place.set_floor(self._floor_bytes(lanes, sheet))
-        place.account.describe(
-            page_bytes=geometry.page_bytes,
-            granule_bytes=geometry.granule_bytes,
-            granule_count=geometry.granule_count,
-            blocks_per_granule=geometry.blocks_per_granule,
-            block_count=geometry.block_count,
-            stride_bytes=geometry.stride_bytes,
-        )
-        self._pool = ElasticPool(place.driver, geometry, place.account, private_bytes=place.private.now)
+        wanted_bytes = None if wanted is None else wanted.of(place.capacity_bytes)
+        if self.sheets:
+            wanted_bytes = self.sheets[0].geometry.page_bytes
+        geometry = geometry_of(lanes, place.driver, wanted_bytes)
+        sheet = Sheet(geometry, lanes.page_count - 1, lanes.number if several else 1)
+        self._set_floor(lanes, sheet)
+        if self._pool is None:
+            self._describe(geometry, several)
+            unit_pages = 1 if several else None
+            self._pool = ElasticPool(
+                place.driver, geometry, place.account, private_bytes=place.private.now, unit_pages=unit_pages
+            )
+            tensor = self._pool.tensor
+        else:
+            tensor = self._pool.add(geometry)
         self.sheets.append(sheet)
         self._log_start(lanes, sheet)
-        return Reservation(self, sheet, self._pool.tensor)
+        return Reservation(self, sheet, tensor)
+
+    def _describe(self, geometry: Geometry, several: bool) -> None:
+        """Tell the ledger what is counted in."""
+        pages = 1 if several else len(geometry.starts)
+        self.block_bytes = _BLOCK_BYTES if several else geometry.stride_bytes * pages
+        blocks = geometry.page_bytes // _BLOCK_BYTES if several else geometry.blocks_per_granule
+        count = self._place.capacity_bytes // geometry.page_bytes if several else geometry.granule_count
+        self._place.account.describe(
+            page_bytes=geometry.page_bytes,
+            granule_bytes=geometry.page_bytes * pages,
+            granule_count=count,
+            blocks_per_granule=blocks,
+            block_count=blocks * count if several else geometry.block_count,
+            stride_bytes=self.block_bytes // pages,
+        )
 
     def claim(self, sheet: Sheet, owner: FreeList) -> int:
-        """Let an allocator own the pages of a sheet; returns its number. Raises InvariantError if it has one."""
+        """Let an allocator own a sheet's pages; returns its number. Raises InvariantError if it has one."""
         if sheet.owner is not None and sheet.owner is not owner:
             raise InvariantError("two allocators were made for one elastic KV pool")
         sheet.owner = owner
@@ -137,19 +161,24 @@ class RankMemory:
         if pool is not None:
             pool.close()
 
-    def _floor_bytes(self, lanes: Lanes, sheet: Sheet) -> int:
-        """Return the floor: as set, or what one request of the maximum length needs beside page 0."""
+    def _set_floor(self, lanes: Lanes, sheet: Sheet) -> None:
+        """Set the floor: as told, or what one request of the maximum length needs of all pools, with page 0.
+
+        Raises ConfigError if the limit is lower, CapacityError if the floors do not fit together.
+        """
         place, geometry = self._place, sheet.geometry
         pages = 1 + -(-place.longest_tokens // lanes.page_size)
         granules = min(geometry.granule_count, -(-pages // geometry.blocks_per_granule))
-        needed, limit = granules * geometry.granule_bytes, place.limit_bytes()
-        if needed > limit:
+        self._needed_bytes += granules * geometry.granule_bytes
+        limit = place.limit_bytes()
+        if self._needed_bytes > limit:
             raise ConfigError(
-                f"the limit of {format_size(limit)} is less than the {format_size(needed)} that one request "
-                f"of {place.longest_tokens} tokens needs: raise kvcached.limit or lower --context-length"
+                f"the limit of {format_size(limit)} is less than the {format_size(self._needed_bytes)} that "
+                f"one request of {place.longest_tokens} tokens needs: raise kvcached.limit or lower "
+                "--context-length"
             )
         floor = place.settings.floor
-        return needed if floor is None else floor.of(place.capacity_bytes)
+        place.set_floor(self._needed_bytes if floor is None else floor.of(place.capacity_bytes))
 
     def _log_start(self, lanes: Lanes, sheet: Sheet) -> None:
         account = self._place.account

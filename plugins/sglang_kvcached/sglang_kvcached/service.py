@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvcached_core import events
@@ -48,10 +48,10 @@ class Service:
         self._waker = waker
         self.tally = tally or Tally(None)
         self._streams = streams
-        self._short: tuple[int, int] | None = None
+        self._short: Sequence[int] | None = None
         self._grant_seconds = chosen.grant_seconds
         self._look_seconds = self._idle_seconds = chosen.idle_seconds
-        self.books = Books(rank.sheets, self._evict)
+        self.books = Books(rank.sheets, self.evict, rank.block_bytes, rank.account.granule_bytes)
         virtual_bytes = self.books.granule_count * self.books.granule_bytes
         spare = -(-chosen.spare.of(virtual_bytes) // self.books.granule_bytes)
         self.governor = Governor(
@@ -103,11 +103,12 @@ class Service:
         self._idle_word = self._agreement.word
         return self._violations()
 
-    def wait(self, at: int, pages: int) -> None:
-        """Ask for what makes `pages` of a sheet attainable; wait a moment if it is on its way."""
-        self._update(True, self.books.blocks_of(at, max(0, pages - self.books.sheets[at].free)))
-        governor = self.governor
-        if governor.waiting and self.books.attainable(at) < pages:
+    def wait(self, pages: Sequence[int]) -> None:
+        """Ask for what makes so many pages of each sheet attainable; wait a moment if it is on its way."""
+        books, governor = self.books, self.governor
+        lacking = [max(0, count - sheet.free) for count, sheet in zip(pages, books.sheets, strict=True)]
+        self._update(True, books.blocks_of(lacking))
+        if governor.waiting and any(books.short(pages)):
             self._agreement.wait(governor.wanted + governor.released, self._grant_seconds)
             governor.refresh()
 
@@ -127,19 +128,23 @@ class Service:
             self._carry()
         return opened
 
+    def count(self) -> None:
+        """Count anew what only the prefix cache keeps."""
+        self._tree.count(self.books.sheets)
+
     def touched(self) -> None:
         """Note that pages were taken or freed."""
         self._dirty = True
 
-    def note_short(self, at: int, pages: int) -> None:
-        """Note that a request was not admitted which needs so many pages of a sheet in all."""
-        self._short = (at, pages)
+    def note_short(self, pages: Sequence[int]) -> None:
+        """Note that a request was not admitted which needs so many pages of each sheet in all."""
+        self._short = pages
 
     def _admit_again(self) -> None:
         """Open SGLang's door once there is what a request was short of: it opens it when one ends."""
         if self._short is not None and self.admits:
-            at, pages = self._short
-            if self.attainable_at_most(at) + self.books.sheets[at].cached_pages >= pages:
+            most = range(len(self.books.sheets))
+            if all(self.attainable_at_most(at) >= self._short[at] for at in most):
                 self._short = None
                 self._demand.admit_again()
 
@@ -167,10 +172,11 @@ class Service:
         return not (self.is_over or self.governor.over_target) or not self._demand.running
 
     def attainable_at_most(self, at: int) -> int:
-        """Return the free pages of a sheet if everything came that this engine could ask for."""
+        """Return what a sheet would have for requests if all came that this engine could ask for."""
         books = self.books
         most = self.governor.attainable_blocks // books.blocks_per_granule
-        return books.sheets[at].free + books.sheets[at].room(max(books.spare, most - books.mapped))
+        sheet = books.sheets[at]
+        return sheet.free + sheet.cached_pages + sheet.room(max(books.spare, most - books.mapped))
 
     def limit_pages(self, at: int) -> int:
         """Return the pages that requests could hold of a sheet if there were nothing else."""
@@ -212,8 +218,9 @@ class Service:
         self.tally.note(busy, now)
         self._tree.count(self.books.sheets)
         self._look(now, busy)
-        growth = self.books.blocks_of_all(demand.growth()) if busy else 0
-        wanted = self.books.blocks_of_all(demand.pages()) if busy else 0
+        sheets = len(self.books.sheets)
+        growth = self.books.blocks_of([demand.growth()] * sheets) if busy else 0
+        wanted = self.books.blocks_of([demand.pages()] * sheets) if busy else 0
         deadline = self.governor.deadline
         self.governor.update(now, max(wanted, extra_blocks), busy, growth)
         self._carry()
@@ -239,7 +246,8 @@ class Service:
             return True
         return self.governor.deadline is not None and self._agreement.now >= self.governor.deadline
 
-    def _evict(self, pages: list[int]) -> int:
+    def evict(self, pages: Sequence[int]) -> int:
+        """Turn so many cached pages of each sheet into free ones, if there are as many; return how many."""
         freed = self._tree.evict(pages)
         self.tally.evictions += freed
         self._tree.count(self.books.sheets)

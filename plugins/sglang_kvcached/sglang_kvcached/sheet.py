@@ -132,6 +132,16 @@ class Sheet:
             listed[slice(*self._whole[granule])] = True
         return [torch.nonzero(~listed).flatten().to(device)]
 
+    def units_for(self, pages: int) -> int | None:
+        """Return the granules of the ledger that add so many pages at least; None if there are fewer."""
+        if pages <= 0:
+            return 0
+        more = -(-pages // self._size)
+        for granules in (more, more + 1):
+            if self.room(granules * self.units) >= pages:
+                return granules * self.units if granules <= self.extent.count - self.extent.mapped else None
+        return None
+
     # -- granules that come and go -----------------------------------------------------------------------
 
     def open(self, pages: int, units: int) -> list[Opened]:

@@ -1,4 +1,4 @@
-"""Counts for those who watch: pages evicted and requests retracted since the engine began, busy or since when not."""
+"""Counts for those who watch: pages evicted and requests retracted since the engine began; busy or idle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SGLang's prefix cache, as far as it lends memory: how much it keeps that nobody uses, and taking it back."""
+"""SGLang's prefix cache, as far as it lends memory: how much it keeps that nobody uses; taking it back."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -53,10 +54,8 @@ class Waker:
         """Say whether it rang since the last call."""
         rang, self._rang = self._rang, False
         if rang:
-            try:
+            with contextlib.suppress(BlockingIOError):  # read already, after the ring before
                 os.eventfd_read(self._event)
-            except BlockingIOError:
-                pass  # rung between the flag and the event
         return rang
 
     def close(self) -> None:

@@ -1,0 +1,120 @@
+"""The arenas of one rank under one numbering of granules: those of the second begin after the first's."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from kvcached_core.arena import Arena, Handles
+from kvcached_core.driver.base import Driver
+from kvcached_core.errors import InvariantError
+from kvcached_core.geometry import Geometry
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Arenas:
+    """One or more arenas with pages of one size. A granule has as many handles as its arena has segments.
+
+    A unit is what the ledger counts in: `unit_pages` handles; a granule is a whole number of them.
+    """
+
+    def __init__(self, driver: Driver, page_bytes: int, unit_pages: int) -> None:
+        self._driver = driver
+        self._page_bytes = page_bytes
+        self._unit_pages = unit_pages
+        self._arenas: list[Arena] = []
+        self._geometries: list[Geometry] = []
+        self.firsts: list[int] = []  # the first granule of each, which is never given up
+        self.count = 0  # granules of all
+        self.mapped: dict[int, Handles] = {}
+        self.mapped_units = self.maps = self.unmaps = 0
+
+    def add(self, geometry: Geometry, size_bytes: int | None) -> int:
+        """Reserve another arena; returns its first granule. Nothing of it is mapped."""
+        pages = len(geometry.starts)
+        if geometry.page_bytes != self._page_bytes or pages % self._unit_pages:
+            raise InvariantError(
+                f"granules of {pages} pages of {geometry.page_bytes} bytes, in units of {self._unit_pages} "
+                f"pages of {self._page_bytes} bytes"
+            )
+        end = max(geometry.starts) + geometry.block_count * geometry.stride_bytes
+        self._arenas.append(Arena(self._driver, geometry, size_bytes or end))
+        self._geometries.append(geometry)
+        self.firsts.append(self.count)
+        self.count += geometry.granule_count
+        return self.firsts[-1]
+
+    def drop_last(self) -> None:
+        """Return the addresses of the arena that was added last; nothing of it is mapped."""
+        self._arenas.pop().close()
+        self.count -= self._geometries.pop().granule_count
+        self.firsts.pop()
+
+    @property
+    def is_warming_up(self) -> bool:
+        """Say whether scratch memory is behind what is not mapped."""
+        return any(arena.is_warming_up for arena in self._arenas)
+
+    def tensor(self) -> torch.Tensor:
+        """Return the tensor over the arena that was added last."""
+        return self._arenas[-1].tensor()
+
+    def units(self, granule: int) -> int:
+        """Return the units of a granule."""
+        return len(self._geometries[self._at(granule)].starts) // self._unit_pages
+
+    def split(self, handles: Handles) -> list[Handles]:
+        """Return a granule's handles in units."""
+        size = self._unit_pages
+        return [handles[at : at + size] for at in range(0, len(handles), size)]
+
+    def map(self, granule: int, handles: Handles, stream: int) -> None:
+        """Map one granule's pages, all or none; work on `stream` from now on reads zeros there."""
+        at = self._at(granule)
+        self._arenas[at].map(granule - self.firsts[at], handles, stream)
+        self.mapped[granule] = handles
+        self.mapped_units += self.units(granule)
+        self.maps += 1
+
+    def unmap(self, granule: int) -> Handles:
+        """Unmap one granule's pages, all or none, and return their handles; its fence has passed."""
+        at = self._at(granule)
+        handles = self._arenas[at].unmap(granule - self.firsts[at])
+        del self.mapped[granule]
+        self.mapped_units -= self.units(granule)
+        self.unmaps += 1
+        return handles
+
+    def alias_all(self) -> None:
+        """Put scratch memory behind everything that is not mapped."""
+        with ExitStack() as undo:
+            for arena in self._arenas:
+                arena.alias_all()
+                undo.callback(arena.unalias)
+            undo.pop_all()
+
+    def unalias(self) -> None:
+        """Take the scratch memory away. May be repeated."""
+        self._all(Arena.unalias)
+
+    def close(self) -> None:
+        """Return the addresses; everything is unmapped and the tensors are no longer used."""
+        self._all(Arena.close)
+
+    def _all(self, call: Callable[[Arena], None]) -> None:
+        with ExitStack() as steps:
+            for arena in self._arenas:
+                steps.callback(call, arena)
+
+    def _at(self, granule: int) -> int:
+        if granule < 0:
+            raise InvariantError(f"there is no granule {granule}")
+        ends = itertools.accumulate(geometry.granule_count for geometry in self._geometries)
+        for at, end in enumerate(ends):
+            if granule < end:
+                return at
+        raise InvariantError(f"there is no granule {granule}, but {self.count}")

@@ -1,0 +1,73 @@
+"""Handles for a granule that a step maps now: spare ones, or those of granules that are on their way out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from kvcached_core.ahead import Ahead
+from kvcached_core.arena import FENCE_BOUND_SECONDS, Handles
+from kvcached_core.arenas import Arenas
+from kvcached_core.errors import DriverError, InvariantError
+from kvcached_core.pages import PageSupply
+from kvcached_core.pending import Pending
+
+_FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 20e-6, 1e-3
+
+
+class Source:
+    """Used with `changed` held, which is given up while a fence is waited for."""
+
+    def __init__(
+        self,
+        supply: PageSupply,
+        pending: Pending,
+        ahead: Ahead,
+        arenas: Arenas,
+        changed: threading.Condition,
+        clock: Callable[[], float],
+    ) -> None:
+        self._supply = supply
+        self._pending = pending
+        self._ahead = ahead
+        self._arenas = arenas
+        self._changed = changed
+        self._clock = clock
+
+    def take(self, granule: int) -> Handles:
+        """Return the handles that a granule needs, all or none.
+
+        Raises InvariantError if there are not as many (I5), DriverError if a fence does not pass.
+        """
+        units: list[Handles] = []
+        try:
+            while len(units) < self._arenas.units(granule):
+                units.append(self._take_unit())
+        except BaseException:
+            self._supply.spare.extendleft(units)
+            raise
+        return sum(units, ())
+
+    def put_back(self, handles: Handles) -> None:
+        """Make handles that could not be mapped spare again."""
+        self._supply.spare.extendleft(self._arenas.split(handles))
+
+    def _take_unit(self) -> Handles:
+        pause, give_up_at = _FIRST_PAUSE_SECONDS, self._clock() + FENCE_BOUND_SECONDS
+        while (handles := self._supply.take() or self._withdraw()) is None:
+            if not self._pending and not self._ahead and not self._supply.cleaning:
+                raise InvariantError("I5: the plan maps more granules than there are handles")
+            if self._clock() > give_up_at:
+                raise DriverError("wait for a fence", -1, f"not passed after {FENCE_BOUND_SECONDS:g} s")
+            self._changed.wait(pause)
+            pause = min(2 * pause, _LAST_PAUSE_SECONDS)
+        return handles
+
+    def _withdraw(self) -> Handles | None:
+        """Unmap the oldest granule that waits for it; one unit is returned, and the rest is spare."""
+        handles = self._pending.withdraw() or self._ahead.withdraw()
+        if handles is None:
+            return None
+        unit, *rest = self._arenas.split(handles)
+        self._supply.spare.extend(rest)
+        return unit

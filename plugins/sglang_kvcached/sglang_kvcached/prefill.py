@@ -1,0 +1,117 @@
+"""What may begin in a step, of two amounts: what this engine could ever have, of which requests are admitted,
+and what is here, of which this step's prompts are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.mem_cache.prefill_budget import PrefillBudget, SWAPrefillBudget
+
+if TYPE_CHECKING:
+    from sglang_kvcached.service import Service
+
+
+class _Physical(PrefillBudget if TYPE_CHECKING else object):  # type: ignore[misc]
+    """What is added to either of SGLang's budgets."""
+
+    def __init__(self, service: Service, allocator: Any, tree_cache: Any, **kwargs: Any) -> None:
+        super().__init__(allocator, tree_cache, **kwargs)
+        self._service = service
+        self._before = self.current_offset  # what decoding requests take of this step
+
+    @property
+    def remaining_total(self) -> float:
+        """Tokens to promise, for as long as requests run."""
+        if not self._service.admits:
+            return 0
+        return float(self._service.attainable_at_most(0) * self.page_size - self.total_offset)
+
+    @property
+    def remaining_current(self) -> int:
+        """Tokens to hand out in this step."""
+        return int(self._here(0) - self.current_offset)
+
+    def has_capacity(self) -> bool:
+        """Say whether to look at another request: what it needs now is asked for when it is known."""
+        return self.remaining_total > 0
+
+    def check_prefill(
+        self,
+        *,
+        extend_input_len: int,
+        total_tokens: int,
+        input_tokens: int,
+        chunk_limit: int | None,
+        **rest: Any,
+    ) -> tuple[bool, int | None]:
+        """Say whether a request may begin, and with how large a chunk."""
+        self._service.count()
+        fits, limit = super().check_prefill(
+            extend_input_len=extend_input_len,
+            total_tokens=total_tokens,
+            input_tokens=input_tokens,
+            chunk_limit=chunk_limit,
+            **rest,
+        )
+        if not fits and self._may_begin_alone(input_tokens):
+            fits, limit = True, chunk_limit
+        tokens = extend_input_len if limit is None else min(extend_input_len, limit)
+        if not fits or not self._have(self.ceil_paged_tokens(tokens) + self.page_size):
+            return self._refuse(total_tokens), None
+        return True, limit
+
+    def can_allocate_prefill(self, *, paged_input: int, **rest: Any) -> bool:
+        """Say whether a request that ignores its end may begin."""
+        self._service.count()
+        return bool(self._have(paged_input) and super().can_allocate_prefill(paged_input=paged_input, **rest))
+
+    def available_chunk_tokens(self, chunk_limit: int) -> int | None:
+        """Return the tokens with which a long prompt goes on; None: not in this step."""
+        self._service.count()
+        wanted = super().available_chunk_tokens(chunk_limit)
+        if wanted is not None and not self._have(self.ceil_paged_tokens(wanted) + self.page_size):
+            here = min(self._here(at) for at in range(len(self._service.books.sheets)))
+            here -= self.current_offset + self.page_size
+            wanted = min(wanted, here // self.page_size * self.page_size)
+        return wanted if wanted is not None and wanted > 0 else None
+
+    def _here(self, at: int) -> int:
+        """Return the tokens of a sheet that can be had now, by eviction too."""
+        books = self._service.books
+        return int((books.attainable(at) + books.sheets[at].cached_pages) * self.page_size)
+
+    def _have(self, tokens: int) -> bool:
+        """Say whether so many tokens are here; if they are on their way, wait for them a moment."""
+        books = self._service.books
+        needed = -(-(tokens + self.current_offset) // self.page_size)
+        pages = [max(0, needed - sheet.cached_pages) for sheet in books.sheets]
+        if any(books.short(pages)):
+            self._service.wait(pages)
+        return not any(books.short(pages))
+
+    def _may_begin_alone(self, input_tokens: int) -> bool:
+        """Say whether a request may begin though it may never be given all it could ask for: nothing else
+        runs, and its prompt fits into the limit."""
+        service = self._service
+        if service.demand.running or self.current_offset > self._before or not service.admits:
+            return False
+        return bool(input_tokens < service.limit_pages(0) * self.page_size)
+
+    def _refuse(self, tokens: int) -> bool:
+        """Remember what was missing: SGLang admits nobody until a request ends, or this is here."""
+        pages = -(-(tokens + int(self.total_offset)) // self.page_size)
+        self._service.note_short([pages] + [0] * (len(self._service.books.sheets) - 1))
+        return False
+
+
+class ElasticPrefillBudget(_Physical, PrefillBudget):
+    """One pool."""
+
+
+class ElasticSWAPrefillBudget(_Physical, SWAPrefillBudget):
+    """Full attention and sliding window, which take from the same granules of the ledger."""
+
+    @property
+    def remaining_swa(self) -> int:
+        """Tokens of the sliding window to promise."""
+        return int(self._service.attainable_at_most(1) * self.page_size - self.swa_offset)
