@@ -102,6 +102,22 @@ class Books:
         """Say whether there are enough free pages for a granule to be empty that is not known to be."""
         return any(s.free >= (1 + s.empty) * s.geometry.blocks_per_granule for s in self.sheets)
 
+    def demand(self, pages: Sequence[int]) -> int:
+        """Return the blocks to ask a governor for, so that so many pages of each sheet can be taken.
+
+        It takes off the stranded blocks of all sheets; and a granule is mapped whole.
+        """
+        granules = 0
+        for sheet, count in zip(self.sheets, pages, strict=True):
+            whole = sheet.units_for(count - sheet.free)
+            if whole is None:
+                whole = (sheet.extent.count - sheet.extent.mapped) * sheet.units
+            size, units = sheet.geometry.blocks_per_granule, sheet.units
+            kept = max(0, sheet.free - sheet.empty * size)
+            opened = -(-max(0, count - kept) // size) * units  # of empty granules and of vacant ones
+            granules += max(opened, whole + sheet.empty * units if whole else 0)
+        return self.stranded_blocks + granules * self.blocks_per_granule
+
     def blocks_of(self, pages: Sequence[int]) -> int:
         """Return pages of each sheet in blocks."""
         return self._sum(pages)

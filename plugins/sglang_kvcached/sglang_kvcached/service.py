@@ -106,8 +106,7 @@ class Service:
     def wait(self, pages: Sequence[int]) -> None:
         """Ask for what makes so many pages of each sheet attainable; wait a moment if it is on its way."""
         books, governor = self.books, self.governor
-        lacking = [max(0, count - sheet.free) for count, sheet in zip(pages, books.sheets, strict=True)]
-        self._update(True, books.blocks_of(lacking))
+        self._update(True, books.demand(pages))
         if governor.waiting and any(books.short(pages)):
             self._agreement.wait(governor.wanted + governor.released, self._grant_seconds)
             governor.refresh()
@@ -220,7 +219,7 @@ class Service:
         self._look(now, busy)
         sheets = len(self.books.sheets)
         growth = self.books.blocks_of([demand.growth()] * sheets) if busy else 0
-        wanted = self.books.blocks_of([demand.pages()] * sheets) if busy else 0
+        wanted = self.books.demand([demand.pages()] * sheets) if busy else 0
         deadline = self.governor.deadline
         self.governor.update(now, max(wanted, extra_blocks), busy, growth)
         self._carry()

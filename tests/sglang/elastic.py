@@ -1,0 +1,206 @@
+"""A scheduler without a model: SGLang's own pools and allocators, stock and elastic, over real memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.base_prefix_cache import EvictResult
+
+from kvcached_core.config import Config
+from kvcached_core.driver.host import HostDriver
+from kvcached_core.ledger import Account, Desk, Runtime, set_limit
+from kvcached_core.private_memory import PrivateMemory
+from kvcached_core.units import KIB, MIB, Size
+from sglang_kvcached import memory
+from sglang_kvcached.agreement import Agreement, Alone
+from sglang_kvcached.demand import Demand
+from sglang_kvcached.rank_memory import RankMemory
+from sglang_kvcached.service import Service
+from sglang_kvcached.tree import Tree
+
+CAPACITY = 64 * MIB
+HEADS, HEAD_DIM, LAYERS = 2, 16, 2  # 128 bytes a row and lane
+PAGE_BYTES = 16 * KIB  # 128 rows: a granule of 128 slots
+IDLE_SECONDS = 2.0
+
+
+class Place:
+    """What a rank has before it makes its pools."""
+
+    def __init__(self, folder: Path, longest_tokens: int = 64, rank: int = 0, **options: Any) -> None:
+        self.settings = Config(
+            **{"spare": Size(0), "page_size": Size(PAGE_BYTES), "idle_seconds": IDLE_SECONDS, **options}
+        )
+        self.runtime = Runtime.open(folder)
+        self.driver = HostDriver(CAPACITY)
+        self.capacity_bytes = CAPACITY
+        self.longest_tokens = longest_tokens
+        self.account = Account.attach(
+            self.runtime, self.driver.identity(), CAPACITY, 0, instance="one", rank=rank, name="one"
+        )
+        self.private = PrivateMemory(None, lambda: 0, lambda: 0)
+
+    def limit_bytes(self) -> int:
+        """Return all there is."""
+        return CAPACITY
+
+    def set_floor(self, floor_bytes: int) -> None:
+        """Tell the ledger."""
+        self.account.set_floor_bytes(floor_bytes)
+
+
+class Cache:
+    """A prefix cache of whole requests, least recently used first."""
+
+    def __init__(self) -> None:
+        self.allocator: Any = None
+        self.lent: list[torch.Tensor] = []
+
+    def lend(self, slots: torch.Tensor) -> None:
+        """Keep what a request has left."""
+        self.lent.append(slots)
+
+    def supports_prefix_sharing(self) -> bool:
+        """Say yes."""
+        return True
+
+    def supports_mamba(self) -> bool:
+        """Say no."""
+        return False
+
+    def supports_swa(self) -> bool:
+        """Say no."""
+        return False
+
+    def evictable_size(self) -> int:
+        """Return the slots that are kept."""
+        return sum(len(slots) for slots in self.lent)
+
+    def evict(self, params: Any) -> EvictResult:
+        """Free at least as many slots, if there are as many."""
+        freed = 0
+        while self.lent and freed < params.num_tokens:
+            slots = self.lent.pop(0)
+            freed += len(slots)
+            self.allocator.free(slots)
+        return EvictResult(num_tokens_evicted=freed)
+
+
+def scheduler(page_size: int, tree: Any) -> Any:
+    """Return what is read of SGLang's scheduler."""
+    return SimpleNamespace(
+        page_size=page_size,
+        chunked_prefill_size=256,
+        max_prefill_tokens=256,
+        max_running_requests=64,
+        running_batch=SimpleNamespace(reqs=[], batch_is_full=False),
+        last_batch=None,
+        waiting_queue=[],
+        chunked_req=None,
+        server_args=SimpleNamespace(sleep_on_idle=False, speculative_num_draft_tokens=None),
+        tree_cache=tree,
+        device="cpu",
+        idle_sleeper=None,
+    )
+
+
+class Engine:
+    """One rank. Its supply thread takes its turns when it is told to, and its time is the test's."""
+
+    def __init__(self, folder: Path, page_size: int, **options: Any) -> None:
+        self.place = Place(folder, **options)
+        self.rank = RankMemory(self.place)
+        memory.use(self.rank)
+        self.page_size = page_size
+        self.now = 0.0
+        self.cache: Any = Cache()
+        self.scheduler = scheduler(page_size, self.cache)
+
+    def begin(self, allocator: Any) -> None:
+        """Serve, as when SGLang's scheduler is complete."""
+        self.allocator = self.cache.allocator = allocator
+        self.desk = Desk.find(self.place.runtime, "one", 1, lambda: self.now)
+        agreement = Agreement(self.desk, Alone(), False, lambda: self.now, self._sleep)
+        self.service = Service(self.rank, Demand(self.scheduler), Tree(self.scheduler), agreement)
+        memory.use(self.rank, self.service)
+
+    def turn(self) -> None:
+        """Let the supply thread do all it can."""
+        for _ in range(1000):
+            if self.rank.pool.supply_thread.turn(self.now) != 0.0:
+                return
+        raise AssertionError("the supply thread does not come to an end")
+
+    def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.turn()
+
+    def idle(self, seconds: float = 0.0) -> None:
+        """Let time pass without requests: nothing is wrong with the books."""
+        self.now += seconds
+        self.service.touched()
+        assert self.service.idle() == []
+        self.turn()
+
+    def limit(self, granules: int) -> None:
+        """Set the limit, as kvctl does."""
+        set_limit(self.place.runtime, "one", granules * self.place.account.granule_bytes)
+        self.turn()
+
+    @property
+    def mapped(self) -> int:
+        """Granules that are mapped."""
+        return self.service.books.mapped
+
+    def held(self) -> int:
+        """Return the granules whose memory exists."""
+        return self.rank.held_bytes // self.place.account.granule_bytes
+
+    def close(self) -> None:
+        """Give everything back; nothing is left."""
+        memory.close()
+        assert self.place.account.leased_bytes == 0
+        self.place.account.detach()
+
+
+def mha_pool(cls: type, slots: int, page_size: int) -> Any:
+    """Return a pool of keys and values."""
+    return cls(
+        slots, page_size=page_size, dtype=torch.float32, head_num=HEADS, head_dim=HEAD_DIM, layer_num=LAYERS,
+        device="cpu", enable_memory_saver=False,
+    )  # fmt: skip
+
+
+def mla_pool(cls: type, slots: int, page_size: int) -> Any:
+    """Return a pool of latents."""
+    return cls(
+        slots, page_size=page_size, dtype=torch.float32, kv_lora_rank=24, qk_rope_head_dim=8,
+        layer_num=2 * LAYERS, device="cpu", enable_memory_saver=False,
+    )  # fmt: skip
+
+
+def touch(kvcache: Any, slots: torch.Tensor) -> None:
+    """Write and read slots in every layer: the process dies where one has no memory."""
+    buffers = [*kvcache.k_buffer, *kvcache.v_buffer] if hasattr(kvcache, "k_buffer") else kvcache.kv_buffer
+    for number, buffer in enumerate(buffers):
+        buffer[slots] = float(number)
+        assert bool((buffer[slots] == float(number)).all())
+
+
+_runs = itertools.count()
+
+
+@contextmanager
+def engine(folder: Path, page_size: int, **options: Any) -> Iterator[Engine]:
+    """Make an engine in a runtime of its own."""
+    made = Engine(folder / f"run-{next(_runs)}", page_size, **options)
+    try:
+        yield made
+    finally:
+        made.close()
