@@ -1,0 +1,55 @@
+"""Requests to SGLang's own interface; what is asked, and how answers compare, is as for vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+from tests.engine.client import Answers, Client, Prompt
+
+
+class SglangClient(Client):
+    """Talks to one server; may be used by many threads."""
+
+    def complete(self, prompt: Prompt) -> httpx.Response:
+        """Send one request and return whatever comes back."""
+        return self._http.post("/generate", json=_body(prompt))
+
+    def ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return the ids generated; raises httpx.HTTPStatusError for an error."""
+        return tuple(self.complete(prompt).raise_for_status().json()["output_ids"])
+
+    def all_at_once(self, prompts: Sequence[Prompt], at_once: int) -> Answers:
+        """Return the answer to each prompt, so many of them under way at a time."""
+        with ThreadPoolExecutor(at_once) as pool:
+            return dict(zip(prompts, pool.map(self.ids, prompts), strict=True))
+
+    def abort(self, prompt: Prompt, after_chunks: int) -> bool:
+        """Close the connection after so many chunks; says whether the request was still under way."""
+        with self._http.stream("POST", "/generate", json=_body(prompt) | {"stream": True}) as answer:
+            answer.raise_for_status()
+            seen = 0
+            for line in answer.iter_lines():
+                if line == "data: [DONE]":
+                    return False
+                seen += line.startswith("data: ")
+                if seen >= after_chunks:
+                    return True
+        return False
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget what is cached; says whether it was done, which running requests prevent."""
+        return self._http.post("/flush_cache").status_code == httpx.codes.OK
+
+    def state(self) -> dict[str, Any]:
+        """Return what the first scheduler says of itself."""
+        answer = self._http.get("/server_info").raise_for_status().json()
+        return dict(answer["internal_states"][0])
+
+
+def _body(prompt: Prompt) -> dict[str, Any]:
+    sampling = {"temperature": 0, "max_new_tokens": prompt.max_tokens, "ignore_eos": True}
+    return {"input_ids": list(prompt.tokens), "sampling_params": sampling}

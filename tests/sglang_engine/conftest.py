@@ -1,0 +1,126 @@
+"""SGLang servers that tests share: started when first asked for, ended when the session ends."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from kvcached_core.ledger import Runtime, set_limit
+from tests.engine.client import SEQUENTIAL, Answers, Prompt, long_prompts, many_prompts
+from tests.engine.conftest import (  # their hooks and fixtures serve here as they do there
+    CAPACITY_BYTES,
+    ELASTIC,
+    HEADROOM_BYTES,
+    IDLE_SECONDS,
+    MAIN,
+    REST_SECONDS,
+    fleet,
+    pytest_configure,
+    pytest_runtest_makereport,
+    pytest_runtest_setup,
+    runtime,
+)
+from tests.engine.server import SHARED_MEMORY, Fleet, until
+from tests.engine.watch import is_at_rest
+from tests.models import tiny_model
+from tests.sglang_engine.client import SglangClient
+from tests.sglang_engine.server import STOCK, SglangServer
+
+__all__ = ["fleet", "pytest_configure", "pytest_runtest_makereport", "pytest_runtest_setup", "runtime"]
+
+collect_ignore_glob = [] if find_spec("sglang") else ["test_*.py"]
+
+LENGTH, PAGE = 2048, 16
+MODEL_FLAGS = ["--context-length", str(LENGTH), "--max-running-requests", "16", "--chunked-prefill-size", "512"]
+PAGED = ["--page-size", str(PAGE)]
+TOKENS = ["--max-total-tokens", str(CAPACITY_BYTES // 4096)]  # stock takes what is free: as much as the others
+SETTINGS = {
+    "KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES),
+    "KVCACHED_HEADROOM": str(HEADROOM_BYTES),
+    "KVCACHED_SPARE": "4MiB",
+    "KVCACHED_IDLE_SECONDS": str(IDLE_SECONDS),
+}
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    """Return the folder of the tiny model."""
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[Prompt]:
+    """Return the 200 requests that every configuration has to answer as stock does."""
+    return many_prompts()
+
+
+@pytest.fixture(scope="session")
+def extra_prompts() -> dict[str, list[Prompt]]:
+    """Return requests for special occasions, which stock answers too."""
+    return {
+        "long": long_prompts(2, 1900, 8),
+        "talkative": long_prompts(8, 250, 400),
+        "cached": long_prompts(3, 700, 24),
+        "burst": long_prompts(24, 1800, 64),
+    }
+
+
+@pytest.fixture(scope="session")
+def stock(
+    fleet: Fleet, model: Path, prompts: list[Prompt], extra_prompts: dict[str, list[Prompt]]
+) -> Answers:
+    """Return what stock SGLang, without any plugin, answers."""
+    with tempfile.TemporaryDirectory(prefix="kvt-run-", dir=SHARED_MEMORY) as folder:
+        server = SglangServer("sglang-stock", model, Path(folder), [*MODEL_FLAGS, *PAGED, *TOKENS], STOCK)
+        with fleet.running(server):
+            server.wait_ready()
+            with SglangClient(server.url) as client:
+                answers = client.answers(prompts, SEQUENTIAL)
+                for group in extra_prompts.values():
+                    answers |= client.answers(group)
+    return answers
+
+
+@pytest.fixture(scope="session")
+def _main(fleet: Fleet, model: Path, runtime: Path) -> Iterator[Callable[[], SglangServer]]:
+    """Return what gives the main server, anew if a test has ended it; it ends before its ledger."""
+    servers: list[SglangServer] = []
+    settings = SETTINGS | {"KVCACHED_NAME": MAIN, "SGLANG_RIG": "saboteur"}
+
+    def give() -> SglangServer:
+        if not servers or not servers[-1].alive:
+            for server in servers:
+                server.close()
+            # asleep when idle: another server in these tests has the core to itself
+            flags = [*MODEL_FLAGS, *PAGED, *ELASTIC, "--sleep-on-idle"]
+            server = SglangServer("sglang-main", model, runtime, flags, settings)
+            fleet.add(server)
+            server.wait_ready()
+            servers[:] = [server]
+        return servers[-1]
+
+    yield give
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def elastic(_main: Callable[[], SglangServer], runtime: Path) -> SglangServer:
+    """Return the main server, with its limit lifted, nothing cached and no memory but the first granule."""
+    server = _main()
+    set_limit(Runtime.open(runtime), MAIN, CAPACITY_BYTES)
+    with SglangClient(server.url) as client:
+        until(client.reset_prefix_cache, REST_SECONDS, "no request runs any more")
+    until(lambda: is_at_rest(runtime, MAIN), REST_SECONDS, "a server that is left alone is at rest")
+    return server
+
+
+@pytest.fixture
+def client(elastic: SglangServer) -> Iterator[SglangClient]:
+    """Return a client of the main server."""
+    with SglangClient(elastic.url) as client:
+        yield client

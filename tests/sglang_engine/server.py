@@ -1,0 +1,82 @@
+"""SGLang servers under test, on the CPU by way of tests/sglang_rig."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import httpx
+
+from tests.engine.server import BIN, MODEL_NAME, READY_SECONDS, Child, free_port, table, title_of, until
+
+# What SGLang checks of itself: leaks while requests run and when they do not, who owns each page, and whether
+# all ranks decide alike. Each of them ends the server.
+STRICT = {
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
+    "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
+    "SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1",
+}
+_ENVIRONMENT = STRICT | {
+    "SGLANG_USE_CPU_ENGINE": "1",
+    "PYTHONWARNINGS": "ignore",
+    # Of two threads on cores that others use too each waits for the other, thirty times longer than it works.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+STOCK = {"SGLANG_PLUGINS": "none-of-them"}  # names that are not there: no plugin is loaded
+_FIXED = ["--device", "cpu", "--attention-backend", "torch_native", "--dtype", "float32", "--host",
+          "127.0.0.1", "--served-model-name", MODEL_NAME, "--skip-server-warmup", "--random-seed", "1"]  # fmt: skip
+_SCHEDULER = "sglang::scheduler"
+
+
+class SglangServer(Child):
+    """A server of one model; `command` is how it is started."""
+
+    def __init__(
+        self,
+        name: str,
+        model: Path,
+        runtime: Path,
+        flags: list[str],
+        extra: Mapping[str, str],
+        command: tuple[str, ...] = (sys.executable, "-m", "sglang.launch_server"),
+    ) -> None:
+        self.port = free_port()
+        where = ["--model-path", str(model), "--port", str(self.port)]
+        super().__init__(name, runtime, [*command, *where, *_FIXED, *flags], {**_ENVIRONMENT, **extra})
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def wait_ready(self) -> None:
+        """Wait until the server answers; fails if it ends before or is late."""
+        until(self._answers, READY_SECONDS, f"{self.name} is ready")
+
+    def schedulers(self) -> list[int]:
+        """Return the process ids of the schedulers, by rank."""
+        mine = [entry.pid for entry in table().values() if entry.group == self.process.pid and not entry.zombie]
+        return sorted((pid for pid in mine if _SCHEDULER in title_of(pid)), key=title_of)
+
+    def _answers(self) -> bool:
+        assert self.alive, f"{self.name} ended with status {self.process.returncode} before it was ready"
+        try:
+            return httpx.get(f"{self.url}/model_info", timeout=2.0).is_success
+        except httpx.TransportError:
+            return False
+
+
+SERVE = (str(BIN / "sglang"), "serve")
+
+
+@contextlib.contextmanager
+def ready(server: SglangServer) -> Iterator[SglangServer]:
+    """Give a server that answers, and close it."""
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.close()

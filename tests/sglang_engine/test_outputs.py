@@ -1,0 +1,72 @@
+"""I12: what an elastic SGLang answers is what stock answers, at both kinds of page size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvcached_core.ledger import Runtime, set_limit, wait_until_holds
+from tests.engine.client import CONCURRENCY, SEQUENTIAL, Answers, Prompt, differences
+from tests.engine.conftest import ELASTIC, MAIN, MIB
+from tests.engine.server import Fleet
+from tests.engine.watch import watching
+from tests.report import record
+from tests.sglang_engine.client import SglangClient
+from tests.sglang_engine.conftest import MODEL_FLAGS, PAGED, SETTINGS, TOKENS
+from tests.sglang_engine.server import SglangServer
+
+pytestmark = pytest.mark.engine
+
+
+def test_i12_the_default_backend_is_stock_and_stock_agrees_with_itself(
+    fleet: Fleet, model: Path, stock: Answers, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    flags = [*MODEL_FLAGS, *PAGED, *TOKENS, "--kv-cache-backend", "default"]
+    server = SglangServer("sglang-default", model, tmp_path / "run", flags, {"ENABLE_KVCACHED": "true"})
+    with fleet.running(server):
+        server.wait_ready()
+        with SglangClient(server.url) as client:
+            wrong = differences(client.all_at_once(prompts, CONCURRENCY), stock)
+        assert not (tmp_path / "run").exists(), "a server with the default backend opened a ledger"
+    record("sglang.control_mismatches", len(wrong))
+    record("sglang.control_compared", len(prompts))
+    assert not wrong
+
+
+def test_i12_outputs_equal_stock_in_turn_together_and_with_shared_prefixes(
+    client: SglangClient, runtime: Path, stock: Answers, prompts: list[Prompt]
+) -> None:
+    with watching(runtime):
+        answers = client.answers(prompts, SEQUENTIAL)
+    assert not differences(answers, stock)
+    record("sglang.compared", len(answers))
+
+
+def test_i12_outputs_equal_stock_with_a_page_for_each_token(
+    fleet: Fleet, model: Path, runtime: Path, stock: Answers, prompts: list[Prompt]
+) -> None:
+    settings = SETTINGS | {"KVCACHED_NAME": "tokens", "ENABLE_KVCACHED": "true"}
+    server = SglangServer("sglang-tokens", model, runtime, MODEL_FLAGS, settings)
+    with fleet.running(server):
+        server.wait_ready()
+        with SglangClient(server.url) as client, watching(runtime) as watch:
+            answers = client.answers(prompts, SEQUENTIAL)
+            assert client.state()["memory_usage"]["token_capacity"] > 40_000
+        assert watch.peak_used_bytes["tokens"] > 4 * MIB
+    assert not differences(answers, stock)
+    record("sglang.compared", len(answers))
+
+
+def test_i12_outputs_equal_stock_while_requests_are_retracted(
+    client: SglangClient, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
+) -> None:
+    # Eight requests that begin with 1 MiB and end with 3, in room for 9: not all that start can stay.
+    opened = Runtime.open(runtime)
+    changes = set_limit(opened, MAIN, 10 * MIB)
+    assert all(outcome.holds for outcome in wait_until_holds(opened, changes, 5.0))
+    with watching(runtime) as watch:
+        answers = client.answers(extra_prompts["talkative"])
+    assert watch.peak_ready_bytes[MAIN] <= 10 * MIB
+    assert not differences(answers, stock)
+    record("sglang.compared", len(answers))
