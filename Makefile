@@ -33,7 +33,7 @@ format: setup ## apply the formatter and the safe fixes
 	$(PYTHON) -m ruff check --fix $(SOURCES)
 	$(PYTHON) -m ruff format $(SOURCES)
 
-compat: setup ## check every seam against the vLLM wheels we support, statically
+compat: setup ## check every seam against the wheels of vLLM and SGLang that we support, statically
 	@$(PYTHON) -m tools.compat
 
 wheels: setup ## build the three wheels into build/dist

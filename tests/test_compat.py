@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -117,9 +118,9 @@ def test_a_missing_name_or_changed_signature_is_reported(
 def test_the_command_prints_a_table_and_fails_on_a_miss(
     source_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compat, "seams", lambda: PRESENT)
+    monkeypatch.setattr(compat, "seams", lambda engine: PRESENT)
     assert compat.main([str(source_path)]) == 0
-    monkeypatch.setattr(compat, "seams", lambda: [*PRESENT, ABSENT[2][0]])
+    monkeypatch.setattr(compat, "seams", lambda engine: [*PRESENT, ABSENT[2][0]])
     assert compat.main([str(source_path)]) == 1
     printed = capsys.readouterr().out
     assert "9.9.9" in printed
@@ -128,16 +129,43 @@ def test_the_command_prints_a_table_and_fails_on_a_miss(
 
 
 def test_no_seams_at_all_is_a_failure(source_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat, "seams", list)
+    monkeypatch.setattr(compat, "seams", lambda engine: [])
     assert compat.main([str(source_path)]) == 1
 
 
-def test_the_installed_engine_has_every_declared_seam() -> None:
-    vllm = find_spec("vllm")
-    if vllm is None or not vllm.submodule_search_locations:
-        pytest.skip("vLLM is not installed")
-    declared = seams()
+def test_each_engine_has_a_table_of_its_own(
+    source_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / source_path.name.replace("vllm-9.9.9", "sglang-8.8.8")
+    if source_path.is_dir():
+        shutil.copytree(source_path, other)
+    else:
+        shutil.copy(source_path, other)
+    asked: list[str] = []
+
+    def declared(engine: str) -> list[Seam]:
+        asked.append(engine)
+        return PRESENT[:2]
+
+    monkeypatch.setattr(compat, "seams", declared)
+    assert compat.main([str(source_path), str(other), str(source_path)]) == 0
+    assert asked == ["vllm", "sglang"]
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if " " not in line] == ["vllm", "sglang"]
+    assert printed[-1] == "4 seams checked, 0 missing"
+
+
+def test_a_path_of_no_engine_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a name that begins with vllm or sglang"):
+        compat.engine_of(Path("torch-2.0-py3-none-any.whl"))
+
+
+@pytest.mark.parametrize("engine", [engine for engine in compat.ENGINES if find_spec(engine)])
+def test_the_installed_engine_has_every_declared_seam(engine: str) -> None:
+    found = find_spec(engine)
+    assert found is not None and found.submodule_search_locations
+    declared = seams(engine)
     assert declared
-    with Source(Path(vllm.submodule_search_locations[0]).parent) as source:
+    with Source(Path(found.submodule_search_locations[0]).parent) as source:
         problems = {f"{s.module}:{s.qualname}": check_seam(source, s) for s in declared}
     assert not {name: problem for name, problem in problems.items() if problem}

@@ -1,7 +1,8 @@
-"""Check every seam of vLLM that the plugin relies on against released wheels, without installing them.
+"""Check every seam of the engines that the plugins rely on against released wheels, without installing them.
 
-`python -m tools.compat [WHEEL_OR_FOLDER ...]`: without arguments, the wheels of VERSIONS are downloaded into
-build/wheels and kept. Exit status 1 if a seam is missing.
+`python -m tools.compat [WHEEL_OR_FOLDER ...]`: without arguments, the wheels of ENGINES are downloaded into
+build/wheels and kept. A path is named after its engine: vllm-..., sglang-... Exit status 1 if a seam is
+missing.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,39 +18,58 @@ from tools.seam_checks import Source, check_seam, seams
 
 ROOT = Path(__file__).resolve().parent.parent
 WHEELS = ROOT / "build" / "wheels"
-VERSIONS = ("0.30.0", "0.32.0", "0.33.0")
+NEWEST = "newest"
+ENGINES: Mapping[str, Sequence[str]] = {
+    "vllm": ("0.30.0", "0.32.0", "0.33.0"),
+    "sglang": ("0.5.23", NEWEST),
+}
 
 
 class Row(NamedTuple):
-    """One seam in one version; `problem` is empty where it is as expected."""
+    """One seam in one version of an engine; `problem` is empty where it is as expected."""
 
+    engine: str
     version: str
     seam: str
     problem: str
 
 
-def wheel(version: str, folder: Path = WHEELS) -> Path:
-    """Return vLLM's wheel of a version, downloaded if need be, whole or not at all."""
-    found = sorted(folder.glob(f"vllm-{version}-*.whl"))
+def wheel(engine: str, version: str, folder: Path = WHEELS) -> Path:
+    """Return an engine's wheel of a version, downloaded if need be, whole or not at all."""
+    found = [] if version == NEWEST else sorted(folder.glob(f"{engine}-{version}-*.whl"))
     if found:
         return found[0]
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"downloading the wheel of vllm {version} without its dependencies ...", flush=True)
+    print(f"downloading the wheel of {engine} {version} without its dependencies ...", flush=True)
+    asked = engine if version == NEWEST else f"{engine}=={version}"
     with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q", "--no-deps"]
-        target = ["--only-binary", ":all:", "--progress-bar", "off", "--dest", part, f"vllm=={version}"]
+        target = ["--only-binary", ":all:", "--progress-bar", "off", "--dest", part, asked]
         subprocess.run([*command, *target], check=True)
-        (made,) = Path(part).glob("vllm-*.whl")
+        (made,) = Path(part).glob(f"{engine}-*.whl")
         return made.replace(folder / made.name)
 
 
-def check(version: str, source: Source) -> list[Row]:
-    """Check all seams of the plugin in one version's source."""
-    return [Row(version, f"{s.module}:{s.qualname}", check_seam(source, s)) for s in seams()]
+def version_of(path: Path) -> str:
+    """Return the version in the name of a wheel or of a folder that was one."""
+    return path.name.split("-")[1]
+
+
+def engine_of(path: Path) -> str:
+    """Return the engine that a path is named after; raises ValueError for another one."""
+    engine = path.name.split("-")[0]
+    if engine not in ENGINES:
+        raise ValueError(f"{path}: expected a name that begins with {' or '.join(ENGINES)} and a hyphen")
+    return engine
+
+
+def check(engine: str, version: str, source: Source) -> list[Row]:
+    """Check all seams of an engine's plugin in one version's source."""
+    return [Row(engine, version, f"{s.module}:{s.qualname}", check_seam(source, s)) for s in seams(engine)]
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Write seams as lines and versions as columns, then what is wrong."""
+    """Write one engine's seams as lines and versions as columns, then what is wrong."""
     versions = list(dict.fromkeys(row.version for row in rows))
     names = list(dict.fromkeys(row.seam for row in rows))
     problems = {(row.version, row.seam): row.problem for row in rows}
@@ -58,17 +78,18 @@ def table(rows: Sequence[Row]) -> str:
     for name in names:
         marks = (f"{'MISSING' if problems[version, name] else 'ok':>10}" for version in versions)
         lines.append("  ".join([f"{name:{width}}", *marks]))
-    lines += [f"vllm {row.version}: {row.seam}: {row.problem}" for row in rows if row.problem]
+    lines += [f"{row.engine} {row.version}: {row.seam}: {row.problem}" for row in rows if row.problem]
     return "\n".join(lines)
 
 
-def run(sources: Iterable[tuple[str, Path]]) -> int:
-    """Check (version, wheel or folder) pairs and print the table; returns the exit status."""
+def run(paths: Iterable[Path]) -> int:
+    """Check wheels or folders and print a table for each engine; returns the exit status."""
     rows: list[Row] = []
-    for version, path in sources:
+    for path in dict.fromkeys(paths):
         with Source(path) as source:
-            rows += check(version, source)
-    print(table(rows))
+            rows += check(engine_of(path), version_of(path), source)
+    for engine in dict.fromkeys(row.engine for row in rows):
+        print(f"{engine}\n{table([row for row in rows if row.engine == engine])}")
     missing = sum(bool(row.problem) for row in rows)
     print(f"{len(rows)} seams checked, {missing} missing")
     return 1 if missing or not rows else 0
@@ -77,10 +98,8 @@ def run(sources: Iterable[tuple[str, Path]]) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Check the paths given, or the wheels of all supported versions."""
     if arguments:
-        return run(
-            (Path(name).name.removeprefix("vllm-").partition("-")[0], Path(name)) for name in arguments
-        )
-    return run([(version, wheel(version)) for version in VERSIONS])
+        return run(map(Path, arguments))
+    return run(wheel(engine, version) for engine, versions in ENGINES.items() for version in versions)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import ast
 import zipfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Protocol
@@ -19,7 +20,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class SeamLike(Protocol):
-    """What vllm_kvcached.seams.Seam offers."""
+    """What a plugin's seams.Seam offers."""
 
     @property
     def module(self) -> str: ...
@@ -80,11 +81,10 @@ class Source:
             return None
 
 
-def seams() -> Sequence[SeamLike]:
-    """Return the seams that the plugin declares."""
-    from vllm_kvcached.seams import SEAMS
-
-    return SEAMS
+def seams(engine: str) -> Sequence[SeamLike]:
+    """Return the seams that the plugin of an engine declares; raises ImportError if there is none."""
+    declared: Sequence[SeamLike] = import_module(f"{engine}_kvcached.seams").SEAMS
+    return declared
 
 
 def check_seam(source: Source, seam: SeamLike) -> str:
