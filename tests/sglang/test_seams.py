@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 
 from kvcached_core.errors import UnsupportedError
-from sglang_kvcached import seams
+from sglang_kvcached import allocators, pools, prefill, seams, swa
 from sglang_kvcached.seams import COMMAND_LINE, SEAMS, Seam, missing, require, version_problem
 
 SIZES = "sglang.srt.mem_cache.kv_cache_configurator"
@@ -72,3 +72,28 @@ def test_no_engine_at_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seams, "version", none)
     with pytest.raises(UnsupportedError, match="needs SGLang, which is not installed"):
         require()
+
+
+def test_every_stock_method_that_is_overridden_is_a_seam() -> None:
+    known = {(seam.module, seam.qualname) for seam in SEAMS}
+    unknown = set()
+    for module in (allocators, pools, prefill, swa):
+        for ours in vars(module).values():
+            if isinstance(ours, type) and ours.__module__ == module.__name__:
+                unknown |= overridden(ours) - known
+    assert not unknown
+
+
+def overridden(ours: type) -> set[tuple[str, str]]:
+    """Return module and name of what a class of this plugin overrides, where SGLang defines it."""
+    stock = [base for base in ours.__mro__ if base.__module__.startswith("sglang.")]
+    names = {
+        name for base in ours.__mro__ if base.__module__.startswith("sglang_kvcached.") for name in vars(base)
+        if not name.startswith("__") or name == "__init__"
+    }  # fmt: skip
+    found = set()
+    for name in names - {"_abc_impl"}:
+        definer = next((base for base in stock if name in vars(base)), None)
+        if definer is not None:
+            found.add((definer.__module__, f"{definer.__qualname__}.{name}"))
+    return found

@@ -35,9 +35,19 @@ __all__ = ["fleet", "pytest_configure", "pytest_runtest_makereport", "pytest_run
 collect_ignore_glob = [] if find_spec("sglang") else ["test_*.py"]
 
 LENGTH, PAGE = 2048, 16
-MODEL_FLAGS = ["--context-length", str(LENGTH), "--max-running-requests", "16", "--chunked-prefill-size", "512"]
+MODEL_FLAGS = [
+    "--context-length",
+    str(LENGTH),
+    "--max-running-requests",
+    "16",
+    "--chunked-prefill-size",
+    "512",
+]
 PAGED = ["--page-size", str(PAGE)]
-TOKENS = ["--max-total-tokens", str(CAPACITY_BYTES // 4096)]  # stock takes what is free: as much as the others
+TOKENS = [
+    "--max-total-tokens",
+    str(CAPACITY_BYTES // 4096),
+]  # stock takes what is free: as much as the others
 SETTINGS = {
     "KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES),
     "KVCACHED_HEADROOM": str(HEADROOM_BYTES),

@@ -19,7 +19,7 @@ STRICT = {
     "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
     "SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1",
 }
-_ENVIRONMENT = STRICT | {
+ENVIRONMENT = STRICT | {
     "SGLANG_USE_CPU_ENGINE": "1",
     "PYTHONWARNINGS": "ignore",
     # Of two threads on cores that others use too each waits for the other, thirty times longer than it works.
@@ -46,7 +46,7 @@ class SglangServer(Child):
     ) -> None:
         self.port = free_port()
         where = ["--model-path", str(model), "--port", str(self.port)]
-        super().__init__(name, runtime, [*command, *where, *_FIXED, *flags], {**_ENVIRONMENT, **extra})
+        super().__init__(name, runtime, [*command, *where, *_FIXED, *flags], {**ENVIRONMENT, **extra})
 
     @property
     def url(self) -> str:
@@ -58,7 +58,9 @@ class SglangServer(Child):
 
     def schedulers(self) -> list[int]:
         """Return the process ids of the schedulers, by rank."""
-        mine = [entry.pid for entry in table().values() if entry.group == self.process.pid and not entry.zombie]
+        mine = [
+            entry.pid for entry in table().values() if entry.group == self.process.pid and not entry.zombie
+        ]
         return sorted((pid for pid in mine if _SCHEDULER in title_of(pid)), key=title_of)
 
     def _answers(self) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from kvcached_core.ledger import Runtime, set_limit, wait_until_holds
 from tests.engine.client import CONCURRENCY, SEQUENTIAL, Answers, Prompt, differences
-from tests.engine.conftest import ELASTIC, MAIN, MIB
+from tests.engine.conftest import MAIN, MIB
 from tests.engine.server import Fleet
 from tests.engine.watch import watching
 from tests.report import record

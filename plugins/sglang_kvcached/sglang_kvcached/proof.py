@@ -25,7 +25,7 @@ def require_elastic(schedulers: int) -> None:
     found = elastic_ranks()
     if found < schedulers:
         raise InvariantError(
-            f"{schedulers} schedulers are ready, and {found} have an elastic KV cache: stopped rather than "
-            "served without. Is sglang-kvcached installed where the schedulers run, and does "
+            f"an elastic KV cache was asked for, and {found} of {schedulers} schedulers have one: stopped "
+            "rather than served without. Is sglang-kvcached installed where the schedulers run, and does "
             "SGLANG_PLUGINS name it? Use --kv-cache-backend default to serve without"
         )

@@ -25,7 +25,7 @@ def register() -> None:
         case "forget":
             from sglang.srt.plugins.hook_registry import HookRegistry
 
-            HookRegistry.reset()
+            HookRegistry.apply_hooks = classmethod(lambda registry: None)
 
 
 def _granules() -> tuple[Any, list[int]]:

@@ -1,0 +1,107 @@
+"""Two ranks, one budget that both agree on: outputs equal stock, and the budget is kept under load."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from kvcached_core.ledger import Runtime, set_limit
+from tests.engine.client import SEQUENTIAL, Answers, Prompt, differences
+from tests.engine.conftest import CAPACITY_BYTES, ELASTIC, MIB, REST_SECONDS
+from tests.engine.server import SHARED_MEMORY, Fleet, cores, until
+from tests.engine.watch import owners, watching
+from tests.report import record
+from tests.sglang_engine.client import SglangClient
+from tests.sglang_engine.conftest import MODEL_FLAGS, PAGED, SETTINGS, TOKENS
+from tests.sglang_engine.server import SERVE, STOCK, SglangServer
+
+pytestmark = pytest.mark.engine
+
+NAME, TIGHT_BYTES = "pair", 8 * MIB
+BOTH = [*MODEL_FLAGS, *PAGED, "--tp-size", "2"]
+THREADS = {"SGLANG_CPU_OMP_THREADS_BIND": cores(2)}
+CONVERGE_SECONDS = 1.0
+DEATH_SECONDS = 1.0  # the kernel frees the lock with the process
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """Return the runtime directory of this file's servers."""
+    with tempfile.TemporaryDirectory(prefix="kvt-run-", dir=SHARED_MEMORY) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def stock_pair(fleet: Fleet, model: Path, place: Path, prompts: list[Prompt]) -> Answers:
+    """Return what stock SGLang answers with two ranks: sums in another order than with one."""
+    server = SglangServer("sglang-stock-pair", model, place, [*BOTH, *TOKENS], THREADS | STOCK)
+    with fleet.running(server):
+        server.wait_ready()
+        with SglangClient(server.url) as client:
+            return client.answers(prompts, SEQUENTIAL)
+
+
+@pytest.fixture(scope="module")
+def pair(fleet: Fleet, model: Path, place: Path) -> Iterator[SglangServer]:
+    """Return an elastic server of two ranks, started the other way."""
+    settings = SETTINGS | THREADS | {"KVCACHED_NAME": NAME}
+    server = SglangServer("sglang-pair", model, place, [*BOTH, *ELASTIC, "--sleep-on-idle"], settings, SERVE)
+    with fleet.running(server):
+        server.wait_ready()
+        yield server
+
+
+def _held(place: Path) -> list[int]:
+    """Return what each rank holds, by rank."""
+    return [owner.ready_bytes for owner in sorted(owners(place, NAME), key=lambda owner: owner.rank)]
+
+
+def test_i12_outputs_of_two_ranks_equal_stock(
+    stock_pair: Answers, pair: SglangServer, place: Path, prompts: list[Prompt]
+) -> None:
+    with SglangClient(pair.url) as client, watching(place):
+        answers = client.answers(prompts, SEQUENTIAL)
+        assert client.reset_prefix_cache()
+    assert not differences(answers, stock_pair)
+    record("sglang.compared", len(answers))
+    record("sglang.compared_tp2", len(answers))
+    least = owners(place, NAME)[0].granule_bytes
+    until(lambda: _held(place) == [least] * 2, REST_SECONDS, "both ranks are at rest")
+
+
+def test_a_limit_holds_on_both_ranks_within_a_second_under_load(
+    stock_pair: Answers, pair: SglangServer, place: Path, prompts: list[Prompt]
+) -> None:
+    runtime = Runtime.open(place)
+    took = []
+    with SglangClient(pair.url) as client, watching(place), ThreadPoolExecutor(1) as pool:
+        load = pool.submit(client.all_at_once, prompts, 24)
+        for limit_bytes in (TIGHT_BYTES, 24 * MIB, TIGHT_BYTES):
+            until(
+                lambda: max(_held(place)) > TIGHT_BYTES, 60, "the load has taken more than the limit to come"
+            )
+            set_limit(runtime, NAME, limit_bytes)
+            took.append(until(lambda n=limit_bytes: max(_held(place)) <= n, 30, "both ranks are within it"))  # type: ignore[misc]
+            assert not load.done(), "the limit was moved under load"
+            set_limit(runtime, NAME, CAPACITY_BYTES)
+        answers = load.result()
+    print("limits held after " + ", ".join(f"{seconds:.2f} s" for seconds in took))
+    assert not differences(answers, stock_pair)
+    assert max(took) < CONVERGE_SECONDS, took
+    record("sglang.compared", len(answers))
+    record("sglang.limits_tp2", len(took))
+
+
+def test_kill_9_of_one_rank_frees_what_both_held(pair: SglangServer, place: Path) -> None:
+    _, second = pair.schedulers()
+    os.kill(second, signal.SIGKILL)
+    until(lambda: len(owners(place, NAME)) <= 1, DEATH_SECONDS, "the dead rank's slot is nobody's")
+    pair.wait(60)
+    until(lambda: not owners(place), DEATH_SECONDS, "nobody holds a slot")
+    record("sglang.kills", 1)

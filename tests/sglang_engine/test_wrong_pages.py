@@ -1,0 +1,54 @@
+"""Negative controls: a page with wrong contents, or one unmapped too early, does not pass unseen."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.engine.client import Answers, Prompt, long_prompts
+from tests.engine.conftest import MAIN
+from tests.engine.server import until
+from tests.engine.watch import owner, owners
+from tests.sglang_engine.client import SglangClient
+from tests.sglang_engine.server import SglangServer
+
+pytestmark = pytest.mark.engine
+
+
+def _sabotage(server: SglangServer, which: signal.Signals, sentence: str) -> None:
+    """Have the rig do what must never happen, and wait until it is done."""
+    before = server.text().count(sentence)
+    (scheduler,) = server.schedulers()
+    os.kill(scheduler, which)
+    until(lambda: server.text().count(sentence) > before, 10, f"the rig says: {sentence}")
+
+
+def test_i12_overwritten_granules_are_detected(
+    elastic: SglangServer, client: SglangClient, stock: Answers, extra_prompts: dict[str, list[Prompt]]
+) -> None:
+    for prompt in extra_prompts["cached"]:
+        assert client.ids(prompt) == stock[prompt]
+        assert client.ids(prompt) == stock[prompt], "a hit of the prefix cache changes nothing"
+        _sabotage(elastic, signal.SIGUSR2, "granules overwritten")
+        assert client.ids(prompt) != stock[prompt]
+        assert client.reset_prefix_cache()
+        assert client.ids(prompt) == stock[prompt]
+
+
+def test_i5_a_page_unmapped_too_early_crashes_its_scheduler_and_leaves_a_clean_ledger(
+    elastic: SglangServer, client: SglangClient, runtime: Path
+) -> None:
+    (endless,) = long_prompts(1, 250, 1700)
+    with ThreadPoolExecutor(1) as pool:
+        request = pool.submit(client.ids, endless)
+        until(lambda: owner(runtime, MAIN).used_bytes > 2 * owner(runtime, MAIN).granule_bytes, 30, "it runs")
+        _sabotage(elastic, signal.SIGUSR1, "granules unmapped")
+        assert isinstance(request.exception(60), httpx.HTTPError)
+    until(lambda: not owners(runtime), 1.0, "nobody holds a slot after the crash")
+    elastic.wait(60)
+    assert "Fatal Python error: Segmentation fault" in elastic.text()
