@@ -1,9 +1,12 @@
-# Everything runs in .venv, which tools/setup_venv.sh makes and keeps up to date.
+# Everything runs in .venv, which tools/setup_venv.sh makes and keeps up to date; what needs SGLang runs in
+# .venv-sglang, from tools/setup_sglang.sh: the two engines want different versions of the same packages.
 PYTHON := .venv/bin/python
+SGLANG_PYTHON := .venv-sglang/bin/python
+SGLANG_TESTS := tests/sglang tests/sglang_engine tests/test_compat.py
 SOURCES := kvcached_core cli plugins tests tools examples benchmarks
 REPORTS := build/test-report.d
 
-.PHONY: help setup demo test ledger-long check format compat wheels clean
+.PHONY: help setup setup-sglang demo test test-sglang ledger-long check format compat wheels clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -12,13 +15,20 @@ help: ## list the targets
 setup: ## make .venv with torch, vLLM for the CPU, the project and its tools
 	@tools/setup_venv.sh
 
+setup-sglang: ## make .venv-sglang with torch, SGLang on the CPU and the project
+	@tools/setup_sglang.sh
+
 demo: setup ## serve two models on one budget and watch KV memory move between them
 	@$(PYTHON) -m examples.demo
 
-test: check ## run the whole suite; ends with the counts held against their minima
-	@rm -rf $(REPORTS) build/junit.xml && mkdir -p $(REPORTS)
+test: check setup-sglang ## run the whole suite; ends with the counts held against their minima
+	@rm -rf $(REPORTS) build/junit*.xml && mkdir -p $(REPORTS)
 	$(PYTHON) -m pytest -q --junit-xml=build/junit.xml
+	$(SGLANG_PYTHON) -m pytest -q --junit-xml=build/junit-sglang.xml $(SGLANG_TESTS)
 	@$(PYTHON) -m tools.test_report
+
+test-sglang: setup-sglang ## run only the tests that need SGLang
+	$(SGLANG_PYTHON) -m pytest -q $(SGLANG_TESTS)
 
 ledger-long: setup ## the ledger against its model, 20,000 histories of 100 steps: an hour
 	KVCACHED_LEDGER_EXAMPLES=20000 KVCACHED_LEDGER_STEPS=100 $(PYTHON) -m pytest -q tests/ledger/test_state_machine.py
@@ -36,10 +46,10 @@ format: setup ## apply the formatter and the safe fixes
 compat: setup ## check every seam against the wheels of vLLM and SGLang that we support, statically
 	@$(PYTHON) -m tools.compat
 
-wheels: setup ## build the three wheels into build/dist
+wheels: setup ## build the four wheels into build/dist
 	@$(PYTHON) -m tools.wheels build/dist
 
-clean: ## remove .venv and everything built
-	rm -rf .venv build .import_linter_cache
+clean: ## remove the environments and everything built
+	rm -rf .venv .venv-sglang build .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
-	rm -rf *.egg-info cli/*.egg-info plugins/*/*.egg-info
+	rm -rf *.egg-info cli/*.egg-info plugins/*/*.egg-info tests/sglang_rig/*.egg-info

@@ -20,7 +20,7 @@ import pytest
 import kvcached_core
 from tools.wheels import DISTRIBUTIONS, ROOT, build
 
-HEAVY = ("torch", "vllm", "cupy", "cuda", "numpy")
+HEAVY = ("torch", "vllm", "sglang", "cupy", "cuda", "numpy")
 ENVIRONMENT = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
 
 
@@ -60,7 +60,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def venv(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An environment with nothing but what `pip install vllm-kvcached` brings, without a network."""
+    """An environment with nothing but what an installation of both plugins brings, without a network."""
     folder = tmp_path_factory.mktemp("empty") / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     site = next(folder.glob("lib/python*/site-packages"))
@@ -72,7 +72,7 @@ def venv(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> I
                 shutil.copy(source, site / file)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", folder / "bin" / "python")
     dist = next(iter(wheels.values())).parent
-    run(*pip, "install", "--quiet", "--no-index", "--find-links", dist, "vllm-kvcached")
+    run(*pip, "install", "--quiet", "--no-index", "--find-links", dist, "vllm-kvcached", "sglang-kvcached")
     run(*pip, "check")
     yield folder
 
@@ -83,7 +83,7 @@ def test_versions_are_in_lockstep() -> None:
     for name in DISTRIBUTIONS:
         table = project(name)
         extras = [r for group in table.get("optional-dependencies", {}).values() for r in group]
-        ours = [r for r in [*table["dependencies"], *extras] if re.match(r"kvcached|kvctl|vllm", r)]
+        ours = [r for r in [*table["dependencies"], *extras] if re.match(r"kvcached|kvctl|vllm|sglang", r)]
         assert all(r.endswith(f"=={kvcached_core.__version__}") for r in ours), ours
     assert f"## {kvcached_core.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
@@ -98,7 +98,7 @@ def test_the_engine_is_no_dependency() -> None:
 
 
 def test_extras_name_one_cuda_major_each() -> None:
-    for name in ("kvcached-core", "vllm-kvcached"):
+    for name in ("kvcached-core", "vllm-kvcached", "sglang-kvcached"):
         assert set(project(name)["optional-dependencies"]) == {"cuda12", "cuda13"}
     extras = project("kvcached-core")["optional-dependencies"]
     for major in ("12", "13"):
@@ -127,9 +127,7 @@ def test_a_wheel_is_pure_and_holds_its_package_only(wheels: dict[str, Path], nam
 
 
 def test_installed_wheels_import_and_say_their_version(venv: Path) -> None:
-    code = (
-        "import kvcached_core, kvctl, vllm_kvcached; print(kvcached_core.__version__, kvcached_core.__file__)"
-    )
+    code = "import kvcached_core, kvctl, vllm_kvcached, sglang_kvcached; print(kvcached_core.__version__, kvcached_core.__file__)"
     version, where = run(venv / "bin" / "python", "-I", "-c", code).split()
     assert version == kvcached_core.__version__
     assert Path(where).is_relative_to(venv)

@@ -44,19 +44,20 @@ def test_a_count_under_its_minimum_or_a_failed_test_is_wrong(
     source: Path, tmp_path: Path, counted: int, failures: int, sentence: str
 ) -> None:
     report.record("a", counted)
-    junit, written = tmp_path / "junit.xml", tmp_path / "report.json"
-    junit.write_text(JUNIT.format(failures=failures))
-    wrong = test_report.write(written, junit, source, {"a": 5})
+    junits, written = (tmp_path / "one.xml", tmp_path / "two.xml"), tmp_path / "report.json"
+    junits[0].write_text(JUNIT.format(failures=0))
+    junits[1].write_text(JUNIT.format(failures=failures))
+    wrong = test_report.write(written, junits, source, {"a": 5})
     assert bool(wrong) == bool(sentence)
     assert sentence in "".join(wrong)
     text = json.loads(written.read_text())
     assert text["counts"] == {"a": counted}
     assert text["tests"] == {
-        "tests": 5,
+        "tests": 10,
         "failures": failures,
         "errors": 0,
-        "skipped": 1,
-        "passed": 4 - failures,
+        "skipped": 2,
+        "passed": 8 - failures,
     }
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 from tests.report import collect, folder
 
 ROOT = Path(__file__).resolve().parent.parent
-JUNIT = ROOT / "build" / "junit.xml"
+JUNITS = (ROOT / "build" / "junit.xml", ROOT / "build" / "junit-sglang.xml")
 REPORT = ROOT / "build" / "test-report.json"
 
 # A suite that silently does less than this is broken, whatever pytest says.
@@ -33,16 +33,24 @@ MINIMA: dict[str, int] = {
     "pool.steps": 2_000,
     "requests.compared": 800,
     "requests.control_compared": 200,
+    "sglang.compared": 1_000,
+    "sglang.compared_tp2": 200,
+    "sglang.control_compared": 200,
+    "sglang.kills": 1,
+    "sglang.limits_tp2": 3,
+    "sglang.stress_limits": 4,
+    "sglang.stress_requests": 200,
     "stress.requests": 300,
 }
 
 
-def outcomes(junit: Path) -> dict[str, int]:
-    """Return pytest's own counts from its XML: tests, passed, failures, errors, skipped."""
+def outcomes(junits: Sequence[Path]) -> dict[str, int]:
+    """Return pytest's own counts over all runs from its XML: tests, passed, failures, errors, skipped."""
     totals = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
-    for suite in ElementTree.parse(junit).getroot().iter("testsuite"):
-        for name in totals:
-            totals[name] += int(suite.get(name, "0"))
+    for junit in junits:
+        for suite in ElementTree.parse(junit).getroot().iter("testsuite"):
+            for name in totals:
+                totals[name] += int(suite.get(name, "0"))
     totals["passed"] = totals["tests"] - totals["failures"] - totals["errors"] - totals["skipped"]
     return totals
 
@@ -56,9 +64,9 @@ def shortfalls(counts: Mapping[str, int], minima: Mapping[str, int]) -> list[str
     ]
 
 
-def write(report: Path, junit: Path, source: Path, minima: Mapping[str, int]) -> list[str]:
+def write(report: Path, junits: Sequence[Path], source: Path, minima: Mapping[str, int]) -> list[str]:
     """Write the report as JSON, whole or not at all, and return what is wrong."""
-    counts, tests = collect(source), outcomes(junit)
+    counts, tests = collect(source), outcomes(junits)
     wrong = shortfalls(counts, minima)
     if tests["failures"] or tests["errors"]:
         wrong.append(f"pytest: {tests['failures']} failures, {tests['errors']} errors")
@@ -71,7 +79,7 @@ def write(report: Path, junit: Path, source: Path, minima: Mapping[str, int]) ->
 
 def main() -> int:
     """Report on the last run of the suite; exit status 1 if anything is wrong."""
-    wrong = write(REPORT, JUNIT, folder(), MINIMA)
+    wrong = write(REPORT, JUNITS, folder(), MINIMA)
     for sentence in wrong:
         print(f"test report: {sentence}", file=sys.stderr)
     if not wrong:

@@ -17,6 +17,7 @@ DISTRIBUTIONS = {
     "kvcached-core": (Path(), Path("kvcached_core")),
     "kvctl": (Path("cli"), Path("cli/kvctl")),
     "vllm-kvcached": (Path("plugins/vllm_kvcached"), Path("plugins/vllm_kvcached/vllm_kvcached")),
+    "sglang-kvcached": (Path("plugins/sglang_kvcached"), Path("plugins/sglang_kvcached/sglang_kvcached")),
 }
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
 
