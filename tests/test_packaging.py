@@ -127,7 +127,8 @@ def test_a_wheel_is_pure_and_holds_its_package_only(wheels: dict[str, Path], nam
 
 
 def test_installed_wheels_import_and_say_their_version(venv: Path) -> None:
-    code = "import kvcached_core, kvctl, vllm_kvcached, sglang_kvcached; print(kvcached_core.__version__, kvcached_core.__file__)"
+    imports = "import kvcached_core, kvctl, vllm_kvcached, sglang_kvcached"
+    code = f"{imports}; print(kvcached_core.__version__, kvcached_core.__file__)"
     version, where = run(venv / "bin" / "python", "-I", "-c", code).split()
     assert version == kvcached_core.__version__
     assert Path(where).is_relative_to(venv)

@@ -185,6 +185,14 @@ def mla_pool(cls: type, slots: int, page_size: int) -> Any:
     )  # fmt: skip
 
 
+def odd_mla_pool(cls: type, slots: int, page_size: int) -> Any:
+    """Return a pool of latents whose rows of 96 bytes do not fill whole pages."""
+    return cls(
+        slots, page_size=page_size, dtype=torch.float32, kv_lora_rank=18, qk_rope_head_dim=6,
+        layer_num=LAYERS, device="cpu", enable_memory_saver=False,
+    )  # fmt: skip
+
+
 def touch(kvcache: Any, slots: torch.Tensor) -> None:
     """Write and read slots in every layer: the process dies where one has no memory."""
     buffers = [*kvcache.k_buffer, *kvcache.v_buffer] if hasattr(kvcache, "k_buffer") else kvcache.kv_buffer

@@ -2,182 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
-from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 
-from sglang_kvcached.allocators import ElasticPagedAllocator, ElasticTokenAllocator
-from sglang_kvcached.pools import ElasticMHATokenToKVPool, ElasticMLATokenToKVPool
-from tests.sglang.elastic import IDLE_SECONDS, Engine, engine, mha_pool, mla_pool, touch
-
-SLOTS = 1500  # 12 granules, the last one not whole
-Make = Callable[[type, int, int], Any]
+from tests.sglang.elastic import IDLE_SECONDS, engine
+from tests.sglang.twins import KINDS, STRADDLING, Kind, Twins
 
 
-class Kind(NamedTuple):
-    """A pool and its page size."""
-
-    make: Make
-    stock_pool: type
-    elastic_pool: type
-    page_size: int
-
-
-KINDS = {
-    "mha-1": Kind(mha_pool, MHATokenToKVPool, ElasticMHATokenToKVPool, 1),
-    "mha-16": Kind(mha_pool, MHATokenToKVPool, ElasticMHATokenToKVPool, 16),
-    "mla-1": Kind(mla_pool, MLATokenToKVPool, ElasticMLATokenToKVPool, 1),
-    "mla-16": Kind(mla_pool, MLATokenToKVPool, ElasticMLATokenToKVPool, 16),
-}
-
-
-def allocator(pool: Any, slots: int, page_size: int, elastic: bool) -> Any:
-    """Return the allocator that SGLang would make for a pool."""
-    common = {"dtype": torch.float32, "device": "cpu", "kvcache": pool, "need_sort": False}
-    if page_size == 1:
-        return (ElasticTokenAllocator if elastic else TokenToKVPoolAllocator)(slots, **common)
-    kind = ElasticPagedAllocator if elastic else PagedTokenToKVPoolAllocator
-    return kind(slots, page_size=page_size, **common)
-
-
-@pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
+@pytest.fixture(params=list(KINDS.values()), ids=list(KINDS))
 def kind(request: pytest.FixtureRequest) -> Iterator[Kind]:
     """Every kind of pool."""
     yield request.param
-
-
-def begun(made: Engine, kind: Kind, slots: int = SLOTS) -> Any:
-    """Return an elastic allocator that serves."""
-    slots = slots // kind.page_size * kind.page_size
-    pool = kind.make(kind.elastic_pool, slots, kind.page_size)
-    made.begin(allocator(pool, slots, kind.page_size, elastic=True))
-    return made.allocator
-
-
-class Twins:
-    """Requests on a stock allocator and on an elastic one, step by step as SGLang's scheduler does it."""
-
-    def __init__(self, made: Engine, kind: Kind) -> None:
-        self.engine, self.page_size = made, kind.page_size
-        slots = SLOTS // kind.page_size * kind.page_size
-        self.elastic = begun(made, kind)
-        self.stock = allocator(
-            kind.make(kind.stock_pool, slots, kind.page_size), slots, kind.page_size, False
-        )
-        self.requests: list[tuple[torch.Tensor, torch.Tensor]] = []  # slots on either
-
-    def _each(self, take: Callable[[Any, int], torch.Tensor | None]) -> list[torch.Tensor] | None:
-        """Take on both, or on neither: the elastic one says no only where it was asked before and said no."""
-        taken = [take(each, at) for at, each in enumerate((self.stock, self.elastic))]
-        if taken[0] is None or taken[1] is None:
-            assert taken == [None, None]
-            return None
-        assert len(taken[0]) == len(taken[1])
-        touch(self.elastic.get_kvcache(), taken[1])
-        return [taken[0], taken[1]]
-
-    def begin(self, tokens: int) -> None:
-        """Admit a request if there is room, as a prefill budget does."""
-        budget = self.elastic.create_prefill_budget(self.engine.cache)
-        fits, _ = budget.check_prefill(
-            extend_input_len=tokens, total_tokens=tokens + self.page_size, input_tokens=tokens,
-            chunk_limit=None, max_new_tokens=1, swa_host_hit_length=0,
-        )  # fmt: skip
-        if not fits or tokens + self.page_size > self.stock.available_size():
-            return
-        self.elastic.evict_to_free_tokens(self.engine.cache, tokens + self.page_size)
-
-        def extend(each: Any, at: int) -> torch.Tensor | None:
-            if self.page_size == 1:
-                return each.alloc(tokens)  # type: ignore[no-any-return]
-            none, all_of = torch.tensor([0]), torch.tensor([tokens])
-            return each.alloc_extend(none, none, all_of, all_of, torch.tensor([-1]), tokens)  # type: ignore[no-any-return]
-
-        taken = self._each(extend)
-        assert taken is not None
-        self.requests.append((taken[0], taken[1]))
-        self._tell()
-
-    def decode(self) -> None:
-        """Let every request have another slot; those that do not fit are retracted, the last one first."""
-        while self.requests:
-            lengths = torch.tensor([len(slots) + 1 for slots, _ in self.requests])
-            pages = int(((lengths - 1) % self.page_size == 0).sum())
-            rows = [SimpleRequest()] * len(self.requests)
-            fits = self.elastic.check_decode_capacity(
-                num_tokens=pages * self.page_size, tree_cache=self.engine.cache, requests=rows
-            )
-            if fits and pages * self.page_size <= self.stock.available_size():
-                break
-            self.end(len(self.requests) - 1, keep=False)
-        else:
-            return
-
-        def step(each: Any, at: int) -> torch.Tensor | None:
-            if self.page_size == 1:
-                return each.alloc(len(self.requests))  # type: ignore[no-any-return]
-            last = torch.stack([request[at][-1] for request in self.requests])
-            return each.alloc_decode(lengths, lengths, last)  # type: ignore[no-any-return]
-
-        taken = self._each(step)
-        assert taken is not None
-        self.requests = [
-            (torch.cat([stock, taken[0][i : i + 1]]), torch.cat([elastic, taken[1][i : i + 1]]))
-            for i, (stock, elastic) in enumerate(self.requests)
-        ]
-        self._tell()
-
-    def end(self, at: int, keep: bool) -> None:
-        """End a request; the elastic side's cache keeps what it left, which stock frees."""
-        if not self.requests:
-            return
-        stock, elastic = self.requests.pop(at % len(self.requests))
-        self.stock.free_segment(stock, start_pos=0)
-        if keep:
-            whole = len(elastic) // self.page_size * self.page_size
-            self.engine.cache.lend(elastic[:whole])
-            self.elastic.free_segment(elastic[whole:], start_pos=whole)
-        else:
-            self.elastic.free_segment(elastic, start_pos=0)
-        self._tell()
-
-    def flush(self) -> None:
-        """Forget everything."""
-        while self.requests:
-            self.end(0, keep=False)
-        self.engine.cache.lent.clear()
-        self.stock.clear()
-        self.elastic.clear()
-        self.engine.turn()
-        assert (self.engine.mapped, self.engine.held()) == (1, 1)
-
-    def _tell(self) -> None:
-        self.engine.scheduler.running_batch.reqs = [SimpleRequest()] * len(self.requests)
-
-    def check(self) -> None:
-        """The sizes are those of stock; no slot is in two hands; what has memory adds up."""
-        cache = self.engine.cache
-        kept = sum(-(-len(slots) // self.page_size) * self.page_size for slots in cache.lent)
-        assert self.elastic.available_size() + kept == self.stock.available_size()
-        slots = torch.cat([*(elastic for _, elastic in self.requests), *cache.lent, torch.tensor([0])])
-        assert len(slots.unique()) == len(slots)
-        pages = self.elastic.get_all_free_pages()
-        assert len(pages.unique()) == len(pages) == self.elastic.available_size() // self.page_size
-        assert not torch.isin(slots // self.page_size, pages).any()
-        self.engine.service.check()
-        touch(self.elastic.get_kvcache(), slots)
-
-
-class SimpleRequest:
-    """A row of a batch."""
 
 
 MOVE = st.one_of(
@@ -220,6 +59,21 @@ def test_i5_i9_as_stock_and_only_slots_that_have_memory(
 ) -> None:
     with engine(tmp_path, kind.page_size) as made:
         twins = Twins(made, kind)
+        for name, number in moves:
+            move(twins, name, number)
+            twins.check()
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(moves=st.lists(MOVE, max_size=25))
+def test_a_slot_over_a_page_boundary_is_never_handed_out(
+    page_size: int, tmp_path: Path, moves: list[tuple[str, int]]
+) -> None:
+    kind = STRADDLING._replace(page_size=page_size)
+    with engine(tmp_path, page_size) as made:
+        twins = Twins(made, kind)
+        assert twins.elastic.sheet.geometry.waste > 0
         for name, number in moves:
             move(twins, name, number)
             twins.check()

@@ -76,10 +76,8 @@ def begun(made: Engine) -> ElasticSWAAllocator:
     """Return the elastic composite, which serves."""
     made.cache = made.scheduler.tree_cache = SlidingCache()
     made.cache.sliding_window_size = WINDOW
-    both = ElasticSWAAllocator(
-        FULL_SLOTS, SWA_SLOTS, made.page_size, torch.float32, "cpu", pool(ElasticMHATokenToKVPool, made.page_size),
-        False,
-    )  # fmt: skip
+    kvcache = pool(ElasticMHATokenToKVPool, made.page_size)
+    both = ElasticSWAAllocator(FULL_SLOTS, SWA_SLOTS, made.page_size, torch.float32, "cpu", kvcache, False)
     made.begin(both)
     return both
 
@@ -110,7 +108,7 @@ class Requests:
             self.all.append(slots)
             self.left.append(0)
             self.engine.scheduler.running_batch.reqs = list(self.all)
-        return fits
+        return bool(fits)
 
     def decode(self) -> None:
         """Let all have another slot, and the window move on; the last one is retracted until they fit."""

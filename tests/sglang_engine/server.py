@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -27,8 +26,10 @@ ENVIRONMENT = STRICT | {
     "MKL_NUM_THREADS": "1",
 }
 STOCK = {"SGLANG_PLUGINS": "none-of-them"}  # names that are not there: no plugin is loaded
-_FIXED = ["--device", "cpu", "--attention-backend", "torch_native", "--dtype", "float32", "--host",
-          "127.0.0.1", "--served-model-name", MODEL_NAME, "--skip-server-warmup", "--random-seed", "1"]  # fmt: skip
+_FIXED = [
+    "--device", "cpu", "--attention-backend", "torch_native", "--dtype", "float32", "--random-seed", "1",
+    "--host", "127.0.0.1", "--served-model-name", MODEL_NAME, "--skip-server-warmup",
+]  # fmt: skip
 _SCHEDULER = "sglang::scheduler"
 
 
@@ -72,13 +73,3 @@ class SglangServer(Child):
 
 
 SERVE = (str(BIN / "sglang"), "serve")
-
-
-@contextlib.contextmanager
-def ready(server: SglangServer) -> Iterator[SglangServer]:
-    """Give a server that answers, and close it."""
-    try:
-        server.wait_ready()
-        yield server
-    finally:
-        server.close()

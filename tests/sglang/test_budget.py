@@ -1,0 +1,138 @@
+"""What others ask of an engine, what it waits for, and when its door opens again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kvcached_core.governor import FLOOR_GRACE_SECONDS
+from kvcached_core.ledger import snapshot
+from tests.sglang.elastic import Engine, engine
+from tests.sglang.twins import KINDS, Twins
+
+KIND = KINDS["mha-16"]
+
+
+def ask(made: Engine, word: str, granules: int) -> None:
+    """Ask the engine to hold so few granules, as another engine of the device does."""
+    account = made.place.account
+    with account._exclusive() as file:
+        file.set(account.slot, word, granules * account.granule_bytes)
+        file.set(account.slot, "asked_until_ms", int((made.now + 60) * 1000))
+
+
+def started(made: Engine, requests: int = 4, tokens: int = 272) -> Twins:
+    """Return an engine with requests of 17 pages; a granule has 8."""
+    twins = Twins(made, KIND)
+    for _ in range(requests):
+        twins.begin(tokens)
+    assert len(twins.requests) == requests
+    return twins
+
+
+def test_over_a_target_nobody_begins_and_nobody_is_retracted(tmp_path: Path) -> None:
+    with engine(tmp_path, KIND.page_size) as made:
+        twins = started(made, 3)
+        before = made.mapped
+        ask(made, "target_bytes", 2)
+        for _ in range(20):
+            made.now += FLOOR_GRACE_SECONDS
+            ask(made, "target_bytes", 2)  # its own leases take it back: nobody else is there
+            twins.decode()
+        ask(made, "target_bytes", 2)
+        twins.begin(16)
+        assert len(twins.requests) == 3 and made.mapped >= before
+        twins.end(0, keep=True)
+        ask(made, "target_bytes", 2)
+        twins.decode()
+        made.turn()
+        assert made.held() < before and not made.cache.lent
+        assert len(twins.requests) == 2
+
+
+def test_over_a_target_with_nothing_that_runs_a_request_begins(tmp_path: Path) -> None:
+    """Else it would wait for something to end, and nothing would."""
+    with engine(tmp_path, KIND.page_size) as made:
+        twins = started(made, 0)
+        ask(made, "target_bytes", 1)
+        twins.begin(60)
+        assert len(twins.requests) == 1
+
+
+def test_for_another_floor_requests_are_retracted_once_the_grace_is_over(tmp_path: Path) -> None:
+    with engine(tmp_path, KIND.page_size) as made:
+        twins = started(made, 4)
+        ask(made, "must_bytes", 5)
+        twins.decode()
+        assert len(twins.requests) == 4
+        ask(made, "must_bytes", 5)
+        twins.decode()
+        assert len(twins.requests) == 4
+        made.now += FLOOR_GRACE_SECONDS + 0.01
+        twins.decode()
+        made.turn()
+        assert made.held() <= 5 and len(twins.requests) == 1
+        assert made.service.tally.retractions == 3
+
+
+def test_a_door_that_was_shut_for_lack_of_memory_opens_when_it_is_there(tmp_path: Path) -> None:
+    with engine(tmp_path, KIND.page_size) as made:
+        twins = started(made, 2)
+        made.limit(6)
+        twins.begin(272)
+        assert len(twins.requests) == 2
+        batch = made.scheduler.running_batch
+        batch.batch_is_full = True  # SGLang's own conclusion from NO_TOKEN
+        twins.decode()
+        assert batch.batch_is_full
+        made.limit(12)
+        twins.decode()
+        assert not batch.batch_is_full
+        twins.begin(272)
+        assert len(twins.requests) == 3
+
+
+def test_a_prompt_over_the_limit_is_refused_and_a_long_answer_is_cut(tmp_path: Path) -> None:
+    with engine(tmp_path, KIND.page_size) as made:
+        twins = started(made, 0)
+        made.limit(2)
+        made.idle()
+        most: Any = twins.elastic.max_new_tokens_for_memory
+        limits = {"token_capacity": 1500, "sliding_window_size": None, "chunk_size": None}
+        assert most(250, 10, **limits) is None
+        assert most(100, 500, **limits) == 2 * 128 - 16 - 112 - 16 - 1
+        made.limit(64)
+        made.idle()
+        assert most(250, 10, **limits) == 10
+
+
+def test_a_step_waits_for_memory_that_is_on_its_way(tmp_path: Path) -> None:
+    with engine(tmp_path, KIND.page_size) as made:
+        twins = started(made, 0)
+        begun = made.now
+        twins.begin(300)
+        assert len(twins.requests) == 1 and 0 < made.now - begun <= made.place.settings.grant_seconds
+
+
+def test_a_step_does_not_wait_where_the_ledger_has_refused(tmp_path: Path) -> None:
+    with engine(tmp_path, KIND.page_size) as made:
+        twins = started(made, 1)
+        made.place.driver._capacity_bytes = made.rank.held_bytes  # others have taken the rest
+        twins.begin(300)
+        made.turn()
+        begun = made.now
+        twins.begin(300)
+        assert len(twins.requests) == 1 and made.now == begun
+
+
+def test_i9_usage_in_the_ledger_is_what_requests_and_cache_hold(tmp_path: Path) -> None:
+    with engine(tmp_path, KIND.page_size) as made:
+        twins = started(made, 3)
+        twins.end(0, keep=True)
+        twins.decode()
+        twins.decode()  # tells what the first one took
+        page_bytes = 16 * 128 * 4
+        (device,) = snapshot(made.place.runtime)
+        (owner,) = device.owners
+        used, cached = (1 + 2 * 18) * page_bytes, 17 * page_bytes
+        assert (owner.used_bytes, owner.cached_bytes) == (used, cached)
