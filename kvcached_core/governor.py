@@ -168,9 +168,13 @@ class Governor:
     def _want(self, demand_blocks: int, busy: bool) -> int:
         granules = self.granules
         kept = granules.mapped - granules.empty
-        missing = max(0, demand_blocks - granules.stranded_blocks)
-        wanted = kept + -(-missing // granules.blocks_per_granule) + (self._spare if busy else 0)
+        wanted = kept + self._granules_for(demand_blocks) + (self._spare if busy else 0)
         return max(1, min(self.limit, wanted))
+
+    def _granules_for(self, demand_blocks: int) -> int:
+        """Return how many granules, empty ones or new ones, so many more blocks take."""
+        missing = max(0, demand_blocks - self.granules.stranded_blocks)
+        return -(-missing // self.granules.blocks_per_granule)
 
     def _need(self, demand_blocks: int) -> int:
         granules = self.granules

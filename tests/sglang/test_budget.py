@@ -42,6 +42,7 @@ def test_over_a_target_nobody_begins_and_nobody_is_retracted(tmp_path: Path) -> 
         ask(made, "target_bytes", 2)
         twins.begin(16)
         assert len(twins.requests) == 3 and made.mapped >= before
+        before = made.held()
         twins.end(0, keep=True)
         ask(made, "target_bytes", 2)
         twins.decode()

@@ -111,6 +111,7 @@ class _Elastic(Capacity):
         return True
 
     def _freed(self) -> None:
+        self.sheet.freed()
         if (service := memory.service()) is not None:
             service.touched()
 

@@ -102,21 +102,18 @@ class Books:
         """Say whether there are enough free pages for a granule to be empty that is not known to be."""
         return any(s.free >= (1 + s.empty) * s.geometry.blocks_per_granule for s in self.sheets)
 
-    def demand(self, pages: Sequence[int]) -> int:
-        """Return the blocks to ask a governor for, so that so many pages of each sheet can be taken.
-
-        It takes off the stranded blocks of all sheets; and a granule is mapped whole.
-        """
+    def granules_for(self, pages: Sequence[int]) -> int:
+        """Return how many granules of the ledger, empty or new ones, so many pages of each sheet take."""
         granules = 0
         for sheet, count in zip(self.sheets, pages, strict=True):
-            whole = sheet.units_for(count - sheet.free)
-            if whole is None:
-                whole = (sheet.extent.count - sheet.extent.mapped) * sheet.units
             size, units = sheet.geometry.blocks_per_granule, sheet.units
             kept = max(0, sheet.free - sheet.empty * size)
-            opened = -(-max(0, count - kept) // size) * units  # of empty granules and of vacant ones
-            granules += max(opened, whole + sheet.empty * units if whole else 0)
-        return self.stranded_blocks + granules * self.blocks_per_granule
+            opened = -(-max(0, count - kept) // size) * units
+            new = sheet.units_for(count - sheet.free)
+            if new is None:
+                new = (sheet.extent.count - sheet.extent.mapped) * units
+            granules += max(opened, new + sheet.empty * units if new else 0)
+        return granules
 
     def blocks_of(self, pages: Sequence[int]) -> int:
         """Return pages of each sheet in blocks."""
@@ -180,7 +177,7 @@ class Books:
     def _close_empty(self, granules: int) -> None:
         for sheet in reversed(self.sheets):
             over = self.mapped - max(self.least, granules)
-            if over > 0:
+            if over > 0 and sheet.is_worth_a_census:
                 victims = sheet.census()[-over // sheet.units :]
                 if victims:
                     sheet.close(victims)

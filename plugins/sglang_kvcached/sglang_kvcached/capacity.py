@@ -40,7 +40,7 @@ class Capacity:
         service.settle()
         is_last = requests is not None and len(requests) <= 1
         if requests is not None:
-            service.tally.running(len(requests))
+            service.tally.running(len(requests), service.must_bytes)
         if service.is_over and not is_last:
             return service.tally.refuse()
         pages = self._pages(service, num_tokens)

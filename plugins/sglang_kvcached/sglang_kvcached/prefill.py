@@ -68,6 +68,8 @@ class _Physical(PrefillBudget if TYPE_CHECKING else object):  # type: ignore[mis
     def available_chunk_tokens(self, chunk_limit: int) -> int | None:
         """Return the tokens with which a long prompt goes on; None: not in this step."""
         self._service.count()
+        if self._service.is_over and self._service.demand.running:
+            return None  # what it took would keep requests from being retracted for long
         wanted = super().available_chunk_tokens(chunk_limit)
         if wanted is not None and not self._have(self.ceil_paged_tokens(wanted) + self.page_size):
             here = min(self._here(at) for at in range(len(self._service.books.sheets)))

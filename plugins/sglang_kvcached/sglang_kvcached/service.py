@@ -21,6 +21,17 @@ from sglang_kvcached.tree import Tree
 from sglang_kvcached.wake import Waker
 
 
+class PageGovernor(Governor):
+    """A governor that is asked for pages of each sheet: a sheet has no use for what is free in another."""
+
+    asked: Sequence[int] = ()
+
+    def _granules_for(self, demand_blocks: int) -> int:
+        books = self.granules
+        assert isinstance(books, Books)
+        return books.granules_for(self.asked)
+
+
 class Service:
     """The budget of a rank. One thread calls it, SGLang's scheduler.
 
@@ -54,7 +65,7 @@ class Service:
         self.books = Books(rank.sheets, self.evict, rank.block_bytes, rank.account.granule_bytes)
         virtual_bytes = self.books.granule_count * self.books.granule_bytes
         spare = -(-chosen.spare.of(virtual_bytes) // self.books.granule_bytes)
-        self.governor = Governor(
+        self.governor = PageGovernor(
             self.books, agreement, lambda _: None, spare, chosen.idle_seconds, events.emit
         )
         self._look_at = float("-inf")
@@ -72,6 +83,7 @@ class Service:
             circle.meet()  # all are described now
         rank.account.grow_with(start.world_size)
         desk = Desk.find(start.runtime, start.instance, start.world_size, clock) if start.rank == 0 else None
+        events.OBSERVERS.present()  # loads the plugins here, and not in a step
         rank.pool.start()
         agreement = Agreement(desk, circle, bool(scheduler.server_args.sleep_on_idle), clock)
         waker = None if desk is None else Waker(desk, scheduler.idle_sleeper, clock)
@@ -106,8 +118,10 @@ class Service:
     def wait(self, pages: Sequence[int]) -> None:
         """Ask for what makes so many pages of each sheet attainable; wait a moment if it is on its way."""
         books, governor = self.books, self.governor
-        self._update(True, books.demand(pages))
-        if governor.waiting and any(books.short(pages)):
+        self._update(True, pages)
+        # Also over a target: what runs may go on as long as nobody refuses it.
+        is_coming = governor.wanted > governor.held and not self._agreement.refused()
+        if is_coming and any(books.short(pages)):
             self._agreement.wait(governor.wanted + governor.released, self._grant_seconds)
             governor.refresh()
 
@@ -163,6 +177,11 @@ class Service:
         return governor.must_preempt_to(self._agreement.now) is not None
 
     @property
+    def must_bytes(self) -> int:
+        """What is left to this engine for the sake of another's floor; 0 if nobody asks."""
+        return self.governor.must * self.books.granule_bytes
+
+    @property
     def admits(self) -> bool:
         """Say whether a request may begin: never while more is held than others leave to this engine.
 
@@ -212,16 +231,17 @@ class Service:
 
     # -- parts -------------------------------------------------------------------------------------------
 
-    def _update(self, busy: bool, extra_blocks: int = 0) -> None:
+    def _update(self, busy: bool, asked: Sequence[int] = ()) -> None:
         now, demand = self._agreement.now, self._demand
         self.tally.note(busy, now)
         self._tree.count(self.books.sheets)
         self._look(now, busy)
-        sheets = len(self.books.sheets)
-        growth = self.books.blocks_of([demand.growth()] * sheets) if busy else 0
-        wanted = self.books.demand([demand.pages()] * sheets) if busy else 0
+        books, sheets = self.books, len(self.books.sheets)
+        growing = demand.growth() if busy else 0
+        pages = [max(demand.pages() if busy else 0, more) for more in asked or [0] * sheets]
+        self.governor.asked = pages
         deadline = self.governor.deadline
-        self.governor.update(now, max(wanted, extra_blocks), busy, growth)
+        self.governor.update(now, books.blocks_of(pages), busy, books.blocks_of([growing] * sheets))
         self._carry()
         self._admit_again()
         if self._waker is not None and self.governor.deadline not in (None, deadline):

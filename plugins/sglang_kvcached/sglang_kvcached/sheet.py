@@ -53,6 +53,7 @@ class Sheet:
         self.listed = 0
         self._empty = 0  # granules that were empty in the last census
         self._taken = 0  # pages taken since
+        self._freed = True  # whether pages were freed since, or granules mapped
         self._whole = [self._pages(g) for g in range(geometry.granule_count)]
         self._partial = [g for g, (first, end) in enumerate(self._whole) if g and end - first < self._size]
         self.extent.map_lowest()
@@ -151,6 +152,7 @@ class Sheet:
             granule = self.extent.map_lowest()
             first, end = self._whole[granule]
             opened.append(Opened(granule, first, end))
+            self._freed = True
             self.listed += end - first
             pages -= end - first
             units -= self.units
@@ -159,6 +161,15 @@ class Sheet:
     def took(self, pages: int) -> None:
         """Note that so many free pages were taken."""
         self._taken += pages
+
+    def freed(self) -> None:
+        """Note that pages were freed."""
+        self._freed = True
+
+    @property
+    def is_worth_a_census(self) -> bool:
+        """Say whether a census could find an empty granule."""
+        return self.free >= self._size and (self._freed or self.empty > 0)
 
     def census(self) -> list[int]:
         """Sort the free list and return the empty granules, the lowest first; waits for the device.
@@ -169,7 +180,7 @@ class Sheet:
         self._list.set_free(free)
         counts = torch.bincount(self._granules_of(free), minlength=self.extent.count).tolist()
         empty = [g for g in mapped if g and counts[g] == self._count(g)]
-        self._empty, self._taken = len(empty), 0
+        self._empty, self._taken, self._freed = len(empty), 0, False
         return empty
 
     def close(self, granules: list[int]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kvcached_core import events
+
 
 class Tally:
     """Writes what changed. `write` is told evictions, retractions, busy, and the idle time's begin in ms."""
@@ -16,10 +18,12 @@ class Tally:
         self._running = 0
         self._refused = False
 
-    def running(self, requests: int) -> None:
+    def running(self, requests: int, must_bytes: int) -> None:
         """Note how many requests were asked for; after a refusal those that are missing were retracted."""
-        if self._refused:
-            self.retractions += max(0, self._running - requests)
+        retracted = max(0, self._running - requests) if self._refused else 0
+        if retracted:
+            self.retractions += retracted
+            events.emit("preempt", requests=retracted, must_bytes=must_bytes)
         self._running, self._refused = requests, False
 
     def refuse(self) -> bool:

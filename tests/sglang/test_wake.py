@@ -1,0 +1,137 @@
+"""An idle scheduler is woken when its memory asks for it, and left alone otherwise."""
+
+from __future__ import annotations
+
+import select
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import zmq
+
+from sglang_kvcached.wake import Waker
+from tests.sglang.elastic import IDLE_SECONDS, engine
+from tests.sglang.twins import KINDS, Twins
+
+BOUND_MS = 20_000
+
+
+class Bells:
+    """A doorbell that a test rings."""
+
+    def __init__(self) -> None:
+        import os
+
+        self.read, self.write = os.pipe()
+        self.closed = False
+
+    def filenos(self) -> list[int]:
+        """Return it."""
+        return [self.read]
+
+    def drain(self) -> None:
+        """Empty it."""
+        import os
+
+        os.read(self.read, 100)
+
+    def ring(self) -> None:
+        """Ring it."""
+        import os
+
+        os.write(self.write, b"!")
+
+    def close(self) -> None:
+        """Note that it was let go."""
+        self.closed = True
+
+
+def test_a_scheduler_that_sleeps_wakes_by_the_doorbell() -> None:
+    bells, poller = Bells(), zmq.Poller()
+    waker = Waker(bells, SimpleNamespace(poller=poller))
+    waker.start(lambda: None)
+    assert poller.poll(0) == [] and not waker.take()
+    bells.ring()
+    assert poller.poll(BOUND_MS)
+    assert waker.take() and not waker.take()
+    assert poller.poll(0) == []
+    waker.close()
+    waker.close()
+    assert bells.closed and poller.sockets == []
+
+
+def test_a_scheduler_that_sleeps_wakes_at_the_deadline() -> None:
+    bells, poller, deadline, now = Bells(), zmq.Poller(), [0.0], [0.0]
+    waker = Waker(bells, SimpleNamespace(poller=poller), lambda: now[0])
+    waker.start(lambda: deadline[0] or None)
+    assert poller.poll(0) == []
+    deadline[0] = now[0] = 5.0
+    waker.tell()
+    assert poller.poll(BOUND_MS) and waker.take()
+    waker.close()
+
+
+def test_one_that_spins_finds_a_flag() -> None:
+    bells, rang = Bells(), threading.Event()
+    waker = Waker(bells, None)
+    waker.start(lambda: None)
+    bells.ring()
+    for _ in range(BOUND_MS):
+        if waker.take():
+            rang.set()
+            break
+        select.select([], [], [], 0.001)
+    assert rang.is_set()
+    waker.close()
+
+
+@pytest.fixture
+def quiet(tmp_path: Path) -> Any:
+    """An engine whose requests have ended, and that has settled."""
+    with engine(tmp_path, 16) as made:
+        twins = Twins(made, KINDS["mha-16"])
+        twins.begin(600)
+        twins.end(0, keep=True)
+        made.idle()
+        yield made
+
+
+def test_an_idle_pass_with_no_news_does_not_even_look_into_the_ledger(
+    quiet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang's loop spins: the ledger, the free list and the cache are left alone."""
+    assert quiet.service.idle() == []
+    looked: list[str] = []
+    for owner, name in (
+        (quiet.desk, "created"),
+        (quiet.cache, "evictable_size"),
+        (quiet.allocator, "free_tensor"),
+    ):
+        monkeypatch.setattr(owner, name, lambda name=name: looked.append(name))
+    for _ in range(100):
+        assert quiet.service.idle() == []
+    assert looked == []
+
+
+def test_an_idle_engine_sheds_to_a_lower_limit_when_it_is_woken(quiet: Any) -> None:
+    before = quiet.held()
+    quiet.limit(2)
+    quiet.service._waker = SimpleNamespace(take=lambda: True, tell=lambda: None, close=lambda: None)
+    assert quiet.service.idle() == []
+    quiet.turn()
+    assert quiet.held() <= 2 < before and not quiet.cache.lent
+
+
+def test_what_the_cache_keeps_stays_and_what_is_empty_goes_in_time(tmp_path: Path) -> None:
+    with engine(tmp_path, 16) as made:
+        twins = Twins(made, KINDS["mha-16"])
+        twins.begin(600)
+        twins.begin(600)
+        twins.end(0, keep=True)
+        twins.end(0, keep=False)
+        made.idle()
+        assert made.service.governor.deadline == pytest.approx(made.now + IDLE_SECONDS)
+        made.idle(IDLE_SECONDS + 0.01)
+        assert made.held() == 5 and len(made.cache.lent) == 1
