@@ -1,0 +1,99 @@
+"""A vLLM and an SGLang server on one host budget, out of phase: memory goes to the one that has requests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.engine.client import Answers, Client, Prompt, differences
+from tests.engine.conftest import CAPACITY_BYTES, ELASTIC, HEADROOM_BYTES, MAIN, REST_SECONDS
+from tests.engine.server import MODEL_NAME, READY_SECONDS, ROOT, Child, Fleet, cores, free_port, until
+from tests.engine.watch import is_at_rest, owner, watching
+from tests.report import record
+from tests.sglang_engine.client import SglangClient
+from tests.sglang_engine.conftest import LENGTH, SETTINGS
+
+pytestmark = pytest.mark.engine
+
+OTHER = "vllm"
+HALF_BYTES = (CAPACITY_BYTES - HEADROOM_BYTES) // 2
+# vLLM is in an environment of its own, which `make setup` makes.
+VLLM = Path(os.environ.get("TEST_VLLM_BIN") or ROOT / ".venv" / "bin") / "vllm"
+
+
+class VllmServer(Child):
+    """`vllm serve` from vLLM's own environment."""
+
+    def __init__(self, model: Path, runtime: Path, settings: dict[str, str]) -> None:
+        self.port = free_port()
+        flags = ["--served-model-name", MODEL_NAME, "--max-model-len", str(LENGTH), "--dtype", "float32"]
+        where = ["--enforce-eager", "--host", "127.0.0.1", "--port", str(self.port)]
+        path = os.pathsep.join(str(ROOT / part) for part in ("", "cli", "plugins/vllm_kvcached"))
+        threads = {"VLLM_CPU_OMP_THREADS_BIND": cores(2).split("|")[1], "PYTHONPATH": path}
+        command = [str(VLLM), "serve", str(model), *flags, *where, *ELASTIC]
+        super().__init__("vllm-beside", runtime, command, settings | threads)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def wait_ready(self) -> None:
+        """Wait until the server answers; fails if it ends before or is late."""
+        until(self._answers, READY_SECONDS, "vLLM is ready")
+
+    def _answers(self) -> bool:
+        assert self.alive, f"vLLM ended with status {self.process.returncode} before it was ready"
+        try:
+            return httpx.get(f"{self.url}/health", timeout=2.0).is_success
+        except httpx.TransportError:
+            return False
+
+
+@pytest.fixture(scope="module")
+def vllm(fleet: Fleet, model: Path, runtime: Path) -> Iterator[VllmServer]:
+    """Return a vLLM server on the budget of the main SGLang server."""
+    server = VllmServer(model, runtime, SETTINGS | {"KVCACHED_NAME": OTHER})
+    with fleet.running(server):
+        server.wait_ready()
+        yield server
+
+
+@pytest.fixture
+def other(vllm: VllmServer, client: SglangClient, runtime: Path) -> Iterator[Client]:
+    """Return a client of vLLM, both servers at rest."""
+    with Client(vllm.url) as found:
+        until(found.reset_prefix_cache, REST_SECONDS, "no request runs any more")
+        until(lambda: is_at_rest(runtime, OTHER), REST_SECONDS, "a server that is left alone is at rest")
+        yield found
+
+
+def _at_once(
+    pool: ThreadPoolExecutor, ids: Callable[[Prompt], tuple[int, ...]], prompts: list[Prompt]
+) -> Answers:
+    return dict(zip(prompts, pool.map(ids, prompts), strict=True))
+
+
+def test_bursts_out_of_phase_take_turns_with_more_than_half_of_the_device(
+    client: SglangClient, other: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
+) -> None:
+    burst = extra_prompts["burst"]
+    with watching(runtime) as watch, ThreadPoolExecutor(2 * len(burst)) as pool:
+        first = _at_once(pool, client.ids, burst)
+        assert watch.peak_used_bytes[MAIN] > HALF_BYTES, "SGLang takes what it needs"
+        assert owner(runtime, MAIN).cached_bytes > HALF_BYTES // 2
+        theirs = _at_once(pool, other.ids, burst)
+        assert watch.peak_used_bytes[OTHER] > HALF_BYTES, "vLLM takes what it needs from SGLang's cache"
+        assert owner(runtime, MAIN).evictions > 0
+        again = _at_once(pool, client.ids, burst)
+        both = [pool.submit(one.ids, prompt) for prompt in burst[:8] for one in (client, other)]
+        assert all(each.result() for each in both)
+    assert not differences(first, stock)
+    assert not differences(again, stock), "what SGLang gave up it computes again"
+    assert all(len(theirs[prompt]) == prompt.max_tokens for prompt in burst)
+    record("sglang.compared", len(first) + len(again))
+    record("sglang.beside_vllm", len(first) + len(theirs) + len(again) + len(both))
