@@ -1,0 +1,61 @@
+"""What the plugin changes in a process of SGLang: `python -m tests.sglang.classes`.
+
+Prints, as JSON, the names that are not what they were: once without the choice, and once with it, the late
+rebinds included.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from typing import Any
+
+Picture = dict[str, int]
+_PYTHONS_OWN = {"__builtins__", "__warningregistry__", "__dict__", "__weakref__", "__annotations__"}
+
+
+def picture() -> Picture:
+    """Return the identity of everything in SGLang's modules, and in their classes."""
+    found: Picture = {}
+    for name, module in list(sys.modules.items()):
+        if module is None or not name.startswith("sglang."):
+            continue
+        for attribute, value in list(vars(module).items()):
+            found[f"{name}.{attribute}"] = id(value)
+            if isinstance(value, type) and value.__module__ == name:
+                found |= {f"{name}.{attribute}.{key}": id(one) for key, one in vars(value).items()}
+    return found
+
+
+def changed(before: Picture, after: Picture) -> list[str]:
+    """Return what is another thing than before; new things are none of ours to judge."""
+    names = (name for name in before if name in after and before[name] != after[name])
+    return sorted(name for name in names if name.rpartition(".")[2] not in _PYTHONS_OWN)
+
+
+def main() -> None:
+    """Look three times."""
+    import sglang.srt.entrypoints.engine
+    import sglang.srt.managers.scheduler
+    import sglang.srt.mem_cache.kv_cache_configurator
+    import sglang.srt.model_executor.model_runner
+    from sglang.srt import plugins
+
+    kept: list[Any] = [sglang]  # nothing is collected between two looks: identities stay
+    before = picture()
+    plugins.load_plugins()
+    without = changed(before, picture())
+    os.environ["ENABLE_KVCACHED"] = "1"
+    plugins._plugins_loaded = False
+    plugins.load_plugins()
+    from sglang_kvcached import memory
+
+    memory.rebind()
+    print(json.dumps({"without": without, "with": changed(before, picture()), "kept": len(kept)}))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main()

@@ -1,0 +1,153 @@
+"""What is hooked in SGLang, and no more; what the hooks do with what they are given."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kvcached_core.errors import InvariantError, UnsupportedError
+from sglang_kvcached import hooks, memory, proof, starting, support
+
+COMMAND_LINE = {
+    "sglang.srt.server_args.ServerArgs.add_cli_args",
+    "sglang.srt.server_args.ServerArgs.from_cli_args",
+}
+ENGINE = {
+    "sglang.srt.entrypoints.engine._wait_for_scheduler_ready",
+    "sglang.srt.managers.scheduler.Scheduler.__init__",
+    "sglang.srt.model_executor.model_runner.ModelRunner.load_model",
+    "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes",
+    "sglang.srt.platforms.interface.SRTPlatform.get_kv_pool_cls",
+    "sglang.srt.platforms.interface.SRTPlatform.get_paged_allocator_cls",
+}
+REBOUND = {
+    "sglang.srt.mem_cache.kv_cache_configurator.TokenToKVPoolAllocator",
+    "sglang.srt.mem_cache.kv_cache_configurator.SWATokenToKVPoolAllocator",
+    "sglang.srt.mem_cache.kv_cache_configurator.PureSWATokenToKVPoolAllocator",  # refused
+    "sglang.srt.mem_cache.allocator.swa.TokenToKVPoolAllocator",
+}
+# How SGLang's own loading of plugins leaves its traces.
+OWN = {"sglang.srt.plugins._plugins_loaded"}
+
+
+def test_a_scheduler_process_differs_from_stock_in_these_names_only() -> None:
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "SGLANG_USE_CPU_ENGINE": "1"}
+    environ.pop("ENABLE_KVCACHED", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sglang.classes"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert set(seen["without"]) - OWN == COMMAND_LINE
+    assert set(seen["with"]) - OWN == COMMAND_LINE | ENGINE | REBOUND
+
+
+class Platform:
+    """A platform that brings nothing."""
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    """A platform's answer: no class of its own."""
+
+
+@pytest.fixture
+def rebound(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note the late rebinds instead of doing them in this process."""
+    done: list[str] = []
+    monkeypatch.setattr(memory, "rebind", lambda: done.append("rebound"))
+    return done
+
+
+def test_the_pool_seam_names_elastic_classes_and_rebinds_what_has_no_seam(rebound: list[str]) -> None:
+    named = {kind: hooks._pool_class(nothing, Platform(), kind=kind) for kind in ("mha", "mla", "dsa")}
+    assert [cls and cls.__module__.partition(".")[0] for cls in named.values()] == ["sglang_kvcached"] * 2 + [
+        None
+    ]
+    assert rebound == ["rebound"] * 3
+    assert hooks._allocator_class(nothing, Platform()).__module__.startswith("sglang_kvcached.")
+
+
+def test_a_platform_with_classes_of_its_own_is_refused(rebound: list[str]) -> None:
+    with pytest.raises(UnsupportedError, match="has a KV pool for mha of its own"):
+        hooks._pool_class(lambda *_, **__: dict, Platform(), kind="mha")
+    with pytest.raises(UnsupportedError, match="has a paged allocator of its own"):
+        hooks._allocator_class(lambda *_: dict, Platform())
+    assert rebound == []
+
+
+class Start:
+    """A start that notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def wait_for_room(self, runner: Any) -> None:
+        self.asked.append(runner)
+
+    def virtual_bytes(self) -> int:
+        return 1000
+
+    def note_virtual(self, size_bytes: int) -> int:
+        self.asked.append(size_bytes)
+        return size_bytes
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Make a start the current one."""
+    made = Start()
+    monkeypatch.setattr(starting, "_current", made)
+    return made
+
+
+def test_a_turn_is_waited_for_before_the_target_is_loaded_and_not_again_for_its_draft(start: Start) -> None:
+    target, draft = SimpleNamespace(is_draft_worker=False), SimpleNamespace(is_draft_worker=True)
+    loaded: list[Any] = []
+
+    def load(runner: Any) -> None:
+        assert start.asked == [target]
+        loaded.append(runner)
+
+    hooks._load(load, target)
+    hooks._load(load, draft)
+    assert loaded == [target, draft]
+
+
+def test_addresses_are_sized_by_the_device_and_not_by_what_is_free(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(support, "refuse_model", lambda configurator: None)
+    profiled = lambda configurator, before: 7  # noqa: E731
+    assert hooks._virtual_bytes(profiled, SimpleNamespace(mambaish_config=None), 1.0) == 1000
+    hybrid = SimpleNamespace(mambaish_config=object())
+    assert hooks._virtual_bytes(profiled, hybrid, 1.0) == 7, "fixed states come from what is free"
+    assert start.asked == [1000, 7]
+
+
+def test_without_a_start_there_is_no_elastic_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "_current", None)
+    with pytest.raises(InvariantError, match="none is here"):
+        hooks._load(nothing, SimpleNamespace(is_draft_worker=False))
+
+
+@pytest.mark.parametrize(("asked", "found", "stops"), [("1", 1, True), ("1", 2, False), ("0", 0, False)])
+def test_a_parent_counts_the_elastic_ranks_if_they_were_asked_for(
+    asked: str, found: int, stops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENABLE_KVCACHED", asked)
+    monkeypatch.setattr(proof, "elastic_ranks", lambda: found)
+    if stops:
+        with pytest.raises(InvariantError, match="asked for, and 1 of 2 schedulers have one: stopped"):
+            hooks._require_elastic([{}, {}])
+    else:
+        hooks._require_elastic([{}, {}])
