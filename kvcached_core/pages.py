@@ -182,13 +182,17 @@ class PageSupply:
         except (CapacityError, DriverError) as error:
             self._note_failure(error)
             return self._retry(now)
+        self._demand_bytes = unmet - granted  # as the ledger has noted it
         made = self._make_promised(granted // unit)
         # Read again: telling of releases that the ledger was too busy for has lowered the lease.
         unmet = max(0, self._account.wanted_bytes - self._account.leased_bytes)
-        if made == asked:
+        if made == asked and unmet < unit:
             self._satisfied()
-            return 0.0 if unmet >= unit else None
+            return None
         self._demand_bytes = unmet
+        if made == asked:
+            self._may_retry_at_once()
+            return 0.0
         self._tell(self._account.refuse, unmet)
         return None if self.growth_ended else self._retry(now)
 
@@ -271,6 +275,9 @@ class PageSupply:
     def _satisfied(self) -> None:
         if self._demand_bytes and not self.growth_ended and self._tell(self._account.refuse, 0):
             self._demand_bytes = 0
+        self._may_retry_at_once()
+
+    def _may_retry_at_once(self) -> None:
         self._retry_seconds, self._retry_at = FIRST_RETRY_SECONDS, float("-inf")
 
     def _retry(self, now: float) -> float:
