@@ -121,7 +121,7 @@ OPTIONS: tuple[Option, ...] = (
             _number(0, 86400), "2"),
     _option("grant_seconds", "0 to 1", "how long a step waits for memory on its way before it preempts",
             _number(0, 1), "0.02"),
-    _option("keep_seconds", "0 to 3600", "what it waited for is not taken for another's share for so long",
+    _option("keep_seconds", "0 to 3600", "so long what its requests waited for and got goes to floors only",
             _number(0, 3600), "1"),
     _option("start_seconds", "0 to 86400", "how long this engine waits for room to start before it gives up",
             _number(0, 86400), "300"),

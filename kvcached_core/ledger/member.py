@@ -58,8 +58,8 @@ class Member:
                sleep: Callable[[float], None] = time.sleep) -> Self:  # fmt: skip
         """Take a slot of the device's ledger, which is made if there is none.
 
-        `limit_bytes` None is the device. What this engine waited for and got is not taken back for another's
-        share within `keep_seconds`. The dead are swept first. Another living instance of the same name
+        `limit_bytes` None is the device. For `keep_seconds` what this engine waited for and got, and its
+        requests need, goes to floors only. The dead are swept first. Another living instance of the same name
         makes this one `name-2`. Raises CapacityError if the floors no longer fit (I3), LedgerError if the
         ledger cannot be used, BusyError.
         """
