@@ -17,6 +17,7 @@ from typing import Generic, Protocol, TypeVar
 
 from kvcached_core.errors import InvariantError
 from kvcached_core.extent import Extent
+from kvcached_core.granule_sums import sums
 
 
 class Block(Protocol):
@@ -52,7 +53,8 @@ class Granules(Generic[BlockT]):
         # Clean blocks of a granule, the one to hand out next at the end; none while it is unmapped.
         self._clean: list[list[BlockT]] = [[] for _ in first_blocks]
         self._used = [0] * self.granule_count
-        self._idle: dict[int, None] = {}  # oldest latest use first
+        self.now = 0.0  # what time it is, for the age of what is cached; whoever wants ages sets it
+        self._idle: dict[int, float] = {}  # when it was last used; oldest latest use first
         self._open: list[int] = []  # heap: every granule with a clean block, and some that were unmapped
         self._spent: list[int] = []  # heap of -g: every empty granule, once, and some others
         self._in_spent = bytearray(self.granule_count)
@@ -125,7 +127,7 @@ class Granules(Generic[BlockT]):
             granule = granule_of[block.block_id]
             left = used[granule] = used[granule] - 1
             if not left:
-                self._idle[granule] = None
+                self._idle[granule] = self.now
         self.free_blocks += len(blocks)
 
     def hold(self, blocks: Sequence[BlockT]) -> None:
@@ -187,6 +189,18 @@ class Granules(Generic[BlockT]):
                 granule = next(iter(self._idle))
                 evict(self._clear(granule))
             self._unmap(granule)
+
+    def expire(self, seconds: float, evict: Callable[[list[BlockT]], None]) -> float | None:
+        """Evict what idle granules cache, where it was last used so long ago; they stay mapped, and empty.
+
+        Returns when the next one is due, or None.
+        """
+        while self._idle:
+            granule, used_at = next(iter(self._idle.items()))
+            if self.now < used_at + seconds:
+                return used_at + seconds
+            evict(self._clear(granule))
+        return None
 
     def _clear(self, granule: int) -> list[BlockT]:
         """Make all cached blocks of an idle granule clean; return them."""
@@ -254,7 +268,7 @@ class Granules(Generic[BlockT]):
     def _rest(self, granule: int, clean: int) -> None:
         """The last used block of a granule has gone: it is idle, or empty if nothing in it is cached."""
         if clean < self.blocks_per_granule:
-            self._idle[granule] = None
+            self._idle[granule] = self.now
         else:
             self.empty += 1
             if not self._in_spent[granule]:
@@ -275,26 +289,6 @@ class Granules(Generic[BlockT]):
     def check(self) -> None:
         """Raise InvariantError unless everything adds up (I9, and I5 for blocks); looks at all granules."""
         self.extent.check()
-        size, mapped = self.blocks_per_granule, self.extent.granules()
-        unmapped = set(range(self.granule_count)).difference(mapped)
-        clean = {g: len(self._clean[g]) for g in mapped}
-        idle = {g for g in mapped if not self._used[g] and clean[g] < size}
-        empty = {g for g in mapped if clean[g] == size}
-        clean_ids = [block.block_id for block in self.clean()]
-        expected = {
-            "clean": (self.clean_blocks, len(clean_ids)),
-            "used": (self.used_blocks, sum(self._used)),
-            "too many": ([g for g in mapped if not 0 <= self._used[g] <= size - clean[g]], []),
-            "unmapped": ([g for g in unmapped if self._clean[g] or self._used[g]], []),
-            "empty": (self.empty, len(empty)),
-            "idle": (set(self._idle), idle),
-            "busy": (self.busy, sum(used > 0 for used in self._used)),
-            "open": (sorted({*self._open} - unmapped), [g for g in mapped if clean[g]]),
-            "open twice": (len(self._open), len({*self._open})),
-            "spent": (empty - {-g for g in self._spent}, set()),
-            "block 0": (self._used[0] > 0 and 0 in clean and 0 not in clean_ids, True),
-            "doubles": (len(clean_ids), len(set(clean_ids))),
-        }
-        wrong = {name: pair for name, pair in expected.items() if pair[0] != pair[1]}
+        wrong = {name: pair for name, pair in sums(self).items() if pair[0] != pair[1]}
         if wrong or self.free_blocks < 0:
             raise InvariantError(f"granules do not add up: {wrong}, free {self.free_blocks}")

@@ -25,9 +25,9 @@ class AskedMachine(GovernorMachine):
     over_since: float | None = None
     growth = 0  # blocks that running requests may take in the next step
 
-    @initialize(spare=st.integers(0, 3))
-    def start(self, spare: int) -> None:
-        super().start(spare=spare)
+    @initialize(spare=st.integers(0, 3), cache_seconds=st.sampled_from([0.0, 0.0, 1.0, 5.0]))
+    def start(self, spare: int, cache_seconds: float) -> None:
+        super().start(spare, cache_seconds)
         self._update = self.engine.governor.update
         self.engine.governor.update = self._update_and_look  # type: ignore[method-assign, assignment]
 

@@ -55,7 +55,13 @@ class SchedulerMemory:
         spare = -(-chosen.spare.of(geometry.granule_count * geometry.granule_bytes) // geometry.granule_bytes)
         self._granule_bytes = geometry.granule_bytes
         self._governor = Governor(
-            self.granules, self._desk, self.queue.evict, spare, chosen.idle_seconds, self._desk.report
+            self.granules,
+            self._desk,
+            self.queue.evict,
+            spare,
+            chosen.idle_seconds,
+            self._desk.report,
+            chosen.cache_seconds,
         )
         self._steward: Steward | None = None
         self._closed = False
