@@ -15,6 +15,7 @@ from kvcached_core.errors import InvariantError
 from kvcached_core.granules import Granules
 from kvcached_core.plan import Plan
 
+IDLE_SLICE_GRANULES = 128  # given in one plan by an idle engine: the worker begins while the rest is evicted
 FLOOR_GRACE_SECONDS = 0.3  # how long an engine may be above what it must give for a floor before it preempts
 
 
@@ -102,7 +103,8 @@ class Governor:
         self.limit = max(1, min(self._ledger.granule_limit(), granules.granule_count))
         self.target, self.must = self._ledger.target_granules(), self._ledger.must_granules()
         self.held = self._ledger.created() - self.released
-        self._give_down_to(self._most(now, growth_blocks))
+        most = self._most(now, growth_blocks)
+        self._give_down_to(most if busy else max(most, granules.mapped - IDLE_SLICE_GRANULES))
         self._expire(now)
         self.wanted = self._want(demand_blocks, busy)
         self.needed = self._need(demand_blocks)

@@ -105,30 +105,52 @@ class Granules(Generic[BlockT]):
         self.free_blocks -= count - missing
         return taken
 
+    # A request's blocks lie together: the books are kept by runs of blocks of one granule.
+
     def free(self, blocks: Sequence[BlockT]) -> None:
         """Turn used blocks into clean ones."""
-        clean_of, used, granule_of = self._clean, self._used, self._granule_of
+        clean_of, granule_of = self._clean, self._granule_of
+        last, before = -1, 0
+        clean: list[BlockT] = []
         for block in blocks:
             granule = granule_of[block.block_id]
-            clean = clean_of[granule]
-            if not clean:
-                heappush(self._open, granule)
+            if granule != last:
+                if clean:
+                    self._freed(last, before, len(clean))
+                last, clean = granule, clean_of[granule]
+                before = len(clean)
             clean.append(block)
-            left = used[granule] = used[granule] - 1
-            if not left:
-                self._rest(granule, len(clean))
+        if clean:
+            self._freed(last, before, len(clean))
         self.clean_blocks += len(blocks)
         self.free_blocks += len(blocks)
 
+    def _freed(self, granule: int, clean_before: int, clean: int) -> None:
+        if not clean_before:
+            heappush(self._open, granule)
+        left = self._used[granule] = self._used[granule] - (clean - clean_before)
+        if not left:
+            self._rest(granule, clean)
+
     def lend(self, blocks: Sequence[BlockT]) -> None:
         """Turn used blocks into cached ones; a granule with none used becomes the youngest victim."""
-        used, granule_of = self._used, self._granule_of
+        granule_of = self._granule_of
+        last, count = -1, 0
         for block in blocks:
             granule = granule_of[block.block_id]
-            left = used[granule] = used[granule] - 1
-            if not left:
-                self._idle[granule] = self.now
+            if granule != last:
+                if count:
+                    self._lent(last, count)
+                last, count = granule, 0
+            count += 1
+        if count:
+            self._lent(last, count)
         self.free_blocks += len(blocks)
+
+    def _lent(self, granule: int, count: int) -> None:
+        left = self._used[granule] = self._used[granule] - count
+        if not left:
+            self._idle[granule] = self.now
 
     def hold(self, blocks: Sequence[BlockT]) -> None:
         """Turn cached blocks into used ones: they were evicted to be handed out."""

@@ -17,7 +17,7 @@ from kvcached_core.units import format_size
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.02, 0.2
-_TELL_GRANULES = 16  # freed before the ledger is told: it rings those who wait
+_TELL_GRANULES = 32  # freed before the ledger is told: it rings those who wait
 SLICE_GRANULES = 32  # made in one turn, so that retiring and releasing never wait long
 
 
@@ -152,7 +152,8 @@ class PageSupply:
             self._changed.notify_all()
 
     def release_owed(self) -> None:
-        """Free spare granules until as many are freed as the scheduler has let go."""
+        """Free spare granules until as many are freed as the scheduler has let go; the last are to be told
+        of by settle()."""
         while self._choose_leaving():
             while self._leaving:
                 self._driver.release(self._leaving[-1])
@@ -163,7 +164,6 @@ class PageSupply:
             self._untold_released += 1
             if self._untold_released >= _TELL_GRANULES:
                 self.settle()
-        self.settle()
 
     def grow(self, now: float, rung: bool) -> float | None:
         """Lease and make what is wanted; return the seconds after which to call again, or None."""

@@ -135,7 +135,7 @@ class Account(Starter):
 
     def _look_outside(self, rows: Mapping[int, Row], memory: MemoryInfo) -> None:
         self._outside = self._outside or Outside()
-        if self._outside.look(rows.values(), memory, self.device.uuid, self._headroom_bytes):
+        if self._outside.look(rows.values(), memory, self.device.uuid, self._headroom_bytes, self._now_ms()):
             self._reporter.report("outside", locked=True, outside_bytes=self._outside.bytes,
                                   free_bytes=memory.free_bytes)  # fmt: skip
 

@@ -106,7 +106,7 @@ def test_what_a_busy_ledger_was_not_told_is_told_in_the_next_turn(account: FakeA
     driver.complete_own(driver.own.launched)
     account.want(2)
     pool.apply(Plan(0, (), (), 2))
-    account.busy = 4  # acknowledge, and each telling of a release
+    account.busy = 3  # acknowledge, the telling of the release, publish
     assert pool.supply_thread.turn(0.0) == FIRST_RETRY_SECONDS
     assert (driver.held_bytes(), account.leased_bytes) == (512, 1024), "over-counted, not under-counted"
     assert pool.supply_thread.turn(FIRST_RETRY_SECONDS, rung=False) is None
