@@ -71,5 +71,8 @@ class GranuleBooks(Protocol):
         `evict` is told the cached blocks that go (a sized collection).
         """
 
+    def expire(self, now: float, seconds: float, evict: Callable[[Any], None]) -> float | None:
+        """Evict what is cached and was not used for so long; return when the next is due, or None."""
+
     def check(self) -> None:
         """Raise InvariantError unless everything adds up."""

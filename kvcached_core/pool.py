@@ -24,6 +24,8 @@ from kvcached_core.supply_thread import SupplyThread
 if TYPE_CHECKING:
     import torch
 
+AHEAD_GRANULES = 128  # more than a step maps: to map beyond it would keep others from their memory
+
 
 class ElasticPool:
     """One rank's KV memory. The step thread calls apply(); a thread of its own does the rest."""
@@ -132,7 +134,11 @@ class ElasticPool:
                 undo.pop_all()
             self._supply.ordered = max(self._supply.ordered, plan.released)
             self._next_sequence = plan.sequence + 1
-            needs_turn = bool(self._pending) or self._supply.released < self._supply.ordered
+            needs_turn = (
+                bool(self._pending)
+                or self._supply.released < self._supply.ordered
+                or bool(plan.map and self._supply.spare)
+            )
         if needs_turn:
             self.supply_thread.wake()
 
@@ -164,7 +170,8 @@ class ElasticPool:
         for _ in range(SLICE_GRANULES):
             with self._after_steps():
                 granule = self._ahead.lowest_vacant()
-                if granule is None or self._supply.owed or self._arena.is_warming_up:
+                is_enough = len(self._ahead) >= AHEAD_GRANULES
+                if granule is None or is_enough or self._supply.owed or self._arena.is_warming_up:
                     return False
                 handles = self._supply.take()
                 if handles is None:

@@ -156,6 +156,10 @@ class Books:
 
     # -- giving up ---------------------------------------------------------------------------------------
 
+    def expire(self, now: float, seconds: float, evict: Callable[[Any], None]) -> float | None:
+        """Evict nothing: SGLang's tree does not tell how old a page is, and an age limit is refused."""
+        return None
+
     def shrink(self, granules: int, evict: Callable[[Any], None]) -> None:
         """Unmap until at most `granules` are mapped or all that are left hold a page that is not evictable.
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kvcached_core import events
 from kvcached_core.errors import InvariantError
 from kvcached_core.governor import Governor
 from kvcached_core.ledger import Desk
@@ -57,7 +56,7 @@ class Service:
         self._tree = tree
         self._agreement = agreement
         self._waker = waker
-        self.tally = tally or Tally(None)
+        self.tally = tally or Tally()
         self._streams = streams
         self._short: Sequence[int] | None = None
         self._grant_seconds = chosen.grant_seconds
@@ -66,7 +65,7 @@ class Service:
         virtual_bytes = self.books.granule_count * self.books.granule_bytes
         spare = -(-chosen.spare.of(virtual_bytes) // self.books.granule_bytes)
         self.governor = PageGovernor(
-            self.books, agreement, lambda _: None, spare, chosen.idle_seconds, events.emit
+            self.books, agreement, lambda _: None, spare, chosen.idle_seconds, self.tally.report
         )
         self._look_at = float("-inf")
         self._dirty = True  # pages moved since the empty granules were last counted
@@ -83,11 +82,10 @@ class Service:
             circle.meet()  # all are described now
         rank.account.grow_with(start.world_size)
         desk = Desk.find(start.runtime, start.instance, start.world_size, clock) if start.rank == 0 else None
-        events.OBSERVERS.present()  # loads the plugins here, and not in a step
         rank.pool.start()
         agreement = Agreement(desk, circle, bool(scheduler.server_args.sleep_on_idle), clock)
         waker = None if desk is None else Waker(desk, scheduler.idle_sleeper, clock)
-        tally = Tally(None if desk is None else desk.count)
+        tally = Tally() if desk is None else Tally(desk.count, desk.report)
         service = cls(rank, Demand(scheduler), Tree(scheduler), agreement, waker, tally, _streams(scheduler))
         if waker is not None:
             waker.start(lambda: service.governor.deadline)

@@ -9,7 +9,7 @@ from typing import Any
 
 from kvcached_core import config
 from kvcached_core.config import Config
-from kvcached_core.errors import UnsupportedError
+from kvcached_core.errors import ConfigError, UnsupportedError
 from sglang_kvcached import RUN_VARIABLE
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,12 @@ _ON = frozenset({"1", "true", "yes", "on", "y"})
 
 def settings() -> Config:
     """Return the settings of this engine, from KVCACHED_* variables; raises ConfigError."""
-    return config.load({}, os.environ)
+    chosen = config.load({}, os.environ)
+    if chosen.cache_seconds:
+        raise ConfigError(
+            "kvcached: SGLang's prefix cache has no age limit: unset KVCACHED_CACHE_SECONDS for this engine"
+        )
+    return chosen
 
 
 def instance(port_args: Any) -> str:

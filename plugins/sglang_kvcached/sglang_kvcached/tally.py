@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvcached_core import events
-
 
 class Tally:
-    """Writes what changed. `write` is told evictions, retractions, busy, and the idle time's begin in ms."""
+    """Writes what changed. `write` is told evictions, retractions, busy, and the idle time's begin in ms;
+    `report` is told events."""
 
-    def __init__(self, write: Callable[[int, int, bool, int], None] | None) -> None:
+    def __init__(self, write: Callable[[int, int, bool, int], None] | None = None,
+                 report: Callable[..., None] = lambda *_, **__: None) -> None:  # fmt: skip
         self._write = write
+        self.report = report
         self._written: tuple[int, int, bool, int] | None = None
         self.evictions = self.retractions = 0
         self._idle_since_ms = 0
@@ -23,7 +24,7 @@ class Tally:
         retracted = max(0, self._running - requests) if self._refused else 0
         if retracted:
             self.retractions += retracted
-            events.emit("preempt", requests=retracted, must_bytes=must_bytes)
+            self.report("preempt", requests=retracted, must_bytes=must_bytes)
         self._running, self._refused = requests, False
 
     def refuse(self) -> bool:
