@@ -36,7 +36,7 @@ def engine(backend: str, model: Path, kv_bytes: int, settings: dict[str, Any], r
     if on_gpu():
         # What is the same on every machine: Triton's attention, PyTorch's sampling.
         arguments |= {"attention_backend": "triton", "sampling_backend": "pytorch"}
-        arguments |= {"cuda_graph_max_bs": requests, "mem_fraction_static": 0.85}
+        arguments |= {"mem_fraction_static": 0.85}
     else:
         os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
         arguments |= {"device": "cpu", "attention_backend": "torch_native", "dtype": "float32"}
