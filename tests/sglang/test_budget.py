@@ -160,3 +160,19 @@ def test_i9_usage_in_the_ledger_is_what_requests_and_cache_hold(tmp_path: Path) 
         (owner,) = device.owners
         used, cached = (1 + 2 * 18) * page_bytes, 17 * page_bytes
         assert (owner.used_bytes, owner.cached_bytes) == (used, cached)
+
+
+def test_what_only_the_cache_keeps_is_a_loan_and_not_needed(tmp_path: Path) -> None:
+    with engine(tmp_path, KIND.page_size) as made:
+        twins = started(made, 4)
+        made.service.settle()
+        busy = made.service.governor.needed
+        assert busy >= 4 * 17 // 8
+        for _ in range(4):
+            twins.end(0, keep=True)
+        made.idle(10.0)
+        assert made.held() > busy // 2, "the cache is kept"
+        (device,) = snapshot(made.place.runtime)
+        (owner,) = device.owners
+        assert owner.cached_bytes > owner.used_bytes
+        assert owner.needed_bytes <= 2 * owner.granule_bytes, "others may have it"
