@@ -81,7 +81,7 @@ class Books:
     def busy(self) -> int:
         """Mapped granules that are not a loan: without those that are empty or that cached pages fill.
 
-        Cached pages may lie among used ones. Who has to give up more than this finds out by evicting them all.
+        Cached pages may lie among used ones: who has to give up more finds out by evicting them all.
         """
         kept = 0
         for sheet in self.sheets:
