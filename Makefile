@@ -10,7 +10,7 @@ REPORTS := build/test-report.d
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: ## make .venv with torch, vLLM for the CPU, the project and its tools
 	@tools/setup_venv.sh
@@ -18,8 +18,8 @@ setup: ## make .venv with torch, vLLM for the CPU, the project and its tools
 setup-sglang: ## make .venv-sglang with torch, SGLang on the CPU and the project
 	@tools/setup_sglang.sh
 
-demo: setup ## serve two models on one budget and watch KV memory move between them
-	@$(PYTHON) -m examples.demo
+demo: setup $(if $(findstring sglang,$(ENGINES)),setup-sglang) ## serve two models on one budget; ENGINES=vllm,sglang: one of each
+	@ENGINES='$(ENGINES)' $(PYTHON) -m examples.demo
 
 test: check setup-sglang ## run the whole suite; ends with the counts held against their minima
 	@rm -rf $(REPORTS) build/junit*.xml && mkdir -p $(REPORTS)

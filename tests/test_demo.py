@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.ratios import percentile
+from examples.demo import server
 from examples.demo.load import Outcome, questions
 from examples.demo.memory import Bytes, Sample
 from examples.demo.process import INTERRUPTS
@@ -113,7 +114,7 @@ def test_the_demo_runs_shows_memory_moving_and_leaves_nothing(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
-        *product(("starting two", "smollm2-a, alone", "kvctl limit"), (signal.SIGINT, signal.SIGTERM)),
+        *product(("start on one budget", "smollm2-a, alone", "kvctl limit"), (signal.SIGINT, signal.SIGTERM)),
         *(("both at once", number) for number in INTERRUPTS),
     ],
 )
@@ -203,3 +204,28 @@ def test_requests_share_system_prompts_and_nothing_else() -> None:
     requests = questions(24, 1, 8)
     assert len({request.system for request in requests}) == 4
     assert len({request.question for request in requests}) == 24
+
+
+@pytest.mark.parametrize(
+    ("asked", "kinds", "title"),
+    [
+        ("", ("vllm", "vllm"), "Two vLLM servers"),
+        ("sglang,sglang", ("sglang", "sglang"), "Two SGLang servers"),
+        ("vllm, sglang", ("vllm", "sglang"), "vLLM and SGLang, one server each,"),
+    ],
+)
+def test_the_engines_are_what_was_asked_for(asked: str, kinds: tuple[str, ...], title: str) -> None:
+    engines = server.make_engines(server.parse_kinds(asked))
+    assert tuple(engine.kind for engine in engines) == kinds
+    assert server.title(engines) == title
+    for engine in engines:
+        words = [str(word) for word in server.command(Path("model"), engine)]
+        assert ("sglang.launch_server" in words) == (engine.kind == "sglang")
+        assert words[words.index("--kv-cache-backend") + 1] == "kvcached"
+        assert words[words.index("--port") + 1] == str(engine.port)
+
+
+@pytest.mark.parametrize("asked", ["vllm", "vllm,vllm,vllm", "vllm,llama"])
+def test_other_engines_are_refused(asked: str) -> None:
+    with pytest.raises(server.DemoError, match="expected two of vllm, sglang"):
+        server.parse_kinds(asked)

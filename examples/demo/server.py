@@ -1,4 +1,4 @@
-"""The engines of the demo: `vllm serve` twice with the elastic backend, on one budget of host memory."""
+"""The engines of the demo: two servers with the elastic backend, on one budget of host memory."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import httpx
 from examples.demo.process import Command
 
 BIN = Path(sys.executable).parent
+SGLANG_BIN = Path(__file__).resolve().parents[2] / ".venv-sglang" / "bin"  # made by `make setup-sglang`
+KINDS = {"vllm": "vLLM", "sglang": "SGLang"}
 NAMES = ("smollm2-a", "smollm2-b")  # as served, and by that in the ledger
 BUDGET, SPARE = "144MiB", "16MiB"
 READY_SECONDS = 300
@@ -33,13 +35,28 @@ class Engine(NamedTuple):
     name: str
     port: int
     cores: str
+    kind: str = "vllm"
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
 
-def make_engines() -> tuple[Engine, ...]:
+def parse_kinds(text: str) -> tuple[str, ...]:
+    """Return the two kinds that ENGINES=`text` asks for, vllm twice if it is empty; raises DemoError."""
+    kinds = tuple(word.strip() for word in (text or "vllm,vllm").split(","))
+    if len(kinds) != len(NAMES) or not set(kinds) <= set(KINDS):
+        raise DemoError(f"ENGINES={text!r}: expected two of {', '.join(KINDS)}, with a comma between them")
+    return kinds
+
+
+def title(engines: Sequence[Engine]) -> str:
+    """Say what is served, for people."""
+    first, *others = dict.fromkeys(KINDS[engine.kind] for engine in engines)
+    return f"{first} and {others[0]}, one server each," if others else f"Two {first} servers"
+
+
+def make_engines(kinds: Sequence[str]) -> tuple[Engine, ...]:
     """Return the engines to start: on ports that are free now, with equal shares of the cores."""
     there = sorted(os.sched_getaffinity(0))
     with contextlib.ExitStack() as probes:
@@ -49,23 +66,33 @@ def make_engines() -> tuple[Engine, ...]:
         ports = [probe.getsockname()[1] for probe in sockets]
     shares = [there[at :: len(NAMES)] or there for at in range(len(NAMES))]
     return tuple(
-        Engine(name, port, ",".join(map(str, cores)))
-        for name, port, cores in zip(NAMES, ports, shares, strict=True)
+        Engine(name, port, ",".join(map(str, cores)), kind)
+        for name, port, cores, kind in zip(NAMES, ports, shares, kinds, strict=True)
     )
 
 
 def command(model: Path, engine: Engine) -> list[str | Path]:
     """Return the command line that serves the model."""
+    if engine.kind == "sglang":
+        own: list[str | Path] = [
+            SGLANG_BIN / "python", "-m", "sglang.launch_server", "--model-path", model,
+            "--context-length", "2048", "--page-size", "16",
+            "--device", "cpu", "--attention-backend", "torch_native", "--skip-server-warmup",
+        ]  # fmt: skip
+    else:
+        own = [BIN / "vllm", "serve", model, "--max-model-len", "2048", "--enforce-eager"]
     return [
-        BIN / "vllm", "serve", model,
-        "--kv-cache-backend", "kvcached",
-        "--served-model-name", engine.name,
-        "--dtype", "bfloat16",
-        "--max-model-len", "2048",
-        "--enforce-eager",
-        "--host", "127.0.0.1",
-        "--port", str(engine.port),
+        *own, "--kv-cache-backend", "kvcached", "--served-model-name", engine.name, "--dtype", "bfloat16",
+        "--host", "127.0.0.1", "--port", str(engine.port),
     ]  # fmt: skip
+
+
+def threads(engine: Engine) -> dict[str, str]:
+    """Return the variables that keep an engine on its cores."""
+    if engine.kind == "sglang":
+        count = str(engine.cores.count(",") + 1)  # more threads than cores wait for each other
+        return {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
+    return {"VLLM_CPU_OMP_THREADS_BIND": engine.cores}
 
 
 def environment(scratch: Path, cache: Path) -> dict[str, str]:
@@ -89,11 +116,14 @@ def environment(scratch: Path, cache: Path) -> dict[str, str]:
 def commands(
     model: Path, engines: Sequence[Engine], environ: Mapping[str, str], logs: Mapping[Engine, Path]
 ) -> list[Command]:
-    """Return what starts the servers: each with its name, and on its cores, which vLLM would choose alike."""
-    own = ({"KVCACHED_NAME": e.name, "VLLM_CPU_OMP_THREADS_BIND": e.cores} for e in engines)
+    """Return what starts the servers: each with its name, and on its cores."""
     return [
-        Command(command(model, engine), dict(environ) | more, logs[engine])
-        for engine, more in zip(engines, own, strict=True)
+        Command(
+            command(model, engine),
+            dict(environ) | threads(engine) | {"KVCACHED_NAME": engine.name},
+            logs[engine],
+        )
+        for engine in engines
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -53,17 +54,46 @@ def make_distribution(folder: Path, name: str, version: str, entry_points: str =
     (info / "entry_points.txt").write_text(entry_points)
 
 
+@pytest.mark.parametrize(
+    ("engine", "plugin", "group", "variable"),
+    [
+        ("vLLM", "vllm-kvcached", "vllm.general_plugins", "VLLM_PLUGINS"),
+        ("SGLang", "sglang-kvcached", "sglang.srt.plugins", "SGLANG_PLUGINS"),
+    ],
+)
+def test_the_doctor_finds_a_plugin_that_its_engine_is_kept_from(
+    engine: str, plugin: str, group: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_distribution(
+        tmp_path, plugin, "0.0.7", f"[{group}]\nkvcached = {plugin.replace('-', '_')}:register\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(variable, "other")
+    found = {(check.status, check.text.split(":")[0]) for check in probes.check_packages()}
+    assert ("info", group) in found
+    assert ("error", f"{variable}='other' keeps {engine} from loading kvcached") in found
+
+
+def test_the_doctor_finds_an_engine_without_its_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
+    make_distribution(tmp_path, "sglang", "0.5.23")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert [
+        check.text
+        for check in probes.check_packages()
+        if check.status == "warning" and "SGLang" in check.text
+    ] == ["SGLang is installed and sglang-kvcached is not: run pip install sglang-kvcached"]
+
+
 def test_the_doctor_finds_what_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    points = "[vllm.general_plugins]\nkvcached = vllm_kvcached:register\n"
     make_distribution(tmp_path, "kvcached", "0.1.6")
-    make_distribution(tmp_path, "vllm-kvcached", "0.0.7", points)
+    make_distribution(tmp_path, "vllm-kvcached", "0.0.7")
     make_distribution(tmp_path, "kvctl", "0.0.8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("VLLM_PLUGINS", "other")
     found = {(check.status, check.text.split(":")[0]) for check in probes.check_packages()}
     assert ("warning", "kvcached 0.1.6 of another project is installed") in found
-    assert ("info", "vllm.general_plugins") in found
-    assert ("error", "VLLM_PLUGINS='other' keeps vLLM from loading kvcached") in found
     assert any(status == "error" and text.startswith("versions differ") for status, text in found)
 
 

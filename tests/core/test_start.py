@@ -262,19 +262,21 @@ class Ranks:
             self.errors[rank] = f"{type(error).__name__}: {error}"
 
 
-def test_ranks_wait_for_their_devices_in_an_order_that_all_engines_share() -> None:
-    ranks = Ranks(["GPU-b", "GPU-a", "GPU-b"])
+def test_ranks_wait_for_their_devices_one_after_the_other_in_one_order() -> None:
+    ranks = Ranks(["GPU-c", "GPU-a", "GPU-b", "GPU-a"])
     ranks.run(lambda rank: None)
-    assert ranks.ended == ["GPU-a", "GPU-b", "GPU-b"]
-    assert ranks.errors == ["", "", ""]
+    assert ranks.ended == ["GPU-a", "GPU-a", "GPU-b", "GPU-c"] and ranks.errors == [""] * 4
 
 
-def test_what_one_rank_is_refused_all_are() -> None:
-    ranks = Ranks(["GPU-a", "GPU-b"])
+def test_what_refuses_one_rank_refuses_all_and_nobody_waits_further() -> None:
+    ranks = Ranks(["GPU-c", "GPU-a", "GPU-b"])
 
     def wait(rank: int) -> None:
-        if rank == 1:
+        if rank == 2:
             raise ConfigError("no room on GPU-b")
 
     ranks.run(wait)
-    assert ranks.errors == ["CapacityError: no room on GPU-b", "ConfigError: no room on GPU-b"]
+    assert ranks.ended == ["GPU-a"]
+    assert ranks.errors == [
+        "CapacityError: no room on GPU-b", "CapacityError: no room on GPU-b", "ConfigError: no room on GPU-b",
+    ]  # fmt: skip

@@ -115,6 +115,29 @@ def test_a_step_waits_for_memory_that_is_on_its_way(tmp_path: Path) -> None:
         assert len(twins.requests) == 1 and 0 < made.now - begun <= made.place.settings.grant_seconds
 
 
+def test_i5_a_limit_that_is_lowered_while_requests_are_admitted_does_not_reach_them(tmp_path: Path) -> None:
+    """Requests are admitted one by one and take their pages together: what was found stays."""
+    with engine(tmp_path, KIND.page_size) as made:
+        twins = started(made, 0)
+        budget = twins.elastic.create_prefill_budget(made.cache)
+        admitted = 0
+        for turn in range(4):
+            if turn:
+                made.limit(1)
+            fits, _ = budget.check_prefill(
+                extend_input_len=160, total_tokens=176, input_tokens=160, chunk_limit=None, max_new_tokens=1,
+                swa_host_hit_length=0,
+            )  # fmt: skip
+            if fits:
+                budget.reserve(160, 0)
+                admitted += 1
+        assert admitted >= 1
+        twins.elastic.evict_to_free_tokens(made.cache, admitted * 176)
+        assert twins.elastic.alloc(admitted * 160) is not None
+        twins.elastic.create_prefill_budget(made.cache)
+        assert made.service.is_over
+
+
 def test_a_step_does_not_wait_where_the_ledger_has_refused(tmp_path: Path) -> None:
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 1)
@@ -137,3 +160,19 @@ def test_i9_usage_in_the_ledger_is_what_requests_and_cache_hold(tmp_path: Path) 
         (owner,) = device.owners
         used, cached = (1 + 2 * 18) * page_bytes, 17 * page_bytes
         assert (owner.used_bytes, owner.cached_bytes) == (used, cached)
+
+
+def test_what_only_the_cache_keeps_is_a_loan_and_not_needed(tmp_path: Path) -> None:
+    with engine(tmp_path, KIND.page_size) as made:
+        twins = started(made, 4)
+        made.service.settle()
+        busy = made.service.governor.needed
+        assert busy >= 4 * 17 // 8
+        for _ in range(4):
+            twins.end(0, keep=True)
+        made.idle(10.0)
+        assert made.held() > busy // 2, "the cache is kept"
+        (device,) = snapshot(made.place.runtime)
+        (owner,) = device.owners
+        assert owner.cached_bytes > owner.used_bytes
+        assert owner.needed_bytes <= 2 * owner.granule_bytes, "others may have it"

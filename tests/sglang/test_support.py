@@ -73,7 +73,9 @@ def test_variables_that_change_the_cache_are_refused(name: str, monkeypatch: pyt
 def configurator(dtype: str = "auto", **config: Any) -> Any:
     """Return what SGLang asks for the size of its KV cache, of a model with this configuration."""
     model = SimpleNamespace(architectures=["LlamaForCausalLM"], **config)
-    return SimpleNamespace(model_config=SimpleNamespace(hf_config=model), kv_cache_dtype_str=dtype)
+    return SimpleNamespace(
+        model_config=SimpleNamespace(hf_config=model), kv_cache_dtype_str=dtype, is_hybrid_swa=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,19 @@ def test_a_model_with_another_kind_of_cache_is_refused_by_name(
     asked = configurator(**extra)
     asked.model_config.hf_config.architectures = [architecture]
     with pytest.raises(UnsupportedError, match=rf"{name} is not supported yet \({architecture}\)"):
+        support.refuse_model(asked)
+
+
+@pytest.mark.parametrize("backends", [("torch_native", "torch_native"), ("triton", "torch_native")])
+def test_a_sliding_window_read_by_the_wrong_numbers_is_refused(
+    backends: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = configurator()
+    asked.is_hybrid_swa = True
+    monkeypatch.setattr("sglang.srt.runtime_context.attention_backends", lambda: ("triton", "triton"))
+    support.refuse_model(asked)
+    monkeypatch.setattr("sglang.srt.runtime_context.attention_backends", lambda: backends)
+    with pytest.raises(UnsupportedError, match="--disable-hybrid-swa-memory"):
         support.refuse_model(asked)
 
 

@@ -13,10 +13,11 @@ import torch
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
 from kvcached_core.errors import CapacityError, InvariantError
 from kvcached_core.ledger import Account, OwnerSnapshot, Runtime, snapshot
+from kvcached_core.start import CONTEXT_BYTES
 from kvcached_core.units import GIB, MIB
 from tests.vllm.engines import vllm_config
 from vllm_kvcached import nvml
-from vllm_kvcached.starting import CONTEXT_BYTES, Start
+from vllm_kvcached.starting import Start
 from vllm_kvcached.support import settings
 
 CPU = torch.device("cpu")

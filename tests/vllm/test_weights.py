@@ -77,17 +77,6 @@ def test_quantized_weights_count_as_they_are(tmp_path: Path) -> None:
     assert weights.weight_bytes(config(Model(str(tmp_path), quantization="awq"))) == file_bytes
 
 
-def test_only_files_that_vllm_would_load_count(tmp_path: Path) -> None:
-    for name in ("a.safetensors", "b.safetensors", "consolidated.safetensors", "pytorch_model.bin"):
-        safetensors(tmp_path / name, "BF16", [10])
-    (tmp_path / "optimizer.pt").write_bytes(b"x" * 1000)
-    assert [file.name for file in weights.weight_files(tmp_path)] == ["a.safetensors", "b.safetensors"]
-    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "b.safetensors"}}')
-    assert [file.name for file in weights.weight_files(tmp_path)] == ["b.safetensors"]
-    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "not-here.safetensors"}}')
-    assert weights.weight_files(tmp_path) == [], "a part of the weights is no measure of all"
-
-
 @pytest.mark.parametrize(
     "name", ["pytorch_model.bin", "consolidated.pt", "model-q4.gguf", "consolidated.safetensors"]
 )
@@ -96,7 +85,6 @@ def test_other_formats_count_as_large_as_their_files(tmp_path: Path, name: str) 
     safetensors(tmp_path / name, "BF16", [500])
     expected = 1000 if name.endswith("safetensors") else (tmp_path / name).stat().st_size
     assert weights.weight_bytes(config(Model(str(tmp_path)))) == expected
-    assert weights.weight_files(tmp_path / name) == [tmp_path / name], "the model may be a file"
 
 
 def test_a_model_in_the_hubs_cache_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

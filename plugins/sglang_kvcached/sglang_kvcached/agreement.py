@@ -109,14 +109,18 @@ class Agreement:
         return True
 
     def wait(self, enough: int, seconds: float) -> None:
-        """Let rank 0 wait until `enough` granules were created or are refused, `seconds` at most; hear it."""
+        """Let rank 0 wait until `enough` granules were created or are refused, `seconds` at most; hear it.
+
+        Nothing else is heard: what is being admitted was promised by the limit as it was.
+        """
         if self._ledger is not None:
             give_up_at = self._clock() + seconds
             while self._ledger.created() < enough and not self._ledger.refused():
                 if self._clock() >= give_up_at:
                     break
                 self._sleep(_PAUSE_SECONDS)
-        self.word = self._hear(MOST_BUSY_CALLS)
+        news = self._hear(MOST_BUSY_CALLS)
+        self.word = self.word._replace(created=news.created, refused=news.refused)
 
     def _hear(self, most: int) -> Word:
         word = None if self._ledger is None else self._read(self._ledger, most)

@@ -103,6 +103,7 @@ class _Elastic(Capacity):
                 torch.arange(first, end, dtype=torch.int64, device=self.device) for _, first, end in opened
             ]
             self.set_free(torch.cat([self.free_pages, *ranges]))
+            service.carry()
         if pages > self.free_count():
             return False
         sheet.took(pages)

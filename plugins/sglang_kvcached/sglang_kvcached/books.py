@@ -79,8 +79,15 @@ class Books:
 
     @property
     def busy(self) -> int:
-        """Mapped granules that hold a used page, at most; those with cached pages were evicted before."""
-        return self.mapped - self.empty
+        """Mapped granules that are not a loan: without those that are empty or that cached pages fill.
+
+        Cached pages may lie among used ones: who has to give up more finds out by evicting them all.
+        """
+        kept = 0
+        for sheet in self.sheets:
+            lent = sheet.empty + sheet.cached_pages // sheet.geometry.blocks_per_granule
+            kept += max(sheet.units, sheet.mapped_units - lent * sheet.units)
+        return kept
 
     @property
     def used_blocks(self) -> int:

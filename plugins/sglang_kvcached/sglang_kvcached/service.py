@@ -30,6 +30,12 @@ class PageGovernor(Governor):
         assert isinstance(books, Books)
         return books.granules_for(self.asked)
 
+    def ask(self, pages: Sequence[int]) -> None:
+        """Want at least what so many pages of each sheet take."""
+        self.asked = pages
+        self.wanted = max(self.wanted, self._want(0, busy=True))
+        self._publish()
+
 
 class Service:
     """The budget of a rank. One thread calls it, SGLang's scheduler.
@@ -114,12 +120,14 @@ class Service:
         return self._violations()
 
     def wait(self, pages: Sequence[int]) -> None:
-        """Ask for what makes so many pages of each sheet attainable; wait a moment if it is on its way."""
-        books, governor = self.books, self.governor
-        self._update(True, pages)
+        """Ask for what makes so many pages of each sheet attainable; wait a moment if it is on its way.
+
+        Gives nothing up: pages that were found attainable stay so until they are taken.
+        """
+        governor = self.governor
+        governor.ask(pages)
         # Also over a target: what runs may go on as long as nobody refuses it.
-        is_coming = governor.wanted > governor.held and not self._agreement.refused()
-        if is_coming and any(books.short(pages)):
+        if governor.wanted > governor.held and not self._agreement.refused():
             self._agreement.wait(governor.wanted + governor.released, self._grant_seconds)
             governor.refresh()
 
@@ -129,15 +137,12 @@ class Service:
         self.books.reset()
         self._tree.forget(self.books.sheets)
         self.governor.give_up_all()
-        self._carry()
+        self.carry()
         self._dirty = True
 
     def open(self, at: int, pages: int) -> list[Opened]:
-        """Map granules of a sheet until it has `pages` more, within the budget."""
-        opened = self.books.open(at, pages)
-        if opened:
-            self._carry()
-        return opened
+        """Open granules of a sheet until it has `pages` more, within the budget; carry() maps them."""
+        return self.books.open(at, pages)
 
     def count(self) -> None:
         """Count anew what only the prefix cache keeps."""
@@ -229,18 +234,18 @@ class Service:
 
     # -- parts -------------------------------------------------------------------------------------------
 
-    def _update(self, busy: bool, asked: Sequence[int] = ()) -> None:
+    def _update(self, busy: bool) -> None:
         now, demand = self._agreement.now, self._demand
         self.tally.note(busy, now)
         self._tree.count(self.books.sheets)
         self._look(now, busy)
         books, sheets = self.books, len(self.books.sheets)
         growing = demand.growth() if busy else 0
-        pages = [max(demand.pages() if busy else 0, more) for more in asked or [0] * sheets]
+        pages = [demand.pages() if busy else 0] * sheets
         self.governor.asked = pages
         deadline = self.governor.deadline
         self.governor.update(now, books.blocks_of(pages), busy, books.blocks_of([growing] * sheets))
-        self._carry()
+        self.carry()
         self._admit_again()
         if self._waker is not None and self.governor.deadline not in (None, deadline):
             self._waker.tell()
@@ -270,7 +275,8 @@ class Service:
         self._tree.count(self.books.sheets)
         return freed
 
-    def _carry(self) -> None:
+    def carry(self) -> None:
+        """Let the pool do what changed; kernels launched after this see its memory."""
         if self.governor.owes:
             plan = self.governor.take_plan()
             if plan is not None:

@@ -118,6 +118,7 @@ def refuse_model(configurator: Any) -> None:
         is_minimax_sparse,
     )
     from sglang.srt.layers.attention.qsa.config import parse_qsa_profile
+    from sglang.srt.runtime_context import attention_backends
 
     model = configurator.model_config.hf_config
     kinds: dict[str, Callable[[Any], Any]] = {
@@ -132,6 +133,12 @@ def refuse_model(configurator: Any) -> None:
                 f"--kv-cache-backend kvcached: the KV cache of {name} is not supported yet "
                 f"({', '.join(model.architectures or ())}): use --kv-cache-backend default"
             )
+    if configurator.is_hybrid_swa and "torch_native" in attention_backends():
+        # It looks up slots of the sliding window's pool by their numbers in the other pool.
+        raise UnsupportedError(
+            "--kv-cache-backend kvcached: SGLang's attention backend torch_native reads wrong slots of a "
+            "sliding window's own pool: add --disable-hybrid-swa-memory, or choose another --attention-backend"
+        )
     if str(configurator.kv_cache_dtype_str).startswith(_QUANTIZED):
         raise UnsupportedError(
             f"--kv-cache-backend kvcached: the quantized KV cache {configurator.kv_cache_dtype_str} is not "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -15,25 +14,17 @@ from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
 from kvcached_core.driver.machine import Machine
 from kvcached_core.errors import InvariantError
 from kvcached_core.ledger import Account, Runtime, snapshot
+from kvcached_core.start import CONTEXT_BYTES, engine_lives, in_device_order
 from kvcached_core.turnstile import Loading, set_floor, wait_for_bell, wait_for_turn
-from kvcached_core.units import GIB
 from vllm_kvcached import nvml, weights
 from vllm_kvcached.private_memory import PrivateMemory
-from vllm_kvcached.ranks import in_device_order
+from vllm_kvcached.ranks import gather
 from vllm_kvcached.support import instance
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 _log = logging.getLogger(__name__)
-
-CONTEXT_BYTES = GIB  # a CUDA context (0.5 GiB on an H100), buffers for communication and of the model runner
-
-
-def _engine_lives() -> bool:
-    """Say whether the process that made this worker lives; in the user's own process nothing made it."""
-    parent = multiprocessing.parent_process()
-    return parent is None or parent.is_alive()
 
 
 class Start:
@@ -47,7 +38,7 @@ class Start:
         machine: Callable[[], MemoryInfo] = lambda: Machine().memory(),
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[int, float], None] = wait_for_bell,
-        engine_lives: Callable[[], bool] = _engine_lives,
+        lives: Callable[[], bool] = engine_lives,
     ) -> None:
         """`machine` returns what the system has, whatever the engines on the host share of it."""
         self._vllm_config = vllm_config
@@ -56,7 +47,7 @@ class Start:
         self._machine = machine
         self._clock = clock
         self._wait = wait
-        self._engine_lives = engine_lives
+        self._lives = lives
         self._account: Account | None = None
         self._private: PrivateMemory | None = None
         self._loading: Loading | None = None
@@ -126,7 +117,9 @@ class Start:
         floor_bytes = self._floor_bytes()
         private_bytes = self._private_bytes(on_host, floor_bytes)
         account.set_private_peak(0)  # the context that was waited for is there
-        in_device_order(account.device.uuid, lambda: self._wait_for_turn(memory, private_bytes, floor_bytes))
+        in_device_order(
+            account.device.uuid, lambda: self._wait_for_turn(memory, private_bytes, floor_bytes), gather
+        )
         # What is there already was not asked for: counted in the peak first, it never looks like a part of
         # what is still to come.
         account.set_private_peak(private_bytes + self.private.measure())
@@ -165,7 +158,7 @@ class Start:
 
     def _sleep(self, fd: int, seconds: float) -> None:
         self._wait(fd, seconds)
-        if not self._engine_lives():
+        if not self._lives():
             raise SystemExit("the engine of this worker has ended while it waited to start")
 
     def _floor_bytes(self) -> int:

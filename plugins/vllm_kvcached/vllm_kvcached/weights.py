@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kvcached_core.units import GIB, format_size
+from kvcached_core.weight_files import loaded_bytes, weight_files
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -24,10 +24,6 @@ _log = logging.getLogger(__name__)
 DEVICE_BYTES = 2 * GIB
 HOST_BYTES = GIB  # activations, compiled code and the allocator of a process that has imported everything
 _MARGIN = 1.1
-
-_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
-_NOT_WEIGHTS = ("optimizer", "scheduler", "training_args", "rng_state")
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # of safetensors: loaded in the dtype of the model
 
 
 def private_bytes(vllm_config: VllmConfig, on_host: bool) -> int:
@@ -42,7 +38,7 @@ def weight_bytes(vllm_config: VllmConfig) -> int:
     model, load, parallel = vllm_config.model_config, vllm_config.load_config, vllm_config.parallel_config
     float_bytes = 0 if model.quantization else int(model.dtype.itemsize)
     files = [] if load.load_format == "dummy" else weight_files(_model_path(model, load.download_dir))
-    total = sum(_loaded_bytes(file, float_bytes) for file in files) or _parameter_bytes(model)
+    total = sum(loaded_bytes(file, float_bytes) for file in files) or _parameter_bytes(model)
     return -(-total // int(parallel.tensor_parallel_size * parallel.pipeline_parallel_size))
 
 
@@ -56,23 +52,6 @@ def longest_request_bytes(vllm_config: VllmConfig) -> int:
     return _estimated("the floor", lambda: _full_attention_bytes(vllm_config))
 
 
-def weight_files(path: Path | None) -> list[Path]:
-    """Return the files of the weights in a model's folder, or the file that is the model; [] if any lacks."""
-    if path is None or not path.is_dir():
-        return [path] if path is not None and path.is_file() else []
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [path / name for name in named]
-        return files if all(file.exists() for file in files) else []
-    for pattern in _PATTERNS:
-        found = sorted(file for file in path.glob(pattern) if not file.name.startswith(_NOT_WEIGHTS))
-        # Some models bring a second copy of themselves in one file.
-        if only := [file for file in found if not file.name.startswith("consolidated")] or found:
-            return only
-    return []
-
-
 def _model_path(model: ModelConfig, download_dir: str | None) -> Path | None:
     """Return where the model is on this machine: as named, or in the hub's cache."""
     path = Path(model.model)
@@ -84,21 +63,6 @@ def _model_path(model: ModelConfig, download_dir: str | None) -> Path | None:
         model.model, "config.json", cache_dir=download_dir, revision=model.revision
     )
     return Path(config).parent if isinstance(config, str) else None
-
-
-def _loaded_bytes(file: Path, float_bytes: int) -> int:
-    """Return the bytes of a file's tensors once loaded, floating point numbers as `float_bytes`, if not 0."""
-    if file.suffix != ".safetensors" or not float_bytes:
-        return file.stat().st_size
-    with file.open("rb") as data:  # https://huggingface.co/docs/safetensors: length, then the header
-        header = json.loads(data.read(int.from_bytes(data.read(8), "little")))
-    return sum(
-        math.prod(tensor["shape"]) * float_bytes
-        if tensor["dtype"] in _FLOATS
-        else tensor["data_offsets"][1] - tensor["data_offsets"][0]
-        for name, tensor in header.items()
-        if name != "__metadata__"
-    )
 
 
 def _parameter_bytes(model: ModelConfig) -> int:
