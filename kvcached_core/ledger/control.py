@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from kvcached_core.errors import CapacityError, LedgerError
 from kvcached_core.ledger.bells import ring
 from kvcached_core.ledger.layout import FIRST_CLAIM
-from kvcached_core.ledger.lock import LedgerLock
+from kvcached_core.ledger.locked import locked
 from kvcached_core.ledger.runtime import DeviceFolder, Runtime
 from kvcached_core.ledger.seat import sweep
 from kvcached_core.ledger.snapshot import OwnerSnapshot, snapshot
@@ -116,7 +115,7 @@ def _set(
     changes: list[Change] = []
     names: list[str] = []
     for folder in runtime.devices():
-        with _ledger(folder) as file:
+        with locked(folder) as file:
             if file is None or (chosen is not None and file.uuid not in chosen):
                 continue
             sweep(folder, file)
@@ -135,19 +134,6 @@ def _set(
     if not changes:
         raise NoSuchEngineError(name, names)
     return changes
-
-
-@contextlib.contextmanager
-def _ledger(folder: DeviceFolder) -> Iterator[LedgerFile | None]:
-    """Hold the lock of a device with its file mapped; None where there is no file."""
-    if not folder.ledger.exists():
-        yield None
-        return
-    with (
-        LedgerLock(folder.lock, folder.file_mode).held(),
-        contextlib.closing(LedgerFile(folder.ledger)) as file,
-    ):
-        yield file
 
 
 def _write(folder: DeviceFolder, file: LedgerFile, slot: int, control: str, value: int) -> Change:
