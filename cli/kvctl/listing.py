@@ -15,14 +15,14 @@ from kvcached_core.units import format_size
 from kvctl.bars import COLOURS, Part, bar, can_draw
 from kvctl.codes import Code, no_such_engine
 from kvctl.devices import choose_devices
-from kvctl.output import DASH, percent, print_json, render, say, short_size, table_text, write
+from kvctl.output import DASH, line_width, percent, print_json, render, say, short_size, table_text, write
 
 _COLUMNS = (
     "NAME", ">RANK", ">USED", ">CACHED", ">SPARE", ">HELD", ">FLOOR", ">LIMIT", ">WEIGHT", ">DEMAND",
     ">ASKED", "STATE",
 )  # fmt: skip
 _WIDE_COLUMNS = ("ENGINE", "MODEL", ">WORKER")
-_BAR_CELLS, _WIDTH = 40, 100
+_BAR_CELLS, _LEGEND_CELLS, _WIDTH = 40, 52, 100
 _DEVICE_FIELDS = (
     "uuid", "capacity_bytes", "headroom_bytes", "free_bytes", "total_bytes", "leased_bytes", "ready_bytes",
     "outside_bytes", "damage",
@@ -91,7 +91,9 @@ def _device_bar(device: DeviceSnapshot) -> str:
     from rich.text import Text
 
     ascii_only = not can_draw()
-    drawn = bar(device_parts(device), device.capacity_bytes, _BAR_CELLS, ascii_only=ascii_only)
+    width = min(_WIDTH, line_width())
+    cells = max(10, min(_BAR_CELLS, width - _LEGEND_CELLS))
+    drawn = bar(device_parts(device), device.capacity_bytes, cells, ascii_only=ascii_only)
     legend = [Text.assemble(" ", bar([Part(kind, 1)], 1, 1, ascii_only=ascii_only), kind)
               for kind in COLOURS if kind != "stranded"]  # fmt: skip
     share = percent(device.leased_bytes, device.capacity_bytes)

@@ -6,9 +6,10 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kvcached_core.units import GIB, KIB, MIB
 
@@ -33,10 +34,19 @@ def choose_color(when: str) -> None:
 
 
 def is_terminal() -> bool:
-    """Say whether stdout is a terminal that can move its cursor."""
+    """Say whether stdout is a terminal that can colour and move its cursor."""
+    return _is_tty() and os.environ.get("TERM") not in ("dumb", "")
+
+
+def _is_tty() -> bool:
     with contextlib.suppress(AttributeError, ValueError):  # closed before we began
-        return sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "")
+        return sys.stdout.isatty()
     return False
+
+
+def line_width() -> int:
+    """Return how long a line on stdout may be."""
+    return shutil.get_terminal_size().columns if _is_tty() else _WIDTH_WITHOUT_TERMINAL
 
 
 def console(width: int | None = None, file: Any = None) -> Console:
@@ -53,10 +63,8 @@ def console(width: int | None = None, file: Any = None) -> Console:
 
 def render(what: RenderableType, width: int | None = None) -> str:
     """Return what a console would print."""
-    if width is None and not is_terminal():
-        width = _WIDTH_WITHOUT_TERMINAL
     text = io.StringIO()
-    console(width, text).print(what)
+    console(width or line_width(), text).print(what)
     return text.getvalue()
 
 
@@ -71,15 +79,20 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def table_text(columns: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
-    """Return the table as it would be printed."""
+    """Return the table as it would be printed: columns are set closer where it is narrow, then cut."""
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
+        side: Literal["right", "left"] = "right" if column.startswith(">") else "left"
+        table.add_column(column.lstrip(">"), justify=side, no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell, STATE_STYLES.get(cell, "")) for cell in row))
+    target = console(width or line_width())
+    if Measurement.get(target, target.options.update(width=10_000), table).maximum > target.width:
+        table.padding = (0, 1, 0, 0)
     return render(table, width)
 
 

@@ -34,6 +34,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if name and not name.startswith("-") and name not in known:
         say(unknown_command(name, known))
         raise SystemExit(int(Code.USAGE))
+    if name.startswith("-") and name not in ("-h", "--help", "--version"):
+        usage_error(f"{name}: a command comes first, then its options")
     chosen = [command for command in COMMANDS if command.name == name]
     arguments, rest = build(chosen or COMMANDS).parse_known_args(argv)
     if rest:

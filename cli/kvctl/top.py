@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 
 from kvcached_core.ledger.runtime import Runtime
@@ -12,7 +11,7 @@ from kvctl.bars import can_draw
 from kvctl.codes import Code, Failure
 from kvctl.devices import choose_devices
 from kvctl.listing import check_names, device_data, names_in
-from kvctl.output import is_terminal, print_json, render, write
+from kvctl.output import is_terminal, line_width, print_json, render, write
 
 _WIDTH_WITHOUT_TERMINAL = 100
 
@@ -37,7 +36,7 @@ def run_kvtop(arguments: argparse.Namespace) -> Code:
     view = View(names=frozenset(arguments.names), refresh_seconds=arguments.refresh,
                 ascii_only=not can_draw(), interactive=not arguments.once)  # fmt: skip
     if arguments.once:
-        width = shutil.get_terminal_size().columns if is_terminal() else _WIDTH_WITHOUT_TERMINAL
+        width = line_width() if sys.stdout is not None and sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
         write("".join(render(line, width) for line in frame(sampler.sample(), view, width)))
         return Code.OK
     from kvctl.top_app import TopApp

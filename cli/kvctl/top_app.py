@@ -11,10 +11,6 @@ from textual import events
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.geometry import Region
-from textual.screen import ModalScreen
-from textual.strip import Strip
-from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from kvcached_core.errors import KVCachedError
@@ -23,31 +19,12 @@ from kvcached_core.ledger.runtime import Runtime
 from kvcached_core.ledger.trim import ask_to_trim, wait_until_trimmed
 from kvcached_core.units import parse_size
 from kvctl.codes import Failure
-from kvctl.frame import ORDERS, View, frame, keys
-from kvctl.sampling import Key, Picture, Sampler
+from kvctl.frame import ORDERS, View, keys
+from kvctl.sampling import Key, Sampler
+from kvctl.top_widgets import KEYS, HelpScreen, PictureView
 
 _WAIT_SECONDS = 5.0
 _READONLY = "kvtop was started with --readonly"
-_KEYS = "h help  l limit  t trim  space mark  / filter  s order  q leave"
-HELP = """\
-kvtop: the KV memory of all devices, live
-
-  up down k j  select a rank         space   mark it, or no more
-  PgUp PgDn    ten at a time         /       filter: name, model, engine
-  Home End     the first, the last   s S     next order, reverse it
-  l            set the limit         t       trim: give back spare, cache
-  Esc          forget filter, marks  h ? F1  this help
-  q            leave
-
-Limit and trim act on the engines marked, or on the selected one, and
-there on all ranks. Bars are on the scale of the device:
-  █ used  ▓ cached  ▒ stranded  ░ spare  · free, up to the limit
-  ┊ floor  │ limit
-States: busy, idle, running (neither said), short (got less than it
-asked for), asked (to give back), over limit, waiting and starting,
-ended (dead), returning (its ledger was lost).
-
-Any key closes this."""
 
 
 class Prompt(NamedTuple):
@@ -55,57 +32,6 @@ class Prompt(NamedTuple):
 
     label: str
     done: Callable[[str], None]
-
-
-class PictureView(Widget):
-    """The picture, as high as there is room. Only lines that have changed are drawn again."""
-
-    DEFAULT_CSS = "PictureView { height: 1fr; }"
-
-    def __init__(self, view: View) -> None:
-        super().__init__()
-        self._view = view
-        self._lines: list[Text] = []
-        self.picture: Picture | None = None
-
-    def draw(self) -> None:
-        """Draw what is different now."""
-        if self.picture is None:
-            return
-        before, self._lines = self._lines, frame(self.picture, self._view, self.size.width, self.size.height)
-        most = max(len(before), len(self._lines))
-        changed = [y for y in range(most) if before[y : y + 1] != self._lines[y : y + 1]]
-        if changed:
-            self.refresh(*(Region(0, y, self.size.width, 1) for y in changed))
-
-    def on_resize(self) -> None:
-        """Draw anew."""
-        self.draw()
-
-    def render_line(self, y: int) -> Strip:
-        """Return one line."""
-        if y >= len(self._lines):
-            return Strip.blank(self.size.width)
-        segments = self._lines[y].render(self.app.console)
-        return Strip(segments).adjust_cell_length(self.size.width)
-
-
-class HelpScreen(ModalScreen[None]):
-    """The keys and what the bars mean."""
-
-    DEFAULT_CSS = """
-    HelpScreen { align: center middle; }
-    HelpScreen > Static { width: auto; height: auto; max-width: 100%; max-height: 100%; border: solid gray; }
-    """
-
-    def compose(self) -> ComposeResult:
-        """Make the text."""
-        yield Static(Text(HELP))
-
-    def on_key(self, event: events.Key) -> None:
-        """Close on any key."""
-        event.stop()
-        self.dismiss()
 
 
 class TopApp(App[None]):
@@ -169,7 +95,7 @@ class TopApp(App[None]):
 
     def say(self, text: str, style: str = "dim") -> None:
         """Show a message at the bottom; none are the keys."""
-        text = text or (_KEYS.replace("l limit  t trim  ", "") if self._readonly else _KEYS)
+        text = text or (KEYS.replace("l limit  t trim  ", "") if self._readonly else KEYS)
         self._status.update(Text(text.replace("\n", " "), style, no_wrap=True, overflow="ellipsis"))
 
     def look(self) -> None:

@@ -15,7 +15,8 @@ from kvctl.devices import choose_devices
 from kvctl.listing import check_names, device_data, list_text, names_in
 from kvctl.output import is_terminal, print_json, write
 
-_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # the other screen, without a cursor
+# The other screen, without a cursor, and with lines cut where it ends.
+_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"
 _HOME, _END_OF_LINE, _BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
