@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kvcached_core.ledger import Runtime
+from kvcached_core.ledger.figures import DEVICE_FIGURES, ENGINE_FIGURES
 from kvctl.frame import View
-from kvctl.metrics import DEVICE_METRICS, ENGINE_METRICS, READABLE
+from kvctl.metrics import PREFIX, READABLE
 from kvctl.spec import COMMANDS, COMMON, EXIT_CODES, Argument, Command
 from kvctl.top_app import TopApp
 from kvctl.top_widgets import HELP
@@ -57,10 +58,11 @@ def _arguments(arguments: tuple[Argument, ...]) -> str:
 def _metrics() -> str:
     def rows() -> Iterator[str]:
         yield f"| {READABLE} | gauge | none | 1 if the ledgers can be read. |"
-        for device in DEVICE_METRICS:
-            yield f"| {device.name} | gauge | device | {device.help} |"
-        for engine in ENGINE_METRICS:
-            yield f"| {engine.name} | {'counter' if engine.counter else 'gauge'} | engine | {engine.help} |"
+        for device in DEVICE_FIGURES:
+            yield f"| {PREFIX}{device.name} | gauge | device | {device.help} |"
+        for engine in ENGINE_FIGURES:
+            kind = "counter" if engine.counter else "gauge"
+            yield f"| {PREFIX}{engine.name} | {kind} | engine | {engine.help} |"
 
     head = ("| metric | type | labels | meaning |", "|---|---|---|---|")
     labels = "Labels: device is `gpu`, `UUID`; engine is these and `engine`, `model`, `name`, `rank`.\n"

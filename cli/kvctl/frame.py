@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from rich.text import Text
 
 from kvcached_core import __version__
+from kvcached_core.ledger.figures import asked_bytes
 from kvcached_core.units import GIB, MIB
 from kvctl.bars import Mark, Part, bar, sparkline
-from kvctl.listing import asked_bytes, state
+from kvctl.listing import state
 from kvctl.output import DASH, STATE_STYLES, percent, short_size
 from kvctl.sampling import Device, Engine, Key, Picture
 

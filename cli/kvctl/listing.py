@@ -8,6 +8,7 @@ import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
+from kvcached_core.ledger.figures import asked_bytes
 from kvcached_core.ledger.invariants import check
 from kvcached_core.ledger.runtime import Runtime
 from kvcached_core.ledger.snapshot import DeviceSnapshot, OwnerSnapshot, snapshot
@@ -119,13 +120,6 @@ def _row(device: DeviceSnapshot, owner: OwnerSnapshot, now_ms: int, wide: bool) 
         *(short_size(size) if size else DASH for size in wants), state(owner, now_ms),
         *((owner.engine, owner.model, str(owner.worker_pid)) if wide else ()),
     )  # fmt: skip
-
-
-def asked_bytes(owner: OwnerSnapshot, now_ms: int) -> int:
-    """Return what it is asked to give back and still holds; what was asked lapses unless asked again."""
-    if owner.target_bytes == 0 or now_ms >= owner.asked_until_ms:
-        return 0
-    return max(0, owner.leased_bytes - owner.target_bytes)
 
 
 def state(owner: OwnerSnapshot, now_ms: int | None = None) -> str:
