@@ -132,7 +132,9 @@ class Account(Starter):
 
     def _look_outside(self, file: LedgerFile, memory: MemoryInfo) -> None:
         self._outside = self._outside or Outside()
-        if self._outside.look(file, memory, self.device.uuid):
+        has_changed = self._outside.look(file, memory, self.device.uuid)
+        file.set_header("outside_bytes", self._outside.bytes)
+        if has_changed:
             self._reporter.report("outside", locked=True, outside_bytes=self._outside.bytes,
                                   free_bytes=memory.free_bytes)  # fmt: skip
 

@@ -66,7 +66,8 @@ def play(runtime: Runtime, cast: tuple[Part, ...] = CAST) -> list[Account]:
     for gpu in {part.gpu for part in cast}:
         known = sum((p.used + p.cached + p.spare) * GRANULE + 6 * GIB for p in cast if p.gpu == gpu)
         with contextlib.closing(LedgerFile(runtime.device(GPUS[gpu]).ledger)) as file:
-            file.set_header("free_bytes", max(0, 80 * GIB - known - GIB))  # a GiB is others'
+            file.set_header("free_bytes", max(0, 80 * GIB - known - GIB))
+            file.set_header("outside_bytes", GIB)
     return accounts
 
 
