@@ -52,7 +52,8 @@ def test_help_names_every_option(script: str) -> None:
          "--port 8000"),
         ("start_client.sh", "--model /m/qwen --rate inf --prompts 3 --input 5 --output 6",
          "bench serve --backend openai --base-url http://127.0.0.1:8000 --model qwen --tokenizer /m/qwen "
-         "--dataset-name random --random-input-len 5 --random-output-len 6 --num-prompts 3 --request-rate inf"),
+         "--dataset-name random --random-input-len 5 --random-output-len 6 --num-prompts 3 "
+         "--request-rate inf"),
         ("start_client.sh", "sglang --model /m/qwen --port 9",
          "-m sglang.bench_serving --backend sglang --host 127.0.0.1 --port 9 --model /m/qwen --dataset-name "
          "random-ids --random-range-ratio 1 --random-input-len 256 --random-output-len 64 --num-prompts 100 "

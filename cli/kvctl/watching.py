@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from kvcached_core.ledger.runtime import Runtime
 from kvcached_core.ledger.snapshot import snapshot
@@ -28,6 +30,7 @@ def run_watch(arguments: argparse.Namespace, sleep: Callable[[float], None] = ti
     shown, frame = 0, ""
     try:
         if in_place:
+            signal.signal(signal.SIGTERM, _end)
             write(_ENTER)
         while True:
             frame = _show(runtime, arguments, in_place)
@@ -40,6 +43,11 @@ def run_watch(arguments: argparse.Namespace, sleep: Callable[[float], None] = ti
     finally:
         if in_place:
             write(_LEAVE + frame)
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    """End as the signal would, but leave the other screen first."""
+    raise SystemExit(128 + number)
 
 
 def _show(runtime: Runtime, arguments: argparse.Namespace, in_place: bool) -> str:
