@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +88,6 @@ def engine(backend: str, model: Path, kv_bytes: int | None, options: dict[str, A
 def free_bytes(llm: Any) -> int:
     """Return the device's free memory, as the worker sees it."""
     return int(llm.collective_rpc("bench_memory")[0][0])
-
-
-def settle(llm: Any, seconds: float = 5.0) -> int:
-    """Forget the prefix cache, leave the engine alone for two idle periods, and return the free memory."""
-    llm.reset_prefix_cache()
-    time.sleep(seconds)
-    return free_bytes(llm)
 
 
 def prompts(count: int, length: int, seed: int, vocabulary: int = 100_000) -> list[dict[str, Any]]:

@@ -46,6 +46,7 @@ TAKEN_UNITS, LEASABLE_UNITS = 10, 16
 START_SECONDS, FILL_SECONDS, ROUND_SECONDS = 200.0, 90.0, 5.0
 SETTLE_SECONDS = 1.3  # what the giver has waited for and got is not taken back for a second
 WINDOW_SECONDS = 0.5  # before the wish and after it: where tokens are counted
+_TRACE_SECONDS = 0.01
 HOLD_SECONDS = 0.1  # after the wish, at least, what is taken is kept
 IDLE_SHARE = 0.65  # of the time that is left, for the rounds with an idle giver
 BACKGROUND_REQUESTS, BACKGROUND_PROMPT = 8, 128  # decoding all the time, each begun anew when it has ended
@@ -139,7 +140,8 @@ class Bench:
         try:
             self.taker.wait_for_all(ROUND_SECONDS)
             window_seconds = WINDOW_SECONDS if kind == "busy" else HOLD_SECONDS
-            time.sleep(max(0.0, said_at + window_seconds - time.monotonic()))
+            # The desk knows of the last granules before the trace does.
+            time.sleep(max(_TRACE_SECONDS, said_at + window_seconds - time.monotonic()))
         finally:
             traced = self.trace.end()
         rows = [Row(at, *values) for at, values in traced.rows]

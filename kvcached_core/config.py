@@ -30,6 +30,7 @@ class Config:
     headroom: Size = Size(256 * MIB)
     spare: Size = Size(64 * MIB)
     idle_seconds: float = 2.0
+    cache_seconds: float = 0.0
     grant_seconds: float = 0.02
     keep_seconds: float = 1.0
     start_seconds: float = 300.0
@@ -119,9 +120,11 @@ OPTIONS: tuple[Option, ...] = (
     _option("spare", LEGAL_SIZES, "kept ready ahead of need", parse_size, "64MiB"),
     _option("idle_seconds", "0 to 86400", "spare memory unused for so long is given back",
             _number(0, 86400), "2"),
+    _option("cache_seconds", "0 to 31536000", "cached blocks not used for so long are evicted; 0: no limit",
+            _number(0, 31536000), "0"),
     _option("grant_seconds", "0 to 1", "how long a step waits for memory on its way before it preempts",
             _number(0, 1), "0.02"),
-    _option("keep_seconds", "0 to 3600", "what it waited for is not taken for another's share for so long",
+    _option("keep_seconds", "0 to 3600", "so long what its requests waited for and got goes to floors only",
             _number(0, 3600), "1"),
     _option("start_seconds", "0 to 86400", "how long this engine waits for room to start before it gives up",
             _number(0, 86400), "300"),

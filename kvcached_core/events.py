@@ -92,9 +92,3 @@ class Observers:
 
 
 OBSERVERS = Observers()
-
-
-def emit(kind: Kind, **data: Value) -> None:
-    """Tell the observers, if there are any. Raises nothing; they run on the caller's thread."""
-    if OBSERVERS.present():
-        OBSERVERS.tell(happened(kind, data))

@@ -7,13 +7,15 @@ race: a worker never frees a handle that the scheduler still counts on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from kvcached_core.errors import InvariantError
 from kvcached_core.granules import Granules
 from kvcached_core.plan import Plan
 
+IDLE_SLICE_GRANULES = 128  # given in one plan by an idle engine: the worker begins while the rest is evicted
 FLOOR_GRACE_SECONDS = 0.3  # how long an engine may be above what it must give for a floor before it preempts
 
 
@@ -55,8 +57,9 @@ class Governor:
     """Keeps the budget of an engine's granules. One thread calls it; `update` between steps only.
 
     `spare_granules` are kept ready ahead of need while requests run; whatever was not needed for
-    `idle_seconds` is let go. `evict` is told cached blocks that are about to lose their memory. `event` is
-    called for "evict" with the `granules` that had cached blocks and the number of those `blocks`.
+    `idle_seconds` is let go. What was cached and not used for `cache_seconds` is evicted, if that is not 0.
+    `evict` is told cached blocks that are about to lose their memory. `event` is called for "evict" with the
+    `granules` that had cached blocks and the number of those `blocks`.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Governor:
         spare_granules: int,
         idle_seconds: float,
         event: Callable[..., None] | None = None,
+        cache_seconds: float = 0.0,
     ) -> None:
         self.granules = granules
         self.deadline: float | None = None  # when to look again, should no step come before
@@ -80,7 +84,9 @@ class Governor:
         self._event = event
         self._spare = spare_granules
         self._idle_seconds = idle_seconds
+        self._cache_seconds = cache_seconds
         self._decay_at: float | None = None
+        self._expire_at: float | None = None  # when the oldest of what is cached is too old
         self._preempt_at: float | None = None  # set while more is held than a floor of another leaves
         self._least_surplus = 0
         self._sequence = 0
@@ -97,7 +103,9 @@ class Governor:
         self.limit = max(1, min(self._ledger.granule_limit(), granules.granule_count))
         self.target, self.must = self._ledger.target_granules(), self._ledger.must_granules()
         self.held = self._ledger.created() - self.released
-        self._give_down_to(self._most(now, growth_blocks))
+        most = self._most(now, growth_blocks)
+        self._give_down_to(most if busy else max(most, granules.mapped - IDLE_SLICE_GRANULES))
+        self._expire(now)
         self.wanted = self._want(demand_blocks, busy)
         self.needed = self._need(demand_blocks)
         self._decay(now)
@@ -193,7 +201,7 @@ class Governor:
             self._preempt_at = now + FLOOR_GRACE_SECONDS
         # A time to preempt that has passed with nobody to preempt is none to wake up for.
         is_to_come = self._preempt_at is not None and now < self._preempt_at
-        times = (self._decay_at, self._preempt_at if is_to_come else None)
+        times = (self._decay_at, self._expire_at, self._preempt_at if is_to_come else None)
         self.deadline = min((at for at in times if at is not None), default=None)
 
     def _decay(self, now: float) -> None:
@@ -211,15 +219,28 @@ class Governor:
 
     def _give_down_to(self, most: int) -> None:
         """Let go of all above `most` granules that no request uses: first what is not mapped."""
+        if self.granules.mapped > most:
+            with self._evicting() as evict:
+                self.granules.shrink(most, evict)
+        self._release(self.held - max(most, self.granules.mapped))
+
+    def _expire(self, now: float) -> None:
+        """Evict what is too old; its memory is surplus from now on."""
+        if self._cache_seconds:
+            self.granules.now = now
+            with self._evicting() as evict:
+                self._expire_at = self.granules.expire(self._cache_seconds, evict)
+
+    @contextlib.contextmanager
+    def _evicting(self) -> Iterator[Callable[[list[Any]], None]]:
+        """Yield what is told the cached blocks of each granule that gives them up; tell of it afterwards."""
         evicted: list[int] = []
 
         def evict(blocks: list[Any]) -> None:
             evicted.append(len(blocks))
             self._evict(blocks)
 
-        if self.granules.mapped > most:
-            self.granules.shrink(most, evict)
-        self._release(self.held - max(most, self.granules.mapped))
+        yield evict
         if evicted and self._event is not None:
             self._event("evict", granules=len(evicted), blocks=sum(evicted))
 

@@ -17,6 +17,7 @@ from typing import Generic, Protocol, TypeVar
 
 from kvcached_core.errors import InvariantError
 from kvcached_core.extent import Extent
+from kvcached_core.granule_sums import sums
 
 
 class Block(Protocol):
@@ -52,7 +53,8 @@ class Granules(Generic[BlockT]):
         # Clean blocks of a granule, the one to hand out next at the end; none while it is unmapped.
         self._clean: list[list[BlockT]] = [[] for _ in first_blocks]
         self._used = [0] * self.granule_count
-        self._idle: dict[int, None] = {}  # oldest latest use first
+        self.now = 0.0  # what time it is, for the age of what is cached; whoever wants ages sets it
+        self._idle: dict[int, float] = {}  # when it was last used; oldest latest use first
         self._open: list[int] = []  # heap: every granule with a clean block, and some that were unmapped
         self._spent: list[int] = []  # heap of -g: every empty granule, once, and some others
         self._in_spent = bytearray(self.granule_count)
@@ -103,30 +105,52 @@ class Granules(Generic[BlockT]):
         self.free_blocks -= count - missing
         return taken
 
+    # A request's blocks lie together: the books are kept by runs of blocks of one granule.
+
     def free(self, blocks: Sequence[BlockT]) -> None:
         """Turn used blocks into clean ones."""
-        clean_of, used, granule_of = self._clean, self._used, self._granule_of
+        clean_of, granule_of = self._clean, self._granule_of
+        last, before = -1, 0
+        clean: list[BlockT] = []
         for block in blocks:
             granule = granule_of[block.block_id]
-            clean = clean_of[granule]
-            if not clean:
-                heappush(self._open, granule)
+            if granule != last:
+                if clean:
+                    self._freed(last, before, len(clean))
+                last, clean = granule, clean_of[granule]
+                before = len(clean)
             clean.append(block)
-            left = used[granule] = used[granule] - 1
-            if not left:
-                self._rest(granule, len(clean))
+        if clean:
+            self._freed(last, before, len(clean))
         self.clean_blocks += len(blocks)
         self.free_blocks += len(blocks)
 
+    def _freed(self, granule: int, clean_before: int, clean: int) -> None:
+        if not clean_before:
+            heappush(self._open, granule)
+        left = self._used[granule] = self._used[granule] - (clean - clean_before)
+        if not left:
+            self._rest(granule, clean)
+
     def lend(self, blocks: Sequence[BlockT]) -> None:
         """Turn used blocks into cached ones; a granule with none used becomes the youngest victim."""
-        used, granule_of = self._used, self._granule_of
+        granule_of = self._granule_of
+        last, count = -1, 0
         for block in blocks:
             granule = granule_of[block.block_id]
-            left = used[granule] = used[granule] - 1
-            if not left:
-                self._idle[granule] = None
+            if granule != last:
+                if count:
+                    self._lent(last, count)
+                last, count = granule, 0
+            count += 1
+        if count:
+            self._lent(last, count)
         self.free_blocks += len(blocks)
+
+    def _lent(self, granule: int, count: int) -> None:
+        left = self._used[granule] = self._used[granule] - count
+        if not left:
+            self._idle[granule] = self.now
 
     def hold(self, blocks: Sequence[BlockT]) -> None:
         """Turn cached blocks into used ones: they were evicted to be handed out."""
@@ -187,6 +211,18 @@ class Granules(Generic[BlockT]):
                 granule = next(iter(self._idle))
                 evict(self._clear(granule))
             self._unmap(granule)
+
+    def expire(self, seconds: float, evict: Callable[[list[BlockT]], None]) -> float | None:
+        """Evict what idle granules cache, where it was last used so long ago; they stay mapped, and empty.
+
+        Returns when the next one is due, or None.
+        """
+        while self._idle:
+            granule, used_at = next(iter(self._idle.items()))
+            if self.now < used_at + seconds:
+                return used_at + seconds
+            evict(self._clear(granule))
+        return None
 
     def _clear(self, granule: int) -> list[BlockT]:
         """Make all cached blocks of an idle granule clean; return them."""
@@ -254,7 +290,7 @@ class Granules(Generic[BlockT]):
     def _rest(self, granule: int, clean: int) -> None:
         """The last used block of a granule has gone: it is idle, or empty if nothing in it is cached."""
         if clean < self.blocks_per_granule:
-            self._idle[granule] = None
+            self._idle[granule] = self.now
         else:
             self.empty += 1
             if not self._in_spent[granule]:
@@ -275,26 +311,6 @@ class Granules(Generic[BlockT]):
     def check(self) -> None:
         """Raise InvariantError unless everything adds up (I9, and I5 for blocks); looks at all granules."""
         self.extent.check()
-        size, mapped = self.blocks_per_granule, self.extent.granules()
-        unmapped = set(range(self.granule_count)).difference(mapped)
-        clean = {g: len(self._clean[g]) for g in mapped}
-        idle = {g for g in mapped if not self._used[g] and clean[g] < size}
-        empty = {g for g in mapped if clean[g] == size}
-        clean_ids = [block.block_id for block in self.clean()]
-        expected = {
-            "clean": (self.clean_blocks, len(clean_ids)),
-            "used": (self.used_blocks, sum(self._used)),
-            "too many": ([g for g in mapped if not 0 <= self._used[g] <= size - clean[g]], []),
-            "unmapped": ([g for g in unmapped if self._clean[g] or self._used[g]], []),
-            "empty": (self.empty, len(empty)),
-            "idle": (set(self._idle), idle),
-            "busy": (self.busy, sum(used > 0 for used in self._used)),
-            "open": (sorted({*self._open} - unmapped), [g for g in mapped if clean[g]]),
-            "open twice": (len(self._open), len({*self._open})),
-            "spent": (empty - {-g for g in self._spent}, set()),
-            "block 0": (self._used[0] > 0 and 0 in clean and 0 not in clean_ids, True),
-            "doubles": (len(clean_ids), len(set(clean_ids))),
-        }
-        wrong = {name: pair for name, pair in expected.items() if pair[0] != pair[1]}
+        wrong = {name: pair for name, pair in sums(self).items() if pair[0] != pair[1]}
         if wrong or self.free_blocks < 0:
             raise InvariantError(f"granules do not add up: {wrong}, free {self.free_blocks}")

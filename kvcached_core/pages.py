@@ -17,7 +17,7 @@ from kvcached_core.units import format_size
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.02, 0.2
-_TELL_GRANULES = 16  # freed before the ledger is told: it rings those who wait
+_TELL_GRANULES = 32  # freed before the ledger is told: it rings those who wait
 SLICE_GRANULES = 32  # made in one turn, so that retiring and releasing never wait long
 
 
@@ -152,7 +152,8 @@ class PageSupply:
             self._changed.notify_all()
 
     def release_owed(self) -> None:
-        """Free spare granules until as many are freed as the scheduler has let go."""
+        """Free spare granules until as many are freed as the scheduler has let go; the last are to be told
+        of by settle()."""
         while self._choose_leaving():
             while self._leaving:
                 self._driver.release(self._leaving[-1])
@@ -163,7 +164,6 @@ class PageSupply:
             self._untold_released += 1
             if self._untold_released >= _TELL_GRANULES:
                 self.settle()
-        self.settle()
 
     def grow(self, now: float, rung: bool) -> float | None:
         """Lease and make what is wanted; return the seconds after which to call again, or None."""
@@ -182,13 +182,17 @@ class PageSupply:
         except (CapacityError, DriverError) as error:
             self._note_failure(error)
             return self._retry(now)
+        self._demand_bytes = unmet - granted  # as the ledger has noted it
         made = self._make_promised(granted // unit)
         # Read again: telling of releases that the ledger was too busy for has lowered the lease.
         unmet = max(0, self._account.wanted_bytes - self._account.leased_bytes)
-        if made == asked:
+        if made == asked and unmet < unit:
             self._satisfied()
-            return 0.0 if unmet >= unit else None
+            return None
         self._demand_bytes = unmet
+        if made == asked:
+            self._may_retry_at_once()
+            return 0.0
         self._tell(self._account.refuse, unmet)
         return None if self.growth_ended else self._retry(now)
 
@@ -271,6 +275,9 @@ class PageSupply:
     def _satisfied(self) -> None:
         if self._demand_bytes and not self.growth_ended and self._tell(self._account.refuse, 0):
             self._demand_bytes = 0
+        self._may_retry_at_once()
+
+    def _may_retry_at_once(self) -> None:
         self._retry_seconds, self._retry_at = FIRST_RETRY_SECONDS, float("-inf")
 
     def _retry(self, now: float) -> float:

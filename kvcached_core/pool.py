@@ -18,6 +18,7 @@ from kvcached_core.plan import Plan
 from kvcached_core.pool_stats import PoolStats
 from kvcached_core.supply_thread import SupplyThread
 
+AHEAD_GRANULES = 128  # more than a step maps: to map beyond it would keep others from their memory
 NULL_GRANULE = 0  # holds block 0, which padding writes to: mapped from before the first kernel to the end
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 20e-6, 1e-3
 
@@ -114,7 +115,11 @@ class ElasticPool:
                 undo.pop_all()
             self._supply.ordered = max(self._supply.ordered, plan.released)
             self._next_sequence = plan.sequence + 1
-            needs_turn = bool(self._pending) or self._supply.released < self._supply.ordered
+            needs_turn = (
+                bool(self._pending)
+                or self._supply.released < self._supply.ordered
+                or bool(plan.map and self._supply.spare)
+            )
         if needs_turn:
             self.supply_thread.wake()
 
@@ -144,7 +149,8 @@ class ElasticPool:
         for _ in range(SLICE_GRANULES):
             with self._after_steps():
                 granule = self._ahead.lowest_vacant()
-                if granule is None or self._supply.owed or self._arena.is_warming_up:
+                is_enough = len(self._ahead) >= AHEAD_GRANULES
+                if granule is None or is_enough or self._supply.owed or self._arena.is_warming_up:
                     return False
                 handles = self._supply.take()
                 if handles is None:

@@ -258,8 +258,8 @@ class FakeAccount:
         granted = (
             0 if self.denied else max(0, min(want_bytes, room)) // self.granule_bytes * self.granule_bytes
         )
+        self.demand_bytes = max(want_bytes, self.wanted_bytes - self.leased_bytes) - granted
         self.leased_bytes += granted
-        self.demand_bytes = want_bytes - granted
         return granted
 
     def created(self, granules: int) -> None:

@@ -134,7 +134,7 @@ def state(owner: OwnerSnapshot, now_ms: int | None = None) -> str:
         return "starting"
     if owner.leased_bytes > max(owner.limit_bytes, owner.granule_bytes):
         return "over limit"
-    if owner.demand_bytes:
+    if owner.demand_bytes > owner.coming_bytes:
         return "short"
     if asked_bytes(owner, time.monotonic_ns() // 1_000_000 if now_ms is None else now_ms):
         return "asked"

@@ -8,6 +8,7 @@ between two of them sees too much held rather than too little, and mapped <= rea
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 
 from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.errors import BusyError, InvariantError
@@ -17,13 +18,14 @@ from kvcached_core.ledger.outside import Outside
 from kvcached_core.ledger.peers import Peers
 from kvcached_core.ledger.seat import ring_waiting, sweep
 from kvcached_core.ledger.starting import Starter
-from kvcached_core.ledger.storage import LedgerFile
+from kvcached_core.ledger.storage import LedgerFile, Row
 
 
 class Account(Starter):
     """The worker's side of the ledger. Thread-safe. Made by `attach`; sizes are bytes of this rank."""
 
     granule_bytes = 0  # of one granule on this rank; 0 before describe()
+    _is_short = False  # since a lease got less than it asked for, until all that is wanted is there
     _peers: Peers | None = None
     _outside: Outside | None = None
 
@@ -118,32 +120,35 @@ class Account(Starter):
                 self._report_controls(locked=True)
             file.set_header("free_bytes", memory.free_bytes)
             file.set_header("total_bytes", memory.total_bytes)
+            if self._own["queued_at_ms"]:  # it begins though it was not told to
+                self._put("starting_bytes", 0)
+                self._put("queued_at_ms", 0)
             if UNHEARD in file.claims():
                 sweep(self._folder, file)
-            if UNHEARD in file.claims():
+            rows = file.rows()
+            self._look_outside(file, rows, memory)
+            if any(row["claim"] == UNHEARD for row in rows.values()):
                 ring_waiting(self._folder, file, self.slot)
-                granted = 0
-                self._promise(0, want_bytes)
-            else:
-                granted = self._lease_among_all(file, want_bytes, memory.free_bytes)
-            self._look_outside(file, memory)
-        self._reporter.flush()
-        return granted
+                self._fall_short(want_bytes)
+                return 0
+            return self._lease_among_all(file, rows, want_bytes, memory.free_bytes)
 
-    def _look_outside(self, file: LedgerFile, memory: MemoryInfo) -> None:
+    def _look_outside(self, file: LedgerFile, rows: Mapping[int, Row], memory: MemoryInfo) -> None:
         self._outside = self._outside or Outside()
-        has_changed = self._outside.look(file, memory, self.device.uuid)
+        has_changed = self._outside.look(
+            rows.values(), memory, self.device.uuid, self._headroom_bytes, self._now_ms()
+        )
         file.set_header("outside_bytes", self._outside.bytes)
         if has_changed:
             self._reporter.report("outside", locked=True, outside_bytes=self._outside.bytes,
                                   free_bytes=memory.free_bytes)  # fmt: skip
 
-    def _lease_among_all(self, file: LedgerFile, want: int, free_bytes: int) -> int:
+    def _lease_among_all(self, file: LedgerFile, rows: Mapping[int, Row], want: int, free_bytes: int) -> int:
         """Grant what this owner may have now, and ask others for the rest."""
-        there, now_ms = self._room(file, free_bytes), self._now_ms()
-        # Of a long wish a slice is leased at a time; what others are asked for is the whole of it.
-        unmet = max(want, self.wanted_bytes - self.leased_bytes)
-        scene = arbiter.survey(file, self.slot, unmet, there.of_device, now_ms)
+        there, now_ms = self._room(file, rows, free_bytes), self._now_ms()
+        # A long wish is leased a slice at a time; what others see, and are asked for, is all of it.
+        wish = max(want, self.wanted_bytes - self.leased_bytes)
+        scene = arbiter.survey(rows, self.slot, wish, there.of_device, now_ms)
         mine = scene.claim(self.slot)
         others = [claim for claim in scene.claims if claim.slot != self.slot]
         room = min(there.limit_bytes, there.of_device)
@@ -153,35 +158,49 @@ class Account(Starter):
             granted = max(0, min(want, room))  # I10: what grantable() comes to where nobody else waits
         granted = granted // self.granule_bytes * self.granule_bytes
         if granted < min(want, there.limit_bytes) and sweep(self._folder, file):
-            return self._lease_among_all(file, want, free_bytes)  # the dead hold nothing and wait for nothing
-        waited = self._own["demand_bytes"] > 0
-        if granted < want:
-            self._put("short_at_ms", now_ms)
-        if granted and (waited or granted < want):
+            # The dead hold nothing and wait for nothing.
+            return self._lease_among_all(file, file.rows(), want, free_bytes)
+        if granted and (self._is_short or granted < want):
             self._put("kept_until_ms", now_ms + self._keep_ms)
-        left = 0 if granted == want else unmet - granted
-        self._promise(granted, left)
-        unmet = max(0, min(left, there.limit_bytes - granted)) // self.granule_bytes * self.granule_bytes
+        if granted:
+            self._promise(granted)
+        unmet = max(0, min(wish, there.limit_bytes) - granted) // self.granule_bytes * self.granule_bytes
         after = mine._replace(leased=mine.leased + granted, unmet=unmet)
         if after != mine:
             scene = scene.replaced(after, there.of_device - granted)
-        self._arbitrate(file, scene, now_ms)
+        coming = min(unmet, self._arbitrate(file, rows, scene, now_ms))
+        left = wish - granted
+        if granted < want:
+            self._fall_short(left, now_ms, coming)
+        else:
+            self._note_demand(left, now_ms, coming=left)  # the next slice is leased at once
         return granted
 
-    def _promise(self, granted: int, unmet: int) -> None:
-        if unmet and not self._own["demand_bytes"]:  # not each time that it is tried again
+    def _promise(self, granted: int) -> None:
+        self._reporter.report("lease", locked=True, granted_bytes=granted,
+                              leased_bytes=self.leased_bytes + granted)  # fmt: skip
+        self._put("leased_bytes", self.leased_bytes + granted)
+        self._add("lease_bytes", granted)
+        self._add("leases")
+        if self._peers is not None:
+            self._peers.ring_next()
+
+    def _fall_short(self, unmet: int, now_ms: int = 0, coming: int = 0) -> None:
+        if not self._is_short:  # not each time that it is tried again
             self._reporter.report("demand", locked=True, unmet_bytes=unmet, leased_bytes=self.leased_bytes)
-        self._put("demand_bytes", unmet)
-        if granted:
-            self._reporter.report("lease", locked=True, granted_bytes=granted,
-                                  leased_bytes=self.leased_bytes + granted)  # fmt: skip
-            self._put("leased_bytes", self.leased_bytes + granted)
-            self._add("lease_bytes", granted)
-            self._add("leases")
-            if self._peers is not None:
-                self._peers.ring_next()
-        if unmet:
-            self._add("refusals")
+        self._is_short = True
+        self._add("refusals")
+        self._note_demand(unmet, now_ms, coming)
+
+    def _note_demand(self, unmet: int, now_ms: int, coming: int) -> None:
+        """Show what is still wanted, in such an order that what is coming is never taken for refused."""
+        if unmet and now_ms:
+            self._put("short_at_ms", now_ms)
+        self._is_short &= unmet > 0
+        words = [("coming_bytes", coming), ("demand_bytes", unmet)]
+        for name, value in words if unmet else reversed(words):
+            if self._own[name] != value:
+                self._put(name, value)
 
     def created(self, granules: int) -> None:
         """Say that handles for `granules` more now exist. Rings nobody: a scheduler looks by itself."""
@@ -218,10 +237,7 @@ class Account(Starter):
     def refuse(self, unmet_bytes: int) -> None:
         """Record what is wanted and was not got; 0 when nothing is."""
         with self._mutex:
-            if self._own["demand_bytes"] != unmet_bytes:
-                self._put("demand_bytes", unmet_bytes)
-            if not unmet_bytes and self._own["coming_bytes"]:
-                self._put("coming_bytes", 0)
+            self._note_demand(unmet_bytes, 0, coming=min(self._own["coming_bytes"], unmet_bytes))
 
     def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0) -> None:
         """Show what is mapped, what the process takes besides, and granules mapped and unmapped since."""

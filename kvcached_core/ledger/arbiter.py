@@ -14,10 +14,9 @@ from functools import cached_property
 from kvcached_core.hooks import hookimpl, plugin_manager
 from kvcached_core.ledger import shares
 from kvcached_core.ledger.bells import ring
-from kvcached_core.ledger.layout import FREE
 from kvcached_core.ledger.runtime import DeviceFolder
 from kvcached_core.ledger.shares import Ask, Claim, Share
-from kvcached_core.ledger.storage import LedgerFile
+from kvcached_core.ledger.storage import LedgerFile, Row
 
 _log = logging.getLogger(__name__)
 
@@ -61,50 +60,47 @@ class Scene:
         return Scene(tuple(changed if c.slot == changed.slot else c for c in self.claims), unleased)
 
 
-def survey(file: LedgerFile, slot: int, want: int, unleased: int, now_ms: int) -> Scene:
+def survey(rows: Mapping[int, Row], slot: int, want: int, unleased: int, now_ms: int) -> Scene:
     """Read what everybody claims, with `want` bytes more for `slot`."""
-    taken = [other for other, claim in enumerate(file.claims()) if claim != FREE]
     claims = tuple(
-        _read(file, other, now_ms, want if other == slot else _fresh_demand(file, other, now_ms))
-        for other in taken
+        _read(other, row, now_ms, want if other == slot else _fresh_demand(row, now_ms))
+        for other, row in rows.items()
     )
     return Scene(claims, unleased)
 
 
-def _fresh_demand(file: LedgerFile, slot: int, now_ms: int) -> int:
-    fresh = now_ms - file.get(slot, "short_at_ms") <= FRESH_MS or not speaks(file, slot)
-    return file.get(slot, "demand_bytes") if fresh else 0
+def _fresh_demand(row: Row, now_ms: int) -> int:
+    fresh = now_ms - row["short_at_ms"] <= FRESH_MS or not speaks(row)
+    return row["demand_bytes"] if fresh else 0
 
 
-def speaks(file: LedgerFile, slot: int) -> bool:
+def speaks(row: Row) -> bool:
     """Say whether the owner of a slot writes the words of minor 1."""
-    return file.get(slot, "spoken_claim") == file.get(slot, "claim")
+    return row["spoken_claim"] == row["claim"]
 
 
-def _read(file: LedgerFile, slot: int, now_ms: int, unmet: int) -> Claim:
-    word = dict.fromkeys(
-        ("needed_bytes", "idle_since_ms", "kept_until_ms", "starting_bytes", "short_at_ms"), 0
-    )
-    if speaks(file, slot):
-        word = {name: file.get(slot, name) for name in word}
-    leased, limit = file.get(slot, "leased_bytes"), file.get(slot, "limit_wanted")
-    granule = max(1, file.get(slot, "granule_bytes"))
-    wanted = max(file.get(slot, "wanted_bytes"), word["needed_bytes"], leased + unmet if unmet else 0)
-    waits_to_start = now_ms - word["short_at_ms"] <= FRESH_MS
+def _read(slot: int, row: Row, now_ms: int, unmet: int) -> Claim:
+    speaking = speaks(row)
+    needed = row["needed_bytes"] if speaking else 0
+    leased, limit = row["leased_bytes"], row["limit_wanted"]
+    granule = max(1, row["granule_bytes"])
+    wanted = max(row["wanted_bytes"], needed, leased + unmet if unmet else 0)
+    waits_to_start = speaking and now_ms - row["short_at_ms"] <= FRESH_MS
     return Claim(
         slot, leased,
         # Whose scheduler has not said what requests need may need all it asks for.
-        needed=word["needed_bytes"] or max(file.get(slot, "used_bytes"), wanted),
+        needed=needed or max(row["used_bytes"], wanted),
         wanted=wanted,
-        floor=file.get(slot, "floor_wanted"),
+        floor=row["floor_wanted"],
         limit=limit,
-        weight=max(1, file.get(slot, "weight_wanted")),
+        weight=max(1, row["weight_wanted"]),
         unmet=min(unmet, max(0, limit - leased)) // granule * granule,
-        active=bool(unmet or file.get(slot, "busy")),
-        kept=now_ms < word["kept_until_ms"],
-        idle_since_ms=word["idle_since_ms"],
-        starting=word["starting_bytes"] if waits_to_start else 0,
+        active=bool(unmet or row["busy"]),
+        kept=speaking and now_ms < row["kept_until_ms"],
+        idle_since_ms=row["idle_since_ms"] if speaking else 0,
+        starting=row["starting_bytes"] if waits_to_start else 0,
         granule=granule,
+        heeds=speaking,
     )  # fmt: skip
 
 
@@ -112,7 +108,7 @@ def who_gives(scene: Scene) -> dict[int, Ask]:
     """Return who is asked for how much, in the order of the policy."""
     if not any(claim.unmet or claim.starting for claim in scene.claims):
         return {}
-    over = [claim for claim in scene.claims if claim.leased > scene.of[claim.slot].fair]
+    over = [claim for claim in scene.claims if claim.heeds and claim.leased > scene.of[claim.slot].fair]
     if not over:
         return {}
     try:
@@ -123,24 +119,22 @@ def who_gives(scene: Scene) -> dict[int, Ask]:
     return shares.asked(scene.claims, scene.of, scene.unleased, list(dict.fromkeys(order)))
 
 
-def write_asks(file: LedgerFile, folder: DeviceFolder, scene: Scene, asks: Mapping[int, Ask],
-               now_ms: int) -> list[int]:  # fmt: skip
+def write_asks(file: LedgerFile, rows: Mapping[int, Row], folder: DeviceFolder, scene: Scene,
+               asks: Mapping[int, Ask], now_ms: int) -> list[int]:  # fmt: skip
     """Write into every slot what it is asked; ring, and return, those who are asked for more than before.
 
-    A value is written before the time until which it
-    holds is prolonged, so that a reader never goes by an old value for longer than it was meant.
+    A value is written before the time until which it holds is prolonged, so that a reader never goes by an
+    old value for longer than it was meant. `rows` were read since the lock is held.
     """
     rung = []
     for claim in scene.claims:
-        slot, ask = claim.slot, asks.get(claim.slot, Ask(0, 0))
+        slot, row, ask = claim.slot, rows[claim.slot], asks.get(claim.slot, Ask(0, 0))
         target = _line(claim.leased, ask.give, claim.granule)
         must = _line(claim.leased, ask.must, claim.granule)
-        lapsed = now_ms >= file.get(slot, "asked_until_ms")
-        before, must_before = (
-            0 if lapsed else file.get(slot, name) for name in ("target_bytes", "must_bytes")
-        )
+        lapsed = now_ms >= row["asked_until_ms"]
+        before, must_before = (0 if lapsed else row[name] for name in ("target_bytes", "must_bytes"))
         more = _is_more(target, before) or _is_more(must, must_before)
-        if target == before == 0 and not file.get(slot, "target_bytes"):
+        if target == before == 0 and not row["target_bytes"]:
             continue
         file.set(slot, "target_bytes", target)
         file.set(slot, "must_bytes", must)
@@ -148,7 +142,7 @@ def write_asks(file: LedgerFile, folder: DeviceFolder, scene: Scene, asks: Mappi
         file.set(slot, "asked_until_ms", now_ms + FRESH_MS if target else 0)
         if more:
             if not before:
-                file.set(slot, "reclaims", file.get(slot, "reclaims") + 1)
+                file.set(slot, "reclaims", row["reclaims"] + 1)
             rung.append(slot)
             ring(folder.engine_bell(slot))
     return rung

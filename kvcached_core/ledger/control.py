@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from kvcached_core.errors import CapacityError, LedgerError
+from kvcached_core.errors import LedgerError
+from kvcached_core.ledger import grant
 from kvcached_core.ledger.bells import ring
 from kvcached_core.ledger.layout import FIRST_CLAIM
 from kvcached_core.ledger.locked import locked
@@ -14,7 +16,7 @@ from kvcached_core.ledger.runtime import DeviceFolder, Runtime
 from kvcached_core.ledger.seat import sweep
 from kvcached_core.ledger.snapshot import OwnerSnapshot, snapshot
 from kvcached_core.ledger.storage import LedgerFile
-from kvcached_core.units import Size, format_size
+from kvcached_core.units import Size
 
 _POLL_SECONDS = 0.01
 
@@ -112,22 +114,31 @@ def _set(
     runtime: Runtime, name: str, control: str, value: Size | int, devices: Iterable[str] | None
 ) -> list[Change]:
     chosen = None if devices is None else set(devices)
-    changes: list[Change] = []
     names: list[str] = []
-    for folder in runtime.devices():
-        with locked(folder) as file:
+    todo: list[tuple[DeviceFolder, LedgerFile, list[int], int]] = []
+    with contextlib.ExitStack() as stack:
+        for folder in runtime.devices():  # in one order: two tools cannot wait for each other
+            file = stack.enter_context(locked(folder))
             if file is None or (chosen is not None and file.uuid not in chosen):
                 continue
             sweep(folder, file)
-            slots = [slot for slot in file.slots if file.get(slot, "claim") >= FIRST_CLAIM]
-            names += [file.get_text(slot, "name") for slot in slots]
-            mine = [slot for slot in slots if file.get_text(slot, "name") == name]
-            wanted = value.of(file.header.capacity_bytes) if isinstance(value, Size) else value
+            rows = {slot: row for slot, row in file.rows().items() if row["claim"] >= FIRST_CLAIM}
+            names += [file.get_text(slot, "name") for slot in rows]
+            mine = [slot for slot in rows if file.get_text(slot, "name") == name]
+            capacity = file.header.capacity_bytes
+            wanted = value.of(capacity) if isinstance(value, Size) else value
             if control == "limit":
-                wanted = min(wanted, file.header.capacity_bytes)
-            if control == "floor":
-                _check_floors(file, slots, mine, wanted)
-            changes += [_write(folder, file, slot, control, wanted) for slot in mine]
+                wanted = min(wanted, capacity)
+            if control == "floor" and mine:
+                others = [row for slot, row in rows.items() if slot not in mine]
+                grant.check_floors(others, [wanted] * len(mine), capacity, file.uuid)
+            todo.append((folder, file, mine, wanted))
+        changes = [
+            _write(folder, file, slot, control, wanted)
+            for folder, file, mine, wanted in todo
+            for slot in mine
+        ]
+    for folder, _, mine, _ in todo:
         for slot in mine:
             ring(folder.worker_bell(slot))
             ring(folder.engine_bell(slot))
@@ -145,18 +156,3 @@ def _write(folder: DeviceFolder, file: LedgerFile, slot: int, control: str, valu
         folder.path.name, file.uuid, slot, file.get_text(slot, "instance"), file.get(slot, "rank"),
         file.get(slot, "limit_wanted"), file.get(slot, "floor_wanted"), generation,
     )  # fmt: skip
-
-
-def _check_floors(file: LedgerFile, slots: list[int], mine: list[int], wanted: int) -> None:
-    """Count each floor as the greater of wanted and applied, so that I3 holds in every order of events."""
-    floors = sum(
-        max(file.get(slot, "floor_wanted"), file.get(slot, "floor_applied"))
-        for slot in slots
-        if slot not in mine
-    )
-    capacity = file.header.capacity_bytes
-    if floors + wanted * len(mine) > capacity:
-        raise CapacityError(
-            f"a floor of {format_size(wanted)} on each of {len(mine)} ranks does not fit on {file.uuid}, "
-            f"which holds {format_size(capacity)}, and {format_size(floors)} are given to others"
-        )

@@ -15,7 +15,7 @@ _mutex = threading.Lock()
 _open: set[int] = set()
 
 
-def open_private(path: Path, flags: int, mode: int = 0o600) -> int:
+def open_private(path: str | Path, flags: int, mode: int = 0o600) -> int:
     """Open a file whose descriptor is closed in a forked child. Raises OSError."""
     with _mutex:
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)

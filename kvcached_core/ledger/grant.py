@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from kvcached_core.errors import CapacityError
+from kvcached_core.ledger.layout import UNHEARD
+from kvcached_core.ledger.storage import Row
+from kvcached_core.units import format_size
 
 
 class Promise(NamedTuple):
@@ -42,7 +47,16 @@ def room(own_leased_bytes: int, limit_bytes: int, promises: Iterable[Promise], c
     )
 
 
-def granted(want_bytes: int, there: Room, granule_bytes: int) -> int:
-    """Return the bytes to grant: whole granules, 0 <= granted <= want, never more than there is."""
-    least = max(0, min(want_bytes, there.limit_bytes, there.of_device))
-    return least // granule_bytes * granule_bytes
+def check_floors(rows: Iterable[Row], wanted: Sequence[int], capacity_bytes: int, uuid: str) -> None:
+    """Raise CapacityError unless floors of `wanted` bytes fit beside those of `rows`, others' slots (I3).
+
+    Each counts as the greater of wanted and applied, so that I3 holds in every order of events.
+    """
+    floors = sum(max(row["floor_wanted"], row["floor_applied"]) for row in rows if row["claim"] != UNHEARD)
+    if floors + sum(wanted) > capacity_bytes:
+        ranks = f" on each of {len(wanted)} ranks" if len(wanted) > 1 else ""
+        raise CapacityError(
+            f"a floor of {format_size(max(wanted))}{ranks} does not fit on {uuid}: it holds "
+            f"{format_size(capacity_bytes)}, and floors of {format_size(floors)} are given to others. Ask "
+            f"for at most {format_size(max(0, capacity_bytes - floors) // len(wanted))}"
+        )

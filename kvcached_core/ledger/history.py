@@ -34,14 +34,11 @@ class History:
         self._folder = folder
         self._path = str(folder.history)
 
-    def append(self, event: Event, locked: bool = False) -> None:
-        """Add an event with one write(2). `locked`: the caller holds the ledger's lock, so that it may put
-        a full file aside. Without a folder, or on a full disk, the event is lost."""
+    def append(self, event: Event) -> None:
+        """Add an event with one write(2). Without a folder, or on a full disk, it is lost."""
         head = {"kind": event.kind, "at_seconds": event.at_seconds, "wall_seconds": event.wall_seconds}
         line = _encode(head | dict(event.data)).encode() + b"\n"
         with contextlib.suppress(OSError):
-            if locked:
-                self._put_aside()
             fd = self._open()
             try:
                 if os.lseek(fd, 0, os.SEEK_END) + len(line) <= MOST_BYTES:
@@ -50,9 +47,9 @@ class History:
             finally:
                 os.close(fd)
 
-    def _put_aside(self) -> None:
+    def put_aside(self) -> None:
         """Rename the file if it is full; the lock is held, or another process might rename the next one."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             if os.stat(self._path).st_size >= ROTATE_BYTES:
                 write_point("history.old")
                 os.rename(self._path, self._folder.old_history)
@@ -112,21 +109,23 @@ class Reporter:
     def report(self, kind: Kind, locked: bool = False, **data: Value) -> None:
         """Tell of an event; `name` and `slot` may be given, where it happened to another's slot.
 
-        With `locked` the caller holds the ledger's lock, in which no observer may linger: they are told
-        by `flush`, or before the next event that is reported without it.
+        With `locked` the caller holds the ledger's lock, in which nobody may linger: it is told by `flush`,
+        or before the next event that is reported without it.
         """
         who: dict[str, Value] = {
             "device": self._device, "name": self._name_of(), "slot": self._slot_of()
         }  # fmt: skip
-        event = happened(kind, who | data)
-        self._history.append(event, locked)
-        if OBSERVERS.present():
-            self._pending.append(event)
-            if not locked:
-                self.flush()
+        self._pending.append(happened(kind, who | data))
+        if locked:
+            self._history.put_aside()
+        else:
+            self.flush()
 
     def flush(self) -> None:
-        """Tell observers of what was reported under the lock; not to be called under it."""
+        """Tell of what was reported under the lock; not to be called under it."""
         with contextlib.suppress(IndexError):
             while True:
-                OBSERVERS.tell(self._pending.popleft())
+                event = self._pending.popleft()
+                self._history.append(event)
+                if OBSERVERS.present():
+                    OBSERVERS.tell(event)

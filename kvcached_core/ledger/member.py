@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Self
 
 from kvcached_core.driver.base import DeviceIdentity
-from kvcached_core.errors import BusyError, CapacityError, LedgerError
+from kvcached_core.errors import BusyError, LedgerError
+from kvcached_core.ledger import grant
 from kvcached_core.ledger.bells import drain_bell
 from kvcached_core.ledger.history import Reporter
 from kvcached_core.ledger.layout import ANY_WORDS, CONTROLS, ENGINE_WORDS, FREE, OWNER_WORDS, UNHEARD
@@ -57,8 +58,8 @@ class Member:
                sleep: Callable[[float], None] = time.sleep) -> Self:  # fmt: skip
         """Take a slot of the device's ledger, which is made if there is none.
 
-        `limit_bytes` None is the device. What this engine waited for and got is not taken back for another's
-        share within `keep_seconds`. The dead are swept first. Another living instance of the same name
+        `limit_bytes` None is the device. For `keep_seconds` what this engine waited for and got, and its
+        requests need, goes to floors only. The dead are swept first. Another living instance of the same name
         makes this one `name-2`. Raises CapacityError if the floors no longer fit (I3), LedgerError if the
         ledger cannot be used, BusyError.
         """
@@ -100,7 +101,7 @@ class Member:
                     "ledger %s goes by the capacity of the engines already there, %s, not by %s",
                     self._folder.path, format_size(self._capacity_bytes), format_size(capacity_bytes),
                 )  # fmt: skip
-            self._check_key_and_floors(file)
+            self._check_key_and_floor(file)
             limit = min(self._own["limit_applied"], self._capacity_bytes)
             self._own |= {"limit_applied": limit, "ceiling_bytes": limit}
             self._seat.take(file, self._words(), self._texts)
@@ -108,23 +109,15 @@ class Member:
             file.close()
             raise
 
-    def _check_key_and_floors(self, file: LedgerFile) -> None:
-        key, floors = (self._texts["instance"], self._own["rank"]), 0
-        for slot in file.slots:
-            if file.get(slot, "claim") in (FREE, UNHEARD):
-                continue
-            if (file.get_text(slot, "instance"), file.get(slot, "rank")) == key:
+    def _check_key_and_floor(self, file: LedgerFile) -> None:
+        key, rows = (self._texts["instance"], self._own["rank"]), file.rows()
+        for slot, row in rows.items():
+            if row["claim"] != UNHEARD and (file.get_text(slot, "instance"), row["rank"]) == key:
                 raise LedgerError(
                     f"rank {key[1]} of instance {key[0]} is attached to {self.device.uuid} already"
                 )
-            floors += max(file.get(slot, "floor_wanted"), file.get(slot, "floor_applied"))
-        floor, capacity = self._own["floor_applied"], self._capacity_bytes
-        if floors + floor > capacity:
-            raise CapacityError(
-                f"a floor of {format_size(floor)} does not fit on {self.device.uuid}: it holds "
-                f"{format_size(capacity)}, and floors of {format_size(floors)} are given to others. "
-                f"Ask for at most {format_size(max(0, capacity - floors))}"
-            )
+        floor = self._own["floor_applied"]
+        grant.check_floors(rows.values(), [floor], self._capacity_bytes, self.device.uuid)
 
     def _words(self) -> dict[str, int]:
         """Return the words to claim a slot with: one's own, the tools' as last acknowledged, the engine's."""
@@ -157,7 +150,8 @@ class Member:
     def _exclusive(self, bound_seconds: float = BOUND_SECONDS) -> Iterator[LedgerFile]:
         """Hold the lock, with one's place in the ledger secured.
 
-        Raises BusyError, also if the ledger was lost and cannot be made again now: growth waits for it.
+        What was reported under it is told after it. Raises BusyError, also if the ledger was lost and cannot
+        be made again now: growth waits for it.
         """
         self._seat.require_own_process()
         with self._mutex, contextlib.ExitStack() as stack:
@@ -171,6 +165,7 @@ class Member:
             except (OSError, LedgerError) as error:
                 raise BusyError(f"cannot use the ledger in {self._folder.path} now: {error}") from error
             yield self._seat.file
+        self._reporter.flush()
 
     def _put(self, name: str, value: int) -> None:
         self._own[name] = value

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 _FRACTION_BITS = 32
+_LINES = ("wanted", "needed", "entitled")  # what an owner gives: spare, then cache, then what requests let go
 
 
 class Claim(NamedTuple):
@@ -32,10 +33,11 @@ class Claim(NamedTuple):
     weight: int
     unmet: int = 0  # asked for in the last second and not got
     active: bool = True  # has requests, or asks
-    kept: bool = False  # got memory a moment ago: that is taken back for floors only
+    kept: bool = False  # waited for memory and got it a moment ago: what requests need of it stays
     idle_since_ms: int = 0
     starting: int = 0  # claimed by an engine that waits for its start
     granule: int = 1  # leased, unmet and shares are multiples of it
+    heeds: bool = True  # of a version that reads what it is asked
 
 
 class Share(NamedTuple):
@@ -131,23 +133,34 @@ def asked(claims: Sequence[Claim], of: Mapping[int, Share], unleased: int,
     Nobody is asked below what it is entitled to, and all together not for more than is missing. Spare
     memory goes first, of all owners, then their caches, then what requests that end let go.
     """
+    missing = [
+        sum(short_of(claim, of[claim.slot][level]) for claim in claims) for level in range(len(Share._fields))
+    ]
+    floors, need, fair = missing
     starting = sum(claim.starting for claim in claims)
-    missing = sum(short_of(claim, of[claim.slot].fair) for claim in claims) + starting - unleased
-    floors = sum(short_of(claim, of[claim.slot].floor) for claim in claims)
-    for_floors = floors - unleased if floors else 0
     by_slot = {claim.slot: claim for claim in claims}
     givers = [by_slot[slot] for slot in order if slot in by_slot]
-    gives = _collect([giver for giver in givers if not giver.kept], of, missing)
-    musts = _collect(givers, of, for_floors)
+    # Against thrashing: of what an owner got a moment ago the cache of others takes nothing, their requests
+    # take its cache and spare, and only a floor takes what its requests need.
+    for_need = need + starting - unleased if need or starting else 0
+    gives = _collect(givers, of, for_need, {}, kept_lines=_LINES[:2])
+    gives = _collect(givers, of, fair + starting - unleased - sum(gives.values()), gives, kept_lines=())
+    musts = _collect(givers, of, floors - unleased if floors else 0, {}, kept_lines=_LINES)
     slots = gives.keys() | musts.keys()
     return {s: Ask(max(gives.get(s, 0), musts.get(s, 0)), musts.get(s, 0)) for s in slots}
 
 
-def _collect(givers: Sequence[Claim], of: Mapping[int, Share], missing: int) -> dict[int, int]:
-    """Take from each what it holds above one line after the other, until nothing is missing."""
-    gives: dict[int, int] = {}
-    for line in ("wanted", "needed", "entitled"):
+def _collect(givers: Sequence[Claim], of: Mapping[int, Share], missing: int, taken: Mapping[int, int],
+             kept_lines: Sequence[str]) -> dict[int, int]:  # fmt: skip
+    """Take from each what it holds above one line after the other, until nothing is missing.
+
+    `taken` is asked of them already; who is kept gives down to `kept_lines` only.
+    """
+    gives = dict(taken)
+    for line in _LINES:
         for giver in givers:
+            if giver.kept and line not in kept_lines:
+                continue
             entitled = max(of[giver.slot].fair, giver.granule)  # the granule with block 0 always stays (I7)
             keep = entitled if line == "entitled" else max(entitled, getattr(giver, line))
             there = giver.leased - gives.get(giver.slot, 0) - keep

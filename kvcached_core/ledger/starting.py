@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.errors import CapacityError
 from kvcached_core.ledger import arbiter, grant
-from kvcached_core.ledger.layout import FREE, UNHEARD
+from kvcached_core.ledger.layout import UNHEARD
 from kvcached_core.ledger.member import Member
 from kvcached_core.ledger.seat import ring_waiting, sweep
-from kvcached_core.ledger.storage import LedgerFile
+from kvcached_core.ledger.storage import LedgerFile, Row
 from kvcached_core.units import format_size
 
 
@@ -44,7 +45,7 @@ class Starter(Member):
     def set_floor_bytes(self, floor_bytes: int) -> None:
         """Set one's own floor. Raises CapacityError if the floors no longer fit (I3), BusyError."""
         with self._exclusive() as file:
-            self._check_floor(file, floor_bytes)
+            self._check_floor(self._others(file), floor_bytes)
             self._take_floor(file, floor_bytes)
 
     def ask_to_start(self, private_bytes: int, floor_bytes: int, memory: MemoryInfo) -> Turn:
@@ -62,10 +63,11 @@ class Starter(Member):
                 self._put("queued_at_ms", now_ms)
             self._put("short_at_ms", now_ms)
             self._put("starting_bytes", 0)
-            ahead = self._ahead(file, now_ms)
+            rows = file.rows()
+            ahead = self._ahead(rows, now_ms)
             now, peak = self._own["private_now_bytes"], self._own["private_peak_bytes"]
             promised = max(0, peak - now)  # which is no room for others, but for this engine
-            there = self._room(file, memory.free_bytes).of_device + promised
+            there = self._room(file, rows, memory.free_bytes).of_device + promised
             claim = max(0, private_bytes - now) + floor_bytes
             missing = claim - there
             if missing <= 0 and not ahead:
@@ -76,29 +78,32 @@ class Starter(Member):
                 self._reporter.report("start", True, waited_seconds=waited, starting_bytes=claim)
                 return Turn(True, free_bytes=there)
             self._put("starting_bytes", max(0, claim - promised))
-            self._arbitrate(file, arbiter.survey(file, self.slot, 0, there - promised, now_ms), now_ms)
+            rows = file.rows()  # its own claim is among them now
+            self._arbitrate(file, rows, arbiter.survey(rows, self.slot, 0, there - promised, now_ms), now_ms)
             return Turn(False, ahead, max(0, missing), there)
 
-    def _ahead(self, file: LedgerFile, now_ms: int) -> int:
+    def _ahead(self, rows: Mapping[int, Row], now_ms: int) -> int:
         """Return how many wait for their start since before this one; ties go by slot."""
         mine = (self._own["queued_at_ms"], self.slot)
         waiting = [
-            (file.get(slot, "queued_at_ms"), slot)
-            for slot, claim in enumerate(file.claims())
-            if claim != FREE
-            and arbiter.speaks(file, slot)
-            and file.get(slot, "queued_at_ms")
-            and now_ms - file.get(slot, "short_at_ms") <= arbiter.FRESH_MS
+            (row["queued_at_ms"], slot)
+            for slot, row in rows.items()
+            if arbiter.speaks(row) and row["queued_at_ms"] and now_ms - row["short_at_ms"] <= arbiter.FRESH_MS
         ]
         return sum(other < mine for other in waiting)
 
+    def _others(self, file: LedgerFile) -> list[Row]:
+        return [row for slot, row in file.rows().items() if slot != self.slot]
+
     def _refuse_if_hopeless(self, file: LedgerFile, private: int, floor: int, total: int) -> None:
-        self._check_floor(file, floor)
+        rows = self._others(file)
+        self._check_floor(rows, floor)
         floors = others = 0
-        for slot, claim in enumerate(file.claims()):
-            if claim not in (FREE, UNHEARD) and slot != self.slot:
-                floors += max(file.get(slot, "floor_wanted"), file.get(slot, "floor_applied"))
-                others += max(file.get(slot, "private_peak_bytes"), file.get(slot, "private_now_bytes"))
+        for row in rows:
+            if row["claim"] != UNHEARD:
+                # Nobody gives its last granule, with block 0, whatever its floor (I7).
+                floors += max(row["floor_wanted"], row["floor_applied"], row["granule_bytes"])
+                others += max(row["private_peak_bytes"], row["private_now_bytes"])
         most = total - self._headroom_bytes - floors - others
         if private + floor > most:
             raise CapacityError(
@@ -110,19 +115,8 @@ class Starter(Member):
                 f"smaller model, or correct the estimate (kvcached.start_size)"
             )
 
-    def _check_floor(self, file: LedgerFile, floor: int) -> None:
-        """Raise CapacityError unless the floor fits beside those of all others."""
-        floors = sum(
-            max(file.get(slot, "floor_wanted"), file.get(slot, "floor_applied"))
-            for slot, claim in enumerate(file.claims())
-            if claim not in (FREE, UNHEARD) and slot != self.slot
-        )
-        if floors + floor > self._capacity_bytes:
-            raise CapacityError(
-                f"a floor of {format_size(floor)} does not fit on {self.device.uuid}: it holds "
-                f"{format_size(self._capacity_bytes)}, and floors of {format_size(floors)} are given to "
-                f"others. Ask for at most {format_size(max(0, self._capacity_bytes - floors))}"
-            )
+    def _check_floor(self, others: Iterable[Row], floor: int) -> None:
+        grant.check_floors(others, [floor], self._capacity_bytes, self.device.uuid)
 
     def _take_floor(self, file: LedgerFile, floor: int) -> None:
         file.set(self.slot, "floor_wanted", floor)
@@ -134,28 +128,25 @@ class Starter(Member):
         """Return the milliseconds of the monotonic clock, which are never 0."""
         return int(self._clock() * 1000) + 1
 
-    def _room(self, file: LedgerFile, free_bytes: int) -> grant.Room:
+    def _room(self, file: LedgerFile, rows: Mapping[int, Row], free_bytes: int) -> grant.Room:
         """Return the room for this owner; there is none while a living owner has yet to write its part."""
-        claims = file.claims()
-        taken = [slot for slot, claim in enumerate(claims) if claim != FREE]
         mine = self._own["leased_bytes"]
-        if UNHEARD in claims:
+        if any(row["claim"] == UNHEARD for row in rows.values()):
             ring_waiting(self._folder, file, self._seat.slot)
             return grant.Room(self.limit_bytes - mine, 0, 0)
-        promises = [
-            grant.Promise(*(file.get(slot, name) for name in grant.Promise._fields)) for slot in taken
-        ]
+        promises = [grant.Promise(*map(row.__getitem__, grant.Promise._fields)) for row in rows.values()]
         return grant.room(mine, self.limit_bytes, promises, self._capacity_bytes,
                           self._headroom_bytes, free_bytes)  # fmt: skip
 
-    def _arbitrate(self, file: LedgerFile, scene: arbiter.Scene, now_ms: int) -> None:
-        """Ask those who hold more than they are entitled to, if anybody waits; lift what was asked before."""
+    def _arbitrate(self, file: LedgerFile, rows: Mapping[int, Row], scene: arbiter.Scene, now_ms: int) -> int:
+        """Ask those who hold more than they are entitled to, if anybody waits; lift what was asked before.
+
+        Returns the bytes that others are asked for.
+        """
         asks = arbiter.who_gives(scene)
-        for slot in arbiter.write_asks(file, self._folder, scene, asks, now_ms):
+        for slot in arbiter.write_asks(file, rows, self._folder, scene, asks, now_ms):
             self._reporter.report(
                 "reclaim", locked=True, slot=slot, name=file.get_text(slot, "name"), taker=self.name,
                 **{word: file.get(slot, word) for word in ("target_bytes", "must_bytes", "leased_bytes")},
             )  # fmt: skip
-        coming = min(sum(ask.give for ask in asks.values()), scene.claim(self.slot).unmet)
-        if coming != self._own["coming_bytes"]:
-            self._put("coming_bytes", coming)
+        return sum(ask.give for ask in asks.values())

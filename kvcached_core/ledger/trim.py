@@ -115,20 +115,20 @@ def _judge(trim: Trim, owner: OwnerSnapshot | None) -> Trimmed:
 
 def _ask(folder: DeviceFolder, file: LedgerFile, slot: int) -> Trim:
     """Write the ask into a slot, unless there is nothing to give or more is asked already; locked."""
-    granule = max(1, file.get(slot, "granule_bytes"))
-    leased, hears = file.get(slot, "leased_bytes"), speaks(file, slot)
+    row = file.rows()[slot]
+    granule, leased, hears = max(1, row["granule_bytes"]), row["leased_bytes"], speaks(row)
     # The granule with block 0 stays (I7); whose scheduler has not said what requests need may need it all.
-    needed = file.get(slot, "needed_bytes") or max(file.get(slot, w) for w in ("used_bytes", "wanted_bytes"))
+    needed = row["needed_bytes"] or max(row["used_bytes"], row["wanted_bytes"])
     line = max(granule, -(-needed // granule) * granule)
     trim = Trim(
-        folder.path.name, file.uuid, slot, file.get_text(slot, "instance"), file.get(slot, "rank"),
-        leased, line, file.get(slot, "released_granules"), hears,
+        folder.path.name, file.uuid, slot, file.get_text(slot, "instance"), row["rank"],
+        leased, line, row["released_granules"], hears,
     )  # fmt: skip
     if leased <= line or not hears:
         return trim
     now_ms = time.monotonic_ns() // 1_000_000
-    stands = now_ms < file.get(slot, "asked_until_ms")
-    before = file.get(slot, "target_bytes") if stands else 0
+    stands = now_ms < row["asked_until_ms"]
+    before = row["target_bytes"] if stands else 0
     target = min(line, before or line)
     if not stands:
         file.set(slot, "must_bytes", 0)
@@ -136,10 +136,12 @@ def _ask(folder: DeviceFolder, file: LedgerFile, slot: int) -> Trim:
     file.set(slot, "reclaim_bytes", leased - target)
     file.set(slot, "asked_until_ms", now_ms + FRESH_MS)
     if not before:
-        file.set(slot, "reclaims", file.get(slot, "reclaims") + 1)
+        file.set(slot, "reclaims", row["reclaims"] + 1)
         data: dict[str, Value] = {
             "device": folder.path.name, "name": file.get_text(slot, "name"), "slot": slot,
             "target_bytes": target, "must_bytes": 0, "leased_bytes": leased, "taker": TAKER,
         }  # fmt: skip
-        History(folder).append(happened("reclaim", data), locked=True)
+        history = History(folder)
+        history.put_aside()
+        history.append(happened("reclaim", data))
     return trim

@@ -21,10 +21,12 @@ Run = Callable[..., tuple[int, str, str]]
 def worker(account: Account) -> Iterator[None]:
     """Do what a worker's thread does: acknowledge when the bell rings."""
     end, stop = os.pipe()
+    poller = select.poll()
+    poller.register(account.fileno(), select.POLLIN)
+    poller.register(end, select.POLLIN)
 
     def work() -> None:
-        while end not in (ready := select.select([account.fileno(), end], [], [])[0]):
-            assert ready
+        while end not in [fd for fd, _ in poller.poll()]:
             account.drain()
             account.acknowledge()
 

@@ -158,7 +158,7 @@ def test_the_shell_in_a_terminal(runtime: Runtime, tmp_path: Path) -> None:
         screen.type(" lla", "Tab")
         screen.wait_for("kvcached> list llama")
         screen.type("Enter")
-        screen.wait_for("0: host", "llama     0")
+        screen.wait_for("0: host", "running")
         screen.type("kvtop --once", "Enter")
         screen.wait_for("Memory Usage")
         screen.type("watch -n 0.1", "Enter")

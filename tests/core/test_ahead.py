@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kvcached_core.pool
 from kvcached_core.ahead import Ahead
 from kvcached_core.arena import Arena, Handles
 from kvcached_core.driver.host import HostDriver
@@ -171,6 +173,20 @@ def test_owed_granules_are_withdrawn_the_highest_first_and_only_when_zeroed(acco
     assert (driver.held_bytes(), account.ready_bytes, account.released_granules) == (4 * PAGE, 4 * PAGE, 3)
 
 
+def test_no_more_is_mapped_ahead_than_a_step_maps_until_the_step_has_taken_it(
+    account: FakeAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kvcached_core.pool, "AHEAD_GRANULES", 2)
+    pool = ready(account, FakeDriver(1 << 20), 6)
+    assert not pool.place_ahead()
+    assert pool._ahead.granules() == {1, 2} and len(pool._supply.spare) == 3
+    pool.apply(Plan(0, (), (1, 2), 0))
+    assert os.eventfd_read(pool.supply_thread._wake) > 0, "the thread is to map the next ones"
+    pool.supply_thread.turn(0.0, rung=False)
+    assert pool._ahead.granules() == {3, 4}
+    pool.check()
+
+
 def test_what_is_owed_is_freed_and_not_mapped_before(account: FakeAccount) -> None:
     driver = FakeDriver(1 << 20)
     pool = ready(account, driver, 5)
@@ -179,6 +195,7 @@ def test_what_is_owed_is_freed_and_not_mapped_before(account: FakeAccount) -> No
     assert not pool.place_ahead()
     assert pool.stats()[:4] == (1, 0, 0, 4)
     pool._supply.release_owed()
+    pool._supply.settle()
     pool.place_ahead()
     assert pool.stats()[:4] == (1, 0, 1, 0)
 

@@ -10,7 +10,7 @@ import pluggy
 import pytest
 
 from kvcached_core import events
-from kvcached_core.events import Event, Observers, emit, happened
+from kvcached_core.events import OBSERVERS, Event, Observers, happened
 from kvcached_core.hooks import hookimpl, new_plugin_manager, plugin_manager
 
 
@@ -104,15 +104,15 @@ def test_a_plugin_that_cannot_be_loaded_costs_the_events_and_is_logged_once(
     assert tries == [1] and len(caplog.records) == 1
 
 
-def test_what_is_emitted_reaches_a_plugin_of_the_process_for_as_long_as_it_is_registered() -> None:
+def test_an_event_reaches_a_plugin_of_the_process_for_as_long_as_it_is_registered() -> None:
     observer = Observer()
-    emit("evict", granules=1)
+    OBSERVERS.tell(happened("evict", {"granules": 1}))
     plugin_manager().register(observer)
     try:
-        emit("evict", granules=2, blocks=8)
+        OBSERVERS.tell(happened("evict", {"granules": 2, "blocks": 8}))
     finally:
         plugin_manager().unregister(observer)
-    emit("evict", granules=3)
+    OBSERVERS.tell(happened("evict", {"granules": 3}))
     (event,) = observer.seen
     assert (event.kind, event.data) == ("evict", {"granules": 2, "blocks": 8})
     later = happened("evict", {})

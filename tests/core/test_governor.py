@@ -20,9 +20,9 @@ class GovernorMachine(RuleBasedStateMachine):
 
     steps = 0
 
-    @initialize(spare=st.integers(0, 3))
-    def start(self, spare: int) -> None:
-        self.engine = Engine(spare)
+    @initialize(spare=st.integers(0, 3), cache_seconds=st.sampled_from([0.0, 0.0, 1.0, 5.0]))
+    def start(self, spare: int, cache_seconds: float) -> None:
+        self.engine = Engine(spare, cache_seconds)
         self.now = 0.0
         self.budget = 1
 
@@ -198,3 +198,35 @@ def test_check_sees_more_mapped_than_held(damage: str) -> None:
     setattr(target, name, 2)
     with pytest.raises(InvariantError):
         engine.governor.check()
+
+
+def test_what_is_cached_and_not_used_for_the_age_limit_is_evicted_and_its_memory_given_back() -> None:
+    engine = Engine(cache_seconds=60.0)
+    for now in (0.0, 30.0):
+        engine.governor.update(now, 2 * SIZE, busy=True)
+        engine.ledger.grant()
+        engine.governor.update(now, 2 * SIZE, busy=True)
+        engine.take(2 * SIZE)
+        engine.put(2 * SIZE, cached=True)
+        engine.send_plan()
+    engine.governor.update(40.0, 0, busy=False)
+    # Granule 0 is never idle, and the last block of the first lot shares granule 2 with younger ones.
+    left = [block for block in engine.cached if block.block_id // SIZE != 1]
+    engine.governor.update(59.9, 0, busy=False)
+    engine.governor.update(59.9 + 2 * IDLE_SECONDS, 0, busy=False)
+    assert engine.cached == left, "only what was used in the last minute is left"
+    assert engine.governor.deadline is not None
+    engine.governor.update(60.0 + 3 * IDLE_SECONDS, 0, busy=False)
+    assert engine.governor.deadline == 90.0, "it wakes for the next one"
+    engine.send_plan()
+    assert engine.governor.held == engine.granules.mapped == 4
+    engine.governor.update(90.0, 0, busy=False)
+    assert engine.cached == left[: SIZE - 1]
+    assert engine.events == [("evict", {"granules": n, "blocks": b}) for n, b in ((1, 4), (3, 9))]
+
+
+def test_without_an_age_limit_the_cache_stays_for_ever() -> None:
+    engine = serving(4 * SIZE)
+    engine.put(4 * SIZE, cached=True)
+    engine.governor.update(1e9, 0, busy=False)
+    assert len(engine.cached) == 4 * SIZE and engine.governor.deadline != 1e9

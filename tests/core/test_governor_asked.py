@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
+from kvcached_core import governor
 from kvcached_core.governor import FLOOR_GRACE_SECONDS
 from tests.core.governed import COUNT, IDLE_SECONDS, SIZE, SPARE, Engine, serving
 from tests.core.test_governor import GovernorMachine
@@ -25,9 +26,9 @@ class AskedMachine(GovernorMachine):
     over_since: float | None = None
     growth = 0  # blocks that running requests may take in the next step
 
-    @initialize(spare=st.integers(0, 3))
-    def start(self, spare: int) -> None:
-        super().start(spare=spare)
+    @initialize(spare=st.integers(0, 3), cache_seconds=st.sampled_from([0.0, 0.0, 1.0, 5.0]))
+    def start(self, spare: int, cache_seconds: float) -> None:
+        super().start(spare, cache_seconds)
         self._update = self.engine.governor.update
         self.engine.governor.update = self._update_and_look  # type: ignore[method-assign, assignment]
 
@@ -144,6 +145,26 @@ def test_what_is_asked_for_is_given_at_once_spare_first_and_cached_last() -> Non
     assert engine.governor.owes_memory and not engine.governor.over_target
     plan = engine.send_plan()
     assert plan is not None and plan.released == 5
+
+
+def test_an_idle_engine_gives_in_slices_so_that_its_worker_begins_early_and_a_busy_one_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(governor, "IDLE_SLICE_GRANULES", 2)
+    engine = serving(8 * SIZE)
+    engine.put(8 * SIZE, cached=True)
+    mapped = []
+    for now in (0.1, 0.2, 0.3):
+        ask(engine, now, target=2)
+        assert engine.governor.owes_memory, "so the engine's loop comes again"
+        engine.send_plan()
+        mapped.append(engine.granules.mapped)
+    assert mapped == [7, 5, 3]
+    ask(engine, 0.4, target=2, busy=True)
+    engine.send_plan()
+    assert engine.granules.mapped == engine.governor.held == 2
+    ask(engine, 0.5, target=2)
+    assert not engine.governor.owes_memory
 
 
 def test_a_target_does_not_cap_what_is_wanted_and_what_was_given_is_not_wanted_again() -> None:

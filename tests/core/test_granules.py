@@ -288,7 +288,7 @@ def test_check_sees_what_does_not_add_up(damage: str) -> None:
     if isinstance(value, int):
         setattr(target, name, value + 1)
     elif isinstance(value, dict):
-        value[0] = None
+        value[0] = 0.0
     elif name == "_used":
         value[1] += 1
     else:

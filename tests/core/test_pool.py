@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.driver.host import HostDriver
 from kvcached_core.errors import CapacityError, DriverError, InvariantError
 from kvcached_core.geometry import Geometry, make_geometry
@@ -105,7 +106,7 @@ def test_what_a_busy_ledger_was_not_told_is_told_in_the_next_turn(account: FakeA
     driver.complete_own(driver.own.launched)
     account.want(2)
     pool.apply(Plan(0, (), (), 2))
-    account.busy = 4  # acknowledge, and each telling of a release
+    account.busy = 3  # acknowledge, the telling of the release, publish
     assert pool.supply_thread.turn(0.0) == FIRST_RETRY_SECONDS
     assert (driver.held_bytes(), account.leased_bytes) == (512, 1024), "over-counted, not under-counted"
     assert pool.supply_thread.turn(FIRST_RETRY_SECONDS, rung=False) is None
@@ -124,6 +125,32 @@ def test_i8_a_failed_create_keeps_whole_granules_and_becomes_demand(account: Fak
     assert pool.supply_thread.turn(0.001, rung=False) == pytest.approx(FIRST_RETRY_SECONDS - 0.001)
     assert pool.supply_thread.turn(FIRST_RETRY_SECONDS, rung=False) is None
     assert (driver.held_bytes(), account.demand_bytes) == (1024, 0)
+
+
+class WithdrawingAccount(FakeAccount):
+    """Its scheduler wants nothing more as soon as it has leased for the `at`-th time."""
+
+    at = 2
+
+    def lease(self, want_bytes: int, memory: MemoryInfo) -> int:
+        granted = super().lease(want_bytes, memory)
+        if self.leases == self.at:
+            self.wanted_bytes = self.granule_bytes
+        return granted
+
+
+@pytest.mark.parametrize("denied", [False, True])
+def test_a_wish_withdrawn_while_it_is_leased_is_no_demand(denied: bool) -> None:
+    account = WithdrawingAccount(256, 100 * 256)
+    pool = ElasticPool(FakeDriver(1 << 20), two_segments(), account)
+    account.want(70)
+    account.denied = denied
+    wait = pool.supply_thread.turn(0.0)  # the first granule was the first lease
+    for _ in range(3):
+        wait = pool.supply_thread.turn(1.0, rung=False)
+    assert wait is None and account.demand_bytes == 0
+    assert account.leased_bytes == (1 if denied else 33) * 256
+    account.close()
 
 
 def test_unmet_demand_is_retried_ever_more_slowly(account: FakeAccount) -> None:

@@ -110,7 +110,7 @@ class EngineRules(RuleBasedStateMachine):
         if party.start:
             return
         if not want:
-            party.demand = party.coming = 0
+            party.demand, party.coming, party.is_short = 0, 0, False
             assert party.account.lease(0, self.memory()) == 0
             return
         expected = self.world.lease(party, want)

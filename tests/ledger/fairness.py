@@ -78,24 +78,28 @@ def allowed(mine: Claim, want: int, room: int, others: Sequence[Claim],
 def asked(claims: Sequence[Claim], of: Mapping[int, Sequence[int | Fraction]], unleased: int,
           order: Sequence[int]) -> dict[int, tuple[int, int]]:  # fmt: skip
     """Return what each is asked to give, and of that must: unit by unit; spare, then cache, then the rest."""
-    floors = sum(short(claim, of[claim.slot][0]) for claim in claims)
-    missing = sum(short(claim, of[claim.slot][2]) + claim.starting for claim in claims) - unleased
     by_slot = {claim.slot: claim for claim in claims}
     givers = [by_slot[slot] for slot in order]
-    give = _take([giver for giver in givers if not giver.kept], of, missing)
-    must = _take(givers, of, floors - unleased if floors else 0)
+    floors, need, fair = (sum(short(claim, of[claim.slot][level]) for claim in claims) for level in range(3))
+    starting = sum(claim.starting for claim in claims)
+    give = dict.fromkeys(order, 0)
+    if need or starting:
+        _take(give, givers, of, need + starting - unleased, kept_give=("spare", "cache"))
+    _take(give, givers, of, fair + starting - unleased - sum(give.values()), kept_give=())
+    must = dict.fromkeys(order, 0)
+    _take(must, givers, of, floors - unleased if floors else 0, kept_give=("spare", "cache", "used"))
     slots = {slot for slot in by_slot if give.get(slot) or must.get(slot)}
     return {slot: (max(give.get(slot, 0), must.get(slot, 0)), must.get(slot, 0)) for slot in slots}
 
 
-def _take(
-    givers: Sequence[Claim], of: Mapping[int, Sequence[int | Fraction]], missing: int
-) -> dict[int, int]:
-    given = dict.fromkeys((giver.slot for giver in givers), 0)
+def _take(given: dict[int, int], givers: Sequence[Claim], of: Mapping[int, Sequence[int | Fraction]],
+          missing: int, kept_give: Sequence[str]) -> None:  # fmt: skip
+    """Raise `given` unit by unit until nothing is missing; who is kept gives `kept_give` only."""
     for kind in ("spare", "cache", "used"):
         for giver in givers:
+            if giver.kept and kind not in kept_give:
+                continue
             keeps = {"spare": giver.wanted, "cache": giver.needed, "used": 0}[kind]
             while missing > 0 and giver.leased - given[giver.slot] > max(1, keeps, int(of[giver.slot][2])):
                 given[giver.slot] += 1
                 missing -= 1
-    return given

@@ -23,6 +23,7 @@ HOST = DeviceIdentity("host", "host")
 PLENTY = MemoryInfo(CAPACITY, CAPACITY)
 _BOUND_SECONDS = 30.0
 _ROOT = Path(__file__).resolve().parents[2]
+ATTACHED: list[Account] = []  # in this process by the running test; its end closes their descriptors
 
 
 class Usage(NamedTuple):
@@ -64,7 +65,16 @@ def attach(
         weight=weight, clock=clock,
     )  # fmt: skip
     describe(account)
+    ATTACHED.append(account)
     return account
+
+
+def readable(*descriptors: int, seconds: float = 0.0) -> int:
+    """Return how many of these can be read, waiting so long for the first; select() ends at 1024."""
+    poller = select.poll()
+    for descriptor in descriptors:
+        poller.register(descriptor, select.POLLIN)
+    return len(poller.poll(seconds * 1000))
 
 
 def hold(account: Account, granules: int) -> None:
@@ -113,7 +123,7 @@ class Child:
     def speaks(self, seconds: float) -> bool:
         """Wait so long until it says something or ends."""
         assert self.process.stdout is not None
-        return bool(select.select([self.process.stdout], [], [], seconds)[0])
+        return readable(self.process.stdout.fileno(), seconds=seconds) > 0
 
     def hear(self) -> str:
         """Return the next line, or what there is at its end."""

@@ -100,7 +100,7 @@ class LedgerMachine(EngineRules):
                 retaking.remove(first)
             if which == "ledger" and len(living) > 1:
                 assert first.account.lease(GRANULE, self.memory()) == 0, "others hold what is not to be seen"
-                first.demand = 1
+                first.demand, first.coming, first.is_short = 1, 0, True
             else:
                 self._lease(first, 5)
         for party in living * 2:

@@ -8,7 +8,7 @@ import struct
 
 from kvcached_core.ledger import Runtime, layout, storage
 from kvcached_core.ledger.bells import make_bell
-from kvcached_core.ledger.grant import Promise, granted, room
+from kvcached_core.ledger.grant import Promise, room
 from kvcached_core.ledger.layout import FIRST_CLAIM, FREE, HEADER_AT, WORD
 from kvcached_core.ledger.lock import LedgerLock
 from kvcached_core.ledger.storage import LedgerFile
@@ -66,7 +66,8 @@ class OldOwner:
             promises = [Promise(*(file.get(slot, name) for name in Promise._fields)) for slot in taken]
             leased = file.get(self.slot, "leased_bytes")
             there = room(leased, CAPACITY, promises, CAPACITY, 0, CAPACITY)
-            got = granted(want * GRANULE, there, GRANULE)
+            least = max(0, min(want * GRANULE, there.limit_bytes, there.of_device))
+            got = least // GRANULE * GRANULE
             self.put("demand_bytes", want * GRANULE - got)
             self.put("leased_bytes", leased + got)
             self.put("ready_bytes", leased + got)

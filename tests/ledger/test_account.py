@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import threading
 
 import pytest
@@ -23,6 +22,7 @@ from tests.ledger.helpers import (
     hold,
     leave,
     picture,
+    readable,
 )
 
 TOTAL = CAPACITY // GRANULE
@@ -30,7 +30,7 @@ TOTAL = CAPACITY // GRANULE
 
 def rung(account: Account) -> bool:
     """Say whether the worker's bell was rung, and silence it."""
-    ready, _, _ = select.select([account.fileno()], [], [], 0)
+    ready = readable(account.fileno())
     account.drain()
     return bool(ready)
 

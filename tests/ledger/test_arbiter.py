@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 from collections.abc import Iterator, Sequence
 
 import pluggy
@@ -10,8 +9,9 @@ import pytest
 
 from kvcached_core.hooks import hookimpl, plugin_manager
 from kvcached_core.ledger import Account, Desk, Runtime
+from kvcached_core.ledger.history import read
 from kvcached_core.ledger.shares import Claim
-from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, die, hold, picture
+from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, die, hold, picture, readable
 
 TOTAL = CAPACITY // GRANULE
 
@@ -59,7 +59,7 @@ class Engine:
 
     @property
     def rung(self) -> bool:
-        ready = bool(select.select(self.desk.filenos(), [], [], 0)[0])
+        ready = readable(*self.desk.filenos()) > 0
         self.desk.drain()
         return ready
 
@@ -237,3 +237,28 @@ def test_nobody_waits_for_the_sake_of_a_dead_waiter(runtime: Runtime, clock: Clo
     assert lender.ask(8) == 0, "eight are another's"
     die(dead.account)
     assert lender.ask(8) == 8
+
+
+def test_a_long_wish_is_seen_whole_while_it_is_leased_slice_by_slice(runtime: Runtime, clock: Clock) -> None:
+    """The giver is busy and wants all; what it lets go for the taker is not taken back between two slices."""
+    giver = Engine(runtime, "giver", clock).holds(10, cached=44, missing=10)
+    taker = Engine(runtime, "taker", clock).holds(0, missing=40)
+    assert taker.ask(10) == 10
+    assert not taker.desk.refused(), "the next slice is leased at once"
+    assert giver.asked[0] == 24, "asked for all that is missing, by the first slice"
+    assert taker.ask(8) == 0 and not taker.desk.refused()
+    giver.give(30)
+    assert taker.ask(8) == 8
+    assert giver.ask(16) == 0, "the taker's requests need it"
+    assert taker.ask(22) == 22 and not taker.desk.refused()
+    assert giver.ask(1) == 0 and giver.desk.refused()
+    assert taker.account._own["demand_bytes"] == taker.account._own["coming_bytes"] == 0
+
+
+def test_a_wish_that_is_given_up_between_two_slices_is_no_demand(runtime: Runtime, clock: Clock) -> None:
+    taker = Engine(runtime, "taker", clock).holds(0, missing=40)
+    assert taker.ask(32) == 32
+    assert picture(runtime).owners[0].demand_bytes == 8 * GRANULE
+    taker.account.refuse(0)
+    assert picture(runtime).owners[0].demand_bytes == picture(runtime).owners[0].coming_bytes == 0
+    assert [event.kind for event in read(runtime.device("host"))] == ["lease", "ready"]

@@ -93,7 +93,7 @@ LEASE = "account.lease(CAPACITY, PLENTY)"
 START = "account.ask_to_start(CAPACITY // 2, GRANULE, PLENTY)"
 POINTS = [
     *((point, LEASE) for point in (
-        "free_bytes", "short_at_ms", "kept_until_ms", "history", "demand_bytes", "leased_bytes", "leases",
+        "free_bytes", "short_at_ms", "kept_until_ms", "demand_bytes", "leased_bytes", "leases",
         "refusals", "target_bytes", "must_bytes", "reclaim_bytes", "asked_until_ms", "coming_bytes",
     )),
     *((point, START) for point in ("queued_at_ms", "short_at_ms", "starting_bytes", "asked_until_ms")),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import threading
 import time
 
@@ -19,14 +18,14 @@ from kvcached_core.ledger import (
     set_limit,
     snapshot,
 )
-from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, die, hold, leave, picture
+from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, die, hold, leave, picture, readable
 
 GPU = DeviceIdentity("GPU-0", "gpu")
 
 
 def rung(*descriptors: int) -> int:
     """Return how many of the bells were rung."""
-    return len(select.select(descriptors, [], [], 0)[0])
+    return readable(*descriptors)
 
 
 def test_desk_sees_the_least_of_all_ranks(runtime: Runtime) -> None:

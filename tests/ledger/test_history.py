@@ -42,7 +42,9 @@ def fill(history: History, size_bytes: int, locked: bool, start: int = 0) -> int
     """Append events of more than `size_bytes` in all; returns the number of the next."""
     text = "x" * 900
     for n in range(start, start + size_bytes // 900 + 1):
-        history.append(event(n, text=text), locked)
+        if locked:
+            history.put_aside()
+        history.append(event(n, text=text))
     return start + size_bytes // 900 + 1
 
 
@@ -76,7 +78,8 @@ def test_only_who_holds_the_lock_puts_the_file_aside(folder: DeviceFolder) -> No
     end = fill(history, 2 * ROTATE_BYTES, locked=False)
     assert not folder.old_history.exists()
     assert MOST_BYTES - 1024 <= folder.history.stat().st_size <= MOST_BYTES
-    history.append(event(end), locked=True)
+    history.put_aside()
+    history.append(event(end))
     assert counts(read(folder))[-1] == end
     assert counts(read(folder))[:-1] == list(range(len(read(folder)) - 1))
 
@@ -150,8 +153,9 @@ def test_a_full_disk_costs_events_and_nothing_else(folder: DeviceFolder) -> None
 
 def test_without_its_folder_events_are_lost_and_nothing_is_made(runtime: Runtime) -> None:
     folder = runtime.device("gone")
-    for locked in (False, True):
-        History(folder).append(event(1), locked)
+    history = History(folder)
+    history.put_aside()
+    history.append(event(1))
     assert read(folder) == [] and not folder.path.exists()
 
 
@@ -187,7 +191,8 @@ def test_every_change_is_a_write_point(folder: DeviceFolder) -> None:
     storage.set_write_hook(passed.append)
     try:
         history.append(event(1))
-        history.append(event(2), locked=True)
+        history.put_aside()
+        history.append(event(2))
     finally:
         storage.set_write_hook(None)
     assert passed == ["history", "history.old", "history"]
@@ -206,7 +211,7 @@ sys.stdin.readline()
 for n in range(700):
     history.append(event(n, who=instance, text="x" * 300))
     if n % 10 == 0:
-        with lock.held(): history.append(event(n, who=instance, text="locked"), locked=True)
+        with lock.held(): history.put_aside()
 say("done")
 """
     with contextlib.ExitStack() as stack:
@@ -250,7 +255,7 @@ def test_no_observer_is_told_under_the_lock(folder: DeviceFolder, observer: Obse
     reporter = Reporter(folder, lambda: "llama", lambda: 3)
     reporter.report("demand", locked=True, unmet_bytes=5)
     reporter.report("reclaim", locked=True, name="qwen", slot=4, target_bytes=1)
-    assert observer.seen == [] and len(read(folder)) == 2
+    assert observer.seen == [] and read(folder) == []
     reporter.flush()
     assert [(seen.kind, seen.data["name"], seen.data["slot"]) for seen in observer.seen] == [
         ("demand", "llama", 3),
@@ -265,6 +270,7 @@ def test_no_observer_is_told_under_the_lock(folder: DeviceFolder, observer: Obse
 def test_a_report_without_observers_keeps_nothing_back(folder: DeviceFolder) -> None:
     reporter = Reporter(folder, lambda: "llama", lambda: 3)
     reporter.report("lease", locked=True)
+    reporter.flush()
     observer = Observer()
     plugin_manager().register(observer)
     try:

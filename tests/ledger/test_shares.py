@@ -189,9 +189,14 @@ def test_nobody_is_asked_below_its_share_nor_all_for_more_than_is_missing(
     missing, for_floors = max(0, short - unleased), max(0, floors - unleased) if floors else 0
     assert sum(ask.must for ask in asks.values()) <= for_floors
     assert sum(ask.give for ask in asks.values()) <= missing + for_floors
-    unkept = [owner for owner in owners if not owner.kept]
-    there = sum(max(0, owner.leased - max(1, of[owner.slot].fair)) for owner in unkept)
-    assert sum(asks.get(owner.slot, Ask(0, 0)).give for owner in unkept) >= min(missing, there)
+    needs = sum(short_of(owner, of[owner.slot].need) + owner.starting for owner in owners)
+    for owed, kept_too in ((missing, False), (max(0, needs - unleased) if needs else 0, True)):
+        there = sum(
+            max(0, owner.leased - max(1, of[owner.slot].fair, owner.needed if owner.kept else 0))
+            for owner in owners
+            if kept_too or not owner.kept
+        )
+        assert sum(ask.give for ask in asks.values()) >= min(owed, there), "somebody could give more"
 
 
 @each
@@ -211,12 +216,17 @@ def test_spare_goes_before_cache_and_cache_before_what_requests_hold(
 
 @each
 @given(claims(), st.integers(-20, 60))
-def test_who_got_memory_a_moment_ago_gives_for_floors_only(owners: list[Claim], unleased: int) -> None:
+def test_who_got_memory_a_moment_ago_gives_what_its_requests_need_for_floors_only(
+    owners: list[Claim], unleased: int
+) -> None:
     _, of = world(owners, unleased)
     asks = asked(owners, of, unleased, [owner.slot for owner in owners])
+    others_need = any(owner.starting or short_of(owner, of[owner.slot].need) for owner in owners)
     for owner in owners:
         ask = asks.get(owner.slot, Ask(0, 0))
-        assert not owner.kept or ask.give == ask.must
+        if owner.kept and ask.give > ask.must:
+            assert others_need, "for the cache of others nothing is taken of it"
+            assert owner.leased - ask.give >= owner.needed
 
 
 @each

@@ -39,7 +39,7 @@ def test_owners_of_this_version_and_the_one_before_share_a_device(
     old.put("wanted_bytes", 40 * GRANULE)
     old.put("busy", 1)
     new.holds(0, missing=30)
-    assert new.ask(30) == 24 and not new.desk.refused()
+    assert new.ask(30) == 24 and new.desk.refused(), "who cannot read what it is asked is not asked"
     assert check(picture(runtime)) == []
     assert old.lease(10) == 0
     old.give_back(6)
@@ -60,14 +60,14 @@ def test_an_owner_of_the_version_before_counts_by_what_it_uses_and_wants(
 ) -> None:
     new = Engine(runtime, "new", clock).holds(1, missing=53)
     old = OldOwner(runtime, "old")
-    assert old.lease(63) == 63
+    assert old.lease(1) == 1
     old.put("used_bytes", used * GRANULE)
     old.put("wanted_bytes", wanted * GRANULE)
+    old.put("demand_bytes", (wanted - 1) * GRANULE)
     old.put("busy", 1)
-    new.ask(53)
-    asked = picture(runtime)
-    assert new.account._own["coming_bytes"] == (gets - 1) * GRANULE
-    assert [owner.target_bytes for owner in asked.owners] == [0, 0], "it could not read what it is asked"
+    assert new.ask(53) + 1 == gets
+    assert new.desk.refused() == (gets < 54)
+    assert [owner.target_bytes for owner in picture(runtime).owners] == [0, 0], "it could not read it"
     old.close()
 
 

@@ -41,6 +41,7 @@ class Party:
     now: int = 0
     peak: int = 0
     demand: int = 0
+    is_short: bool = False  # got less than it asked for, and not yet all
     short_at_ms: int = 0
     coming: int = 0
     kept_until_ms: int = 0
@@ -152,17 +153,19 @@ class World:
         if granted < min(want, party.limit - party.leased) and self.parties != self.living:
             self.sweep()
             return self.lease(party, want)
-        if granted < want:
-            party.short_at_ms = self.now_ms
-        if granted and (party.demand or granted < want):
+        if granted and (party.is_short or granted < want):
             party.kept_until_ms = self.now_ms + KEEP_MS
         party.leased += granted
-        party.demand = unmet - granted if granted < want else 0
+        party.demand = unmet - granted
+        if party.demand:
+            party.short_at_ms = self.now_ms
+        party.is_short = granted < want or (party.is_short and party.demand > 0)
         self._i10(mine, granted, want, room, others, of)
         after = mine._replace(
             leased=party.leased, unmet=max(0, min(party.demand, party.limit - party.leased))
         )
-        self._ask(party, [after if claim is mine else claim for claim in claims], unleased - granted)
+        asked = self._ask([after if claim is mine else claim for claim in claims], unleased - granted)
+        party.coming = min(asked, after.unmet) if granted < want else party.demand
         return granted
 
     @staticmethod
@@ -176,8 +179,8 @@ class World:
         waits = sum(other.starting + fairness.short(other, of[other.slot][level - 1]) for other in others)
         assert waits >= room - granted, "I10"
 
-    def _ask(self, party: Party, claims: list[Claim], unleased: int) -> None:
-        """Note what everybody is asked after a lease or a start that waits."""
+    def _ask(self, claims: list[Claim], unleased: int) -> int:
+        """Note what everybody is asked after a lease or a start that waits; return the sum."""
         of = self.entitled(claims, unleased)
         asks: dict[int, tuple[int, int]] = {}
         if any(claim.unmet or claim.starting for claim in claims):
@@ -185,8 +188,7 @@ class World:
         slots = {other.slot: other for other in self.parties}
         for claim in claims:
             self._write(slots[claim.slot], *asks.get(claim.slot, (0, 0)))
-        mine = next(claim for claim in claims if claim.slot == party.slot)
-        party.coming = min(sum(give for give, _ in asks.values()), mine.unmet)
+        return sum(give for give, _ in asks.values())
 
     def _write(self, party: Party, give: int, must: int) -> None:
         before = party.target if self.now_ms < party.asked_until_ms else 0
@@ -203,7 +205,8 @@ class World:
         private, floor = party.start
         self.sweep()
         others = [other for other in self.living if other is not party]
-        taken = sum(max(other.floor, other.floor_wanted) + max(other.peak, other.now) for other in others)
+        # The granule with block 0 is never given (I7).
+        taken = sum(max(other.floor, other.floor_wanted, 1) + max(other.peak, other.now) for other in others)
         if self.floors_but(party) + floor > TOTAL or private + floor > TOTAL - HEADROOM - taken:
             return None
         party.queued_at_ms = party.queued_at_ms or self.now_ms
@@ -222,7 +225,7 @@ class World:
             party.floor = party.floor_wanted = floor
             return True, 0, 0
         party.starting = max(0, claim - promised)
-        self._ask(party, self.claims(party, 0), self.unleased)
+        self._ask(self.claims(party, 0), self.unleased)
         return False, ahead, max(0, missing)
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from kvcached_core import events
 from kvcached_core.geometry import first_block
 from kvcached_core.governor import Governor
 from kvcached_core.granules import Granules
@@ -56,9 +55,14 @@ class SchedulerMemory:
         spare = -(-chosen.spare.of(geometry.granule_count * geometry.granule_bytes) // geometry.granule_bytes)
         self._granule_bytes = geometry.granule_bytes
         self._governor = Governor(
-            self.granules, self._desk, self.queue.evict, spare, chosen.idle_seconds, events.emit
+            self.granules,
+            self._desk,
+            self.queue.evict,
+            spare,
+            chosen.idle_seconds,
+            self._desk.report,
+            chosen.cache_seconds,
         )
-        events.OBSERVERS.present()  # loads the plugins here, and not in a step
         self._steward: Steward | None = None
         self._closed = False
         self._preemptions = 0
@@ -83,7 +87,7 @@ class SchedulerMemory:
         """Let go what `preempted` requests held."""
         must_bytes = self._governor.must * self._granule_bytes
         self.update(demand_blocks, True, growth_blocks)
-        events.emit("preempt", requests=preempted, must_bytes=must_bytes)
+        self._desk.report("preempt", requests=preempted, must_bytes=must_bytes)
 
     def wait_while(self, short: Callable[[], bool]) -> None:
         """Wait for memory that is on its way, a moment at most, while the next step is `short` of it."""

@@ -30,6 +30,7 @@ _SCHEDULER = "vllm.v1.core.sched.scheduler"
 _GPU = "vllm.v1.worker.gpu_worker"
 _CPU = "vllm.v1.worker.cpu_worker"
 _ENGINE = "vllm.v1.engine"
+_MODEL = "vllm.config.model"
 
 SEAMS: tuple[Seam, ...] = (
     # The two names that are wrapped.
@@ -42,6 +43,15 @@ SEAMS: tuple[Seam, ...] = (
     Seam("vllm.config.vllm", "VllmConfig.instance_id", kind="attribute"),
     Seam("vllm.config.cache", "CacheConfig.kv_cache_memory_bytes", kind="attribute"),
     Seam("vllm.config.cache", "CacheConfig.gpu_memory_utilization", kind="attribute"),
+    # What an engine claims before it loads.
+    Seam(_MODEL, "ModelConfig.get_num_layers", ("self", "parallel_config")),
+    Seam(_MODEL, "ModelConfig.get_num_kv_heads", ("self", "parallel_config")),
+    Seam(_MODEL, "ModelConfig.get_head_size", ("self",)),
+    Seam(_MODEL, "ModelConfig.use_mla", kind="attribute"),
+    Seam(_MODEL, "ModelConfig.original_max_model_len", kind="attribute"),
+    Seam("vllm.utils.torch_utils", "kv_cache_dtype_str_to_dtype", ("kv_cache_dtype", "model_config")),
+    Seam("vllm.platforms.interface", "Platform.get_device_uuid", ("device_id",)),
+    Seam("vllm.third_party.pynvml", "nvmlDeviceGetHandleByUUID"),
     # The free queue: the whole contract is reimplemented, so the whole contract must be known.
     Seam(_QUEUE, "FreeKVCacheBlockQueue.__init__", ("self", "blocks")),
     Seam(_QUEUE, "FreeKVCacheBlockQueue.popleft", ("self",)),
@@ -104,6 +114,7 @@ SEAMS: tuple[Seam, ...] = (
     Seam(f"{_ENGINE}.core", "EngineCoreProc.input_queue", kind="attribute"),
     # The workers.
     Seam(_GPU, "Worker.init_device", ("self",)),
+    Seam(_GPU, "Worker.load_model", ("self",)),
     Seam(_GPU, "Worker.determine_available_memory", ("self",)),
     Seam(_GPU, "Worker.initialize_from_config", ("self", "kv_cache_config")),
     Seam(_GPU, "Worker.compile_or_warm_up_model", ("self",)),

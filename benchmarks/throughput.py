@@ -1,9 +1,9 @@
-"""Stock against elastic vLLM on one GPU: throughput while memory grows, when it is full, when it is there.
+"""Stock against elastic on one GPU: throughput while memory grows, when it is full, when it is there.
 
-    python -m benchmarks.vllm_throughput --out benchmarks/results/vllm_throughput.json
+    python -m benchmarks.throughput --engine vllm --out benchmarks/results/vllm_throughput.json
 
 Engines alternate (stock, kvcached, kvcached, stock), each in a process of its own, so that a drift of the
-machine meets both. Arguments after `--` go to benchmarks.vllm_rounds.
+machine meets both. Arguments after `--` go to benchmarks.vllm_rounds or benchmarks.sglang_rounds.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ ORDER = ("stock", "kvcached", "kvcached", "stock")
 MEMORY = ("free_idle_bytes", "free_peak_bytes", "free_after_bytes", "free_full_bytes")
 
 
-def measure(backend: str, folder: Path, index: int, more: list[str], log_folder: Path) -> dict[str, Any]:
+def measure(engine: str, backend: str, out: Path, more: list[str], log: Path) -> dict[str, Any]:
     """Run one engine; raises CalledProcessError if it fails."""
-    out = folder / f"{index}.json"
-    command = [sys.executable, "-m", "benchmarks.vllm_rounds", "--backend", backend, "--out", str(out), *more]
-    log_folder.mkdir(parents=True, exist_ok=True)
-    with (log_folder / f"throughput-{index}-{backend}.log").open("w") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+    rounds = f"benchmarks.{engine}_rounds"
+    command = [sys.executable, "-m", rounds, "--backend", backend, "--out", str(out), *more]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        subprocess.run(command, check=True, stdout=file, stderr=subprocess.STDOUT)
     seen: dict[str, Any] = json.loads(out.read_text())
     return seen
 
@@ -49,16 +49,19 @@ def collect(seen: list[tuple[str, dict[str, Any]]]) -> dict[str, list[float]]:
 def main() -> None:
     """Run, write the JSON and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--logs", type=Path, default=Path("build/bench"))
     parser.add_argument("--order", nargs="+", default=ORDER)
-    parser.add_argument("more", nargs="*", help="arguments of benchmarks.vllm_rounds, after --")
+    parser.add_argument("more", nargs="*", help="arguments of the rounds, after --")
     options = parser.parse_args()
     started = time.time()
     seen = []
     with tempfile.TemporaryDirectory() as folder:
         for index, backend in enumerate(options.order):
-            seen.append((backend, measure(backend, Path(folder), index, options.more, options.logs)))
+            log = options.logs / f"throughput-{index}-{backend}.log"
+            out = Path(folder) / f"{index}.json"
+            seen.append((backend, measure(options.engine, backend, out, options.more, log)))
             print(f"{time.time() - started:6.0f} s  {backend}: {seen[-1][1]}", flush=True)
     samples = collect(seen)
     rate = "tokens_per_second"

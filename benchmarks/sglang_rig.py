@@ -1,0 +1,78 @@
+"""What the SGLang benchmarks share: an engine, its answers, and the device's free memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+BYTES_PER_TOKEN = 131_072  # of the shape of Llama-8B: 32 layers, 8 KV heads of 128, keys and values, bf16
+_FLUSH_SECONDS = 10.0
+
+
+def on_gpu() -> bool:
+    """Say whether there is a GPU; looked at without making a context on it."""
+    return Path("/dev/nvidiactl").exists()
+
+
+def engine(backend: str, model: Path, kv_bytes: int, settings: dict[str, Any], requests: int,
+           token_bytes: int = BYTES_PER_TOKEN, **more: Any) -> Any:  # fmt: skip
+    """Start SGLang with the stock or the elastic backend; `kv_bytes` bounds the KV cache of either.
+
+    On a machine without a GPU it runs on the processor, for trying these scripts out.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    arguments: dict[str, Any] = {
+        "model_path": str(model),
+        "skip_tokenizer_init": True,
+        "context_length": 4096,
+        "max_running_requests": requests,
+        "random_seed": 1,
+        "log_level": "info",
+    }
+    if on_gpu():
+        # What is the same on every machine: Triton's attention, PyTorch's sampling.
+        arguments |= {"attention_backend": "triton", "sampling_backend": "pytorch"}
+        arguments |= {"cuda_graph_max_bs": requests, "mem_fraction_static": 0.85}
+    else:
+        os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+        arguments |= {"device": "cpu", "attention_backend": "torch_native", "dtype": "float32"}
+    context: Any = nullcontext()
+    if backend == "kvcached":
+        import sglang_kvcached
+
+        context = sglang_kvcached.elastic(**({"limit": str(kv_bytes)} | settings))
+    else:
+        arguments["max_total_tokens"] = kv_bytes // token_bytes
+    import sglang
+
+    with context:
+        return sglang.Engine(**(arguments | more))
+
+
+def generate(of: Any, prompts: list[list[int]], tokens: int, **more: Any) -> list[dict[str, Any]]:
+    """Answer all prompts at once, with so many tokens each."""
+    sampling = {"temperature": 0.0, "max_new_tokens": tokens, "ignore_eos": True}
+    answers: list[dict[str, Any]] = of.generate(input_ids=prompts, sampling_params=sampling, **more)
+    return answers
+
+
+def flush(of: Any) -> None:
+    """Forget the prefix cache. Raises TimeoutError if the engine does not come to rest."""
+    end = time.monotonic() + _FLUSH_SECONDS
+    while not of.flush_cache().success:  # refused while the last step is not done with
+        if time.monotonic() > end:
+            raise TimeoutError(f"the prefix cache was not flushed within {_FLUSH_SECONDS:g} s")
+        time.sleep(0.05)
+
+
+def free_bytes() -> int:
+    """Return the free memory of the first device, or of the machine where there is none."""
+    if not on_gpu():
+        meminfo = Path("/proc/meminfo").read_text()
+        return int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024
+    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "--id=0"]
+    return int(subprocess.run(query, check=True, capture_output=True, text=True).stdout) * 2**20
