@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 SOURCES := kvcached_core cli plugins tests tools examples benchmarks
 REPORTS := build/test-report.d
 
-.PHONY: help setup demo test ledger-long check format compat wheels clean
+.PHONY: help setup dev demo test ledger-long check format compat wheels clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -11,6 +11,10 @@ help: ## list the targets
 
 setup: ## make .venv with torch, vLLM for the CPU, the project and its tools
 	@tools/setup_venv.sh
+
+dev: setup ## likewise, and from now on the checks before each commit; the reference of kvctl is written anew
+	@.venv/bin/pre-commit install
+	$(PYTHON) -m tools.kvctl_reference
 
 demo: setup ## serve two models on one budget and watch KV memory move between them
 	@$(PYTHON) -m examples.demo
