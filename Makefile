@@ -6,7 +6,7 @@ SGLANG_TESTS := tests/sglang tests/sglang_engine tests/test_compat.py
 SOURCES := kvcached_core cli plugins tests tools examples benchmarks
 REPORTS := build/test-report.d
 
-.PHONY: help setup setup-sglang demo test test-sglang ledger-long check format compat wheels clean
+.PHONY: help setup setup-sglang dev demo test test-sglang ledger-long check format compat wheels clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -17,6 +17,10 @@ setup: ## make .venv with torch, vLLM for the CPU, the project and its tools
 
 setup-sglang: ## make .venv-sglang with torch, SGLang on the CPU and the project
 	@tools/setup_sglang.sh
+
+dev: setup setup-sglang ## both engines, and from now on the checks before each commit; the reference of kvctl is written anew
+	@.venv/bin/pre-commit install
+	$(PYTHON) -m tools.kvctl_reference
 
 demo: setup $(if $(findstring sglang,$(ENGINES)),setup-sglang) ## serve two models on one budget; ENGINES=vllm,sglang: one of each
 	@ENGINES='$(ENGINES)' $(PYTHON) -m examples.demo

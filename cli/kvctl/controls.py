@@ -18,10 +18,9 @@ from kvcached_core.ledger.control import (
     wait_until_holds,
 )
 from kvcached_core.ledger.runtime import Runtime
-from kvcached_core.ledger.snapshot import snapshot
 from kvcached_core.units import format_size
 from kvctl.codes import Code, Failure, no_such_engine
-from kvctl.devices import choose_devices
+from kvctl.devices import chosen_uuids
 from kvctl.output import print_json, print_table, say
 
 
@@ -65,9 +64,7 @@ def run_weight(arguments: argparse.Namespace) -> Code:
 
 def _run(arguments: argparse.Namespace, control: Control) -> Code:
     runtime = Runtime.open(arguments.runtime_dir, create=False)
-    devices = None
-    if arguments.device is not None:
-        devices = [device.uuid for device in choose_devices(snapshot(runtime), arguments.device)]
+    devices = chosen_uuids(runtime, arguments.device)
     try:
         changes = control.set(runtime, arguments.name, arguments.value, devices)
     except NoSuchEngineError as error:

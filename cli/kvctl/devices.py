@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvcached_core.ledger.snapshot import DeviceSnapshot
+from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.snapshot import DeviceSnapshot, snapshot
 from kvctl.codes import Code, Failure
 
 
@@ -26,3 +27,8 @@ def choose_devices(devices: Sequence[DeviceSnapshot], wanted: str | None) -> lis
     known = ", ".join(f"{i}: {device.uuid}" for i, device in enumerate(devices)) or "none has a ledger"
     what = "names several devices" if found else "names no device"
     raise Failure(Code.USAGE, f"--device {wanted} {what}. Known are: {known}")
+
+
+def chosen_uuids(runtime: Runtime, wanted: str | None) -> list[str] | None:
+    """Return the UUIDs of the devices that a command is about, None for all. Raises Failure likewise."""
+    return None if wanted is None else [device.uuid for device in choose_devices(snapshot(runtime), wanted)]

@@ -17,12 +17,12 @@ from kvctl.codes import Code
 from kvctl.devices import choose_devices
 from kvctl.listing import state
 from kvctl.output import print_json, print_table
-from kvctl.probes import Check, check_cuda, check_host, check_packages, holders
+from kvctl.probes import Check, check_cuda, check_host, check_mps, check_packages, holders
 
 
 def run_doctor(arguments: argparse.Namespace) -> Code:
     """Print every finding and every setting; fails if a finding is an error."""
-    checks = [*check_packages(), *check_cuda(), *check_host()]
+    checks = [*check_packages(), *check_cuda(), *check_mps(), *check_host()]
     settings, wrong_settings = _settings(os.environ)
     found, damaged = _check_runtime(arguments)
     checks += [*found, *wrong_settings]

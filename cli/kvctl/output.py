@@ -1,37 +1,114 @@
-"""Data on stdout, messages on stderr."""
+"""Data on stdout, messages on stderr; colours on a terminal only."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kvcached_core.units import GIB, KIB, MIB
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 JSON_VERSION = 1
 DASH = "-"
 _WIDTH_WITHOUT_TERMINAL = 200
+STATE_STYLES = {
+    "running": "green", "busy": "green", "idle": "cyan", "short": "yellow", "asked": "yellow",
+    "over limit": "bold red", "ended": "dim", "holds": "green", "not acknowledged": "yellow",
+    "ok": "green", "warning": "yellow", "error": "bold red",
+}  # fmt: skip
+_color = "auto"
 
 
-def print_json(data: Mapping[str, Any]) -> None:
+def choose_color(when: str) -> None:
+    """Set when to colour, for the rest of the process: auto, always or never."""
+    global _color
+    _color = when
+
+
+def is_terminal() -> bool:
+    """Say whether stdout is a terminal that can colour and move its cursor."""
+    return _is_tty() and os.environ.get("TERM") not in ("dumb", "")
+
+
+def _is_tty() -> bool:
+    with contextlib.suppress(AttributeError, ValueError):  # closed before we began
+        return sys.stdout.isatty()
+    return False
+
+
+def line_width() -> int:
+    """Return how long a line on stdout may be."""
+    return shutil.get_terminal_size().columns if _is_tty() else _WIDTH_WITHOUT_TERMINAL
+
+
+def console(width: int | None = None, file: Any = None) -> Console:
+    """Return a console for stdout, or for `file`, that colours as it was chosen."""
+    from rich.console import Console
+
+    always = _color == "always"
+    return Console(
+        file=file, width=width, highlight=False, force_terminal=always or is_terminal(), legacy_windows=False,
+        no_color=False if always else True if _color == "never" else None,
+        color_system="truecolor" if always else "auto",
+    )  # fmt: skip
+
+
+def render(what: RenderableType, width: int | None = None) -> str:
+    """Return what a console would print."""
+    text = io.StringIO()
+    console(width or line_width(), text).print(what)
+    return text.getvalue()
+
+
+def print_json(data: Mapping[str, Any], indent: int | None = 2) -> None:
     """Print one object; its layout changes only with its `version`."""
-    print(json.dumps({"version": JSON_VERSION, **data}, indent=2))
+    write(json.dumps({"version": JSON_VERSION, **data}, indent=indent) + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; a column whose title begins with `>` is flush right. Colours only on a terminal."""
-    from rich.console import Console
+    write(table_text(columns, rows))
+
+
+def table_text(columns: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
+    """Return the table as it would be printed: columns are set closer where it is narrow, then cut."""
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
+        side: Literal["right", "left"] = "right" if column.startswith(">") else "left"
+        table.add_column(column.lstrip(">"), justify=side, no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    width = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
-    Console(width=width).print(table)
+        table.add_row(*(Text(cell, STATE_STYLES.get(cell, "")) for cell in row))
+    target = console(width or line_width())
+    if Measurement.get(target, target.options.update(width=10_000), table).maximum > target.width:
+        table.padding = (0, 1, 0, 0)
+    return render(table, width)
+
+
+def write(text: str) -> None:
+    """Write data to stdout, whatever its encoding; raises BrokenPipeError and OSError as it does."""
+    if sys.stdout is None:  # closed before we began
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
+def say(message: str) -> None:
+    """Print a message for people."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(f"kvctl: {message}", file=sys.stderr)
 
 
 def short_size(size_bytes: int) -> str:
@@ -44,6 +121,6 @@ def short_size(size_bytes: int) -> str:
     return str(size_bytes)
 
 
-def say(message: str) -> None:
-    """Print a message for people."""
-    print(f"kvctl: {message}", file=sys.stderr)
+def percent(part: int, whole: int) -> str:
+    """Write a share, as 31.4%."""
+    return f"{100 * part / whole:.1f}%" if whole else DASH

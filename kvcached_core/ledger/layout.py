@@ -47,6 +47,7 @@ HEADER = (
     Field("free_bytes", "any", True, "what the driver called free at the latest lease"),
     Field("total_bytes", "any", True, "what the driver called total at the latest lease"),
     Field("uuid", "maker", True, "the device", text_bytes=64),
+    Field("outside_bytes", "any", True, "what the ledger could not explain at the latest lease"),
 )
 
 _COUNTED = "counted until the slot is swept"

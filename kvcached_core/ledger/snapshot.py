@@ -115,6 +115,7 @@ class DeviceSnapshot:
     owners: tuple[OwnerSnapshot, ...]
     settled: bool = True
     damage: str = ""
+    outside_bytes: int = 0  # what processes that the ledger does not know held at the latest lease
 
     @property
     def leased_bytes(self) -> int:
@@ -123,12 +124,6 @@ class DeviceSnapshot:
     @property
     def ready_bytes(self) -> int:
         return sum(owner.ready_bytes for owner in self.owners)
-
-    @property
-    def outside_bytes(self) -> int:
-        """What processes that the ledger does not know held, as of the latest lease."""
-        known = sum(owner.ready_bytes + owner.private_now_bytes for owner in self.owners)
-        return max(0, self.total_bytes - self.free_bytes - known)
 
 
 def snapshot(runtime: Runtime) -> list[DeviceSnapshot]:
@@ -170,10 +165,13 @@ def parse(
     damage: list[str] = []
     slots = (_parse_slot(data, header, slot, alive, damage) for slot in range(header.slot_count))
     owners = tuple(owner for owner in slots if owner is not None)
-    free, total = (min(words[HEADER_AT[name]], layout.WORD_LIMIT) for name in ("free_bytes", "total_bytes"))
+    free, total, outside = (
+        min(words[HEADER_AT[name]], layout.WORD_LIMIT)
+        for name in ("free_bytes", "total_bytes", "outside_bytes")
+    )
     return DeviceSnapshot(
         folder, layout.decode_text(uuid), header.capacity_bytes, header.headroom_bytes, free, total,
-        owners, settled, "; ".join(damage),
+        owners, settled, "; ".join(damage), outside,
     )  # fmt: skip
 
 

@@ -124,6 +124,18 @@ def test_the_doctor_reads_the_driver_in_another_process(
     assert check.status == "warning" and check.text.endswith("CUDA_ERROR_NO_DEVICE")
 
 
+def test_the_doctor_finds_mps_and_mig(tmp_path: Path) -> None:
+    environ = {"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)}
+    (check,) = probes.check_mps(environ)
+    assert check.status == "warning" and check.text.endswith("MPS is not running")
+    (tmp_path / "control").touch()
+    (check,) = probes.check_mps(environ)
+    assert check.status == "info" and f"MPS answers at {tmp_path}" in check.text
+    answer = {"driver": 12090, "devices": [{"name": "NVIDIA H100 MIG 1g.10gb", "vmm": True}]}
+    texts = [check.text for check in probes._check_devices(json.dumps(answer))]
+    assert texts[-1] == "device 0 is a MIG instance: its ledger is its own"
+
+
 def test_the_doctor_reads_the_limits_of_the_host(tmp_path: Path) -> None:
     (tmp_path / "sys" / "vm").mkdir(parents=True)
     (tmp_path / "sys" / "vm" / "max_map_count").write_text("1000\n")

@@ -39,7 +39,7 @@ def test_a_wrong_name_is_3_and_the_nearest_is_named(
     [
         ("limit", "m", "3 MB of"), ("limit", "m", "-1"), ("limit", "m", "101%"),
         ("limit-percent", "m", "101"), ("limit-percent", "m", "x"), ("limit", "m"),
-        ("limit", "m", "1", "--wait", "-1"), ("nothing",), (),
+        ("limit", "m", "1", "--wait", "-1"), ("nothing",), ("list", "--wde"),
         ("list", "--device", "7"), ("history", "-n", "0"), ("history", "-n", "x"),
         ("floor", "m", "x"), ("floor", "m", "101%"), ("weight", "m", "0"), ("weight", "m", "1.5"),
         ("weight", "m", "1000001"), ("weight", "m", "50%"), ("weight", "m", "1", "--wait", "x"),

@@ -33,7 +33,7 @@ def test_list_of_nothing_is_empty_and_makes_nothing(tmp_path: Path, run: Run) ->
 
 def names(out: str) -> list[str]:
     """Return the first words of the lines of engines: neither a device's line nor a header."""
-    return [line.split()[0] for line in out.splitlines() if line and not re.match(r"\d+: |NAME ", line)]
+    return [line.split()[0] for line in out.splitlines() if line and not re.match(r"\d+: |NAME |   \S", line)]
 
 
 def test_list_shows_what_each_engine_holds(runtime: Runtime, run: Run) -> None:
@@ -46,13 +46,14 @@ def test_list_shows_what_each_engine_holds(runtime: Runtime, run: Run) -> None:
     code, out, err = run("list")
     assert (code, err) == (0, "")
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert lines[0].startswith("0: GPU-1234 capacity 64 MiB, leased 0 B") and lines[3] == ""
-    assert lines[4:] == [
+    assert lines[0].startswith("0: GPU-1234 capacity 64 MiB, leased 0 B") and lines[4] == ""
+    assert lines[5:] == [
         "1: host capacity 64 MiB, leased 20 MiB, free 64 MiB, outside 0 B",
+        "██▓░░░░░░░░░" + "·" * 28 + " 31.2% leased █used ▓cached ░spare ▞other",
         "NAME RANK USED CACHED SPARE HELD FLOOR LIMIT WEIGHT DEMAND ASKED STATE",
         "llama 0 3M 2M 14M 20M 2M 32M 100 - - running",
     ]
-    assert lines[2] == "qwen 0 0 0 0 0 0 device 100 - - running"
+    assert lines[3] == "qwen 0 0 0 0 0 0 device 100 - - running"
     assert names(run("list", "qwen")[1]) == ["qwen"]
     for device in ("GPU", "0", "GPU-1234"):
         assert names(run("list", "--device", device)[1]) == ["qwen"]
@@ -60,7 +61,7 @@ def test_list_shows_what_each_engine_holds(runtime: Runtime, run: Run) -> None:
 
 def test_list_wide_adds_engine_model_and_worker(runtime: Runtime, run: Run) -> None:
     attach(runtime, "a", name="llama")
-    _, header, line = (" ".join(line.split()) for line in run("list", "--wide")[1].splitlines())
+    _, _, header, line = (" ".join(line.split()) for line in run("list", "--wide")[1].splitlines())
     assert header.endswith("STATE ENGINE MODEL WORKER")
     assert line.endswith(f"running test 1 tiny {os.getpid()}")
 
@@ -69,13 +70,17 @@ def test_list_shows_what_outsiders_hold_also_of_some_engines(runtime: Runtime, r
     first, second = attach(runtime, "a", name="llama"), attach(runtime, "b", name="qwen")
     hold(first, 4)
     first.publish(0, private_now_bytes=3 * GRANULE)
-    # Of 64 MiB 50 are free: 14 are taken, 4 and 3 of them by llama, 5 by qwen, 2 by others.
-    assert second.lease(5 * GRANULE, MemoryInfo(50 * GRANULE, CAPACITY)) == 5 * GRANULE
+    # Of 64 MiB 55 are free at the lease: 9 are taken, 4 and 3 of them by llama, 2 by others.
+    assert second.lease(5 * GRANULE, MemoryInfo(55 * GRANULE, CAPACITY)) == 5 * GRANULE
     second.created(5)
     for arguments in ((), ("qwen",)):
-        assert "leased 9 MiB, free 50 MiB, outside 2 MiB" in run("list", *arguments)[1]
+        assert "leased 9 MiB, free 55 MiB, outside 2 MiB" in run("list", *arguments)[1]
         (device,) = json.loads(run("list", *arguments, "--json")[1])["devices"]
         assert (device["outside_bytes"], device["leased_bytes"]) == (2 * GRANULE, 9 * GRANULE)
+    second.give_back(granules_released=5)
+    assert "leased 4 MiB, free 55 MiB, outside 2 MiB" in run("list")[1], (
+        "what engines give back is no outsider's"
+    )
 
 
 def put(runtime: Runtime, slot: int, **words: int) -> None:
@@ -108,8 +113,9 @@ def test_list_is_readable_at_100_columns(runtime: Runtime, run: Run, monkeypatch
     )  # fmt: skip
     account.refuse(101 * gib + 1)
     monkeypatch.setattr(output, "_WIDTH_WITHOUT_TERMINAL", 100)
-    line, _, row = run("list")[1].splitlines()
-    assert max(len(line), len(row)) <= 100
+    lines = run("list")[1].splitlines()
+    assert len(lines) == 4 and max(map(len, lines)) <= 100
+    row = lines[-1]
     words = ["llama-3-70b", "0", "0", "0", "0", "0", "12.3G", "123G", "100", "101G", "-", "short"]
     assert row.split() == words
 

@@ -1,0 +1,62 @@
+"""`kvctl export`: metrics for Prometheus, once or served."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.exposition import generate_latest
+
+from kvcached_core.ledger.runtime import Runtime
+from kvctl.codes import Code, Failure
+from kvctl.metrics import LedgerCollector
+from kvctl.output import print_json, say, write
+
+
+def run_export(arguments: argparse.Namespace) -> Code:
+    """Print the metrics, or serve them until SIGINT or SIGTERM."""
+    runtime = Runtime.open(arguments.runtime_dir, create=False)
+    registry = CollectorRegistry()
+    registry.register(LedgerCollector(runtime, arguments.device))
+    if arguments.port is None:
+        if arguments.json:
+            print_json({"samples": _samples(registry)})
+        else:
+            write(generate_latest(registry).decode())
+        return Code.OK
+    if arguments.json:
+        raise Failure(Code.USAGE, "export --port serves Prometheus' text format: leave --json out")
+    return _serve(registry, arguments.bind, arguments.port)
+
+
+def _samples(registry: CollectorRegistry) -> list[dict[str, object]]:
+    return [
+        {"name": sample.name, "labels": sample.labels, "value": sample.value}
+        for family in registry.collect()
+        for sample in family.samples
+    ]
+
+
+def _serve(registry: CollectorRegistry, address: str, port: int) -> Code:
+    # Blocked before the server's threads begin, so that they inherit it: sigwait() gets every one of them.
+    stop = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop)
+    try:
+        server, thread = start_http_server(port, address, registry)
+    except (OSError, socket.gaierror) as error:
+        raise Failure(
+            Code.FAILED,
+            f"cannot serve at {address} port {port}: {error.strerror}. Choose another with --port or --bind",
+        ) from None
+    else:
+        host = f"[{address}]" if ":" in address else address
+        say(f"serving http://{host}:{server.server_port}/metrics until Ctrl-C")
+        signal.sigwait(stop)
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stop)
+    return Code.OK

@@ -1,0 +1,26 @@
+"""`kvctl help`."""
+
+from __future__ import annotations
+
+import argparse
+
+from kvctl.codes import Code, Failure
+from kvctl.output import print_json, write
+from kvctl.parser import build, build_one, unknown_command
+from kvctl.spec import COMMANDS, command
+
+
+def run_help(arguments: argparse.Namespace) -> Code:
+    """Print the help of all commands, or of one."""
+    topic: str | None = arguments.topic
+    if topic is None:
+        text = build().format_help()
+    elif found := command(topic):
+        text = build_one(found, f"kvctl {topic}").format_help()
+    else:
+        raise Failure(Code.USAGE, unknown_command(topic, [command.name for command in COMMANDS]))
+    if arguments.json:
+        print_json({"topic": topic, "help": text})
+    else:
+        write(text)
+    return Code.OK

@@ -1,0 +1,134 @@
+"""The parser, made of the specification; what it refuses it explains."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from kvcached_core import __version__
+from kvctl.codes import Code
+from kvctl.output import say
+from kvctl.spec import COMMANDS, COMMON, EXIT_CODES, Argument, Command
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one sentence and the next thing to do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end with the code for wrong usage."""
+        usage_error(message, self.prog)
+
+
+def usage_error(message: str, program: str = "kvctl") -> NoReturn:
+    """Say what is wrong and where help is; raises SystemExit."""
+    say(f"{message} ({program} --help shows what it takes)")
+    raise SystemExit(int(Code.USAGE))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return what a command line says; `run` and `command` tell whose. Raises SystemExit as argparse does."""
+    name = argv[0] if argv else ""
+    known = [command.name for command in COMMANDS]
+    if name and not name.startswith("-") and name not in known:
+        say(unknown_command(name, known))
+        raise SystemExit(int(Code.USAGE))
+    if name.startswith("-") and name not in ("-h", "--help", "--version"):
+        usage_error(f"{name}: a command comes first, then its options")
+    chosen = [command for command in COMMANDS if command.name == name]
+    arguments, rest = build(chosen or COMMANDS).parse_known_args(argv)
+    if rest:
+        _refuse_rest(rest, chosen[0])
+    return arguments
+
+
+def unknown_command(name: str, known: Iterable[str]) -> str:
+    """Return the sentence for a command that there is not, with the nearest one there is."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "there are: " + ", ".join(known)
+    return f"no command is named {name!r}: {hint} (kvctl help tells more)"
+
+
+def _refuse_rest(rest: Sequence[str], command: Command) -> NoReturn:
+    flags = [flag for argument in (*command.arguments, *COMMON) for flag in argument.names if flag[0] == "-"]
+    first = rest[0]
+    if first.startswith("-"):
+        near = difflib.get_close_matches(first.split("=")[0], flags, n=1, cutoff=0.5)
+        hint = f": did you mean {near[0]}?" if near else ""
+        usage_error(f"{command.name} has no option {first}{hint}", f"kvctl {command.name}")
+    usage_error(
+        f"{command.name} takes no more than that: {' '.join(rest)!r} is left", f"kvctl {command.name}"
+    )
+
+
+def build(commands: Iterable[Command] = COMMANDS) -> Parser:
+    """Return a parser of these commands."""
+    codes = "\n".join(f"  {code:<4} {text}" for code, text in EXIT_CODES)
+    parser = Parser(
+        prog="kvctl",
+        description="See and steer the elastic KV caches of a machine. Without a command: a shell.",
+        epilog=f"exit codes:\n{codes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"kvctl {__version__}")
+    subparsers = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=Parser
+    )
+    for command in commands:
+        add_arguments(subparsers.add_parser(command.name, help=command.about, **_texts(command)), command)
+    return parser
+
+
+def build_one(command: Command, program: str) -> Parser:
+    """Return the parser of a command that is a program of its own."""
+    parser = Parser(prog=program, **_texts(command))
+    parser.add_argument("--version", action="version", version=f"{program} {__version__}")
+    add_arguments(parser, command)
+    return parser
+
+
+def _texts(command: Command) -> dict[str, Any]:
+    width = max(len(line) for line, _ in command.examples)
+    lines = (f"  {line:<{width}}  {text}".rstrip() for line, text in command.examples)
+    return {
+        "description": command.text,
+        "epilog": "examples:\n" + "\n".join(lines),
+        "formatter_class": _Formatter,
+        "allow_abbrev": False,
+    }
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Fills descriptions, leaves examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return text
+        return super()._fill_text(text, width, indent)
+
+
+def add_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
+    """Add what the command takes and what all take."""
+    for argument in (*command.arguments, *COMMON):
+        _add(parser, argument)
+    parser.set_defaults(run=command.run, command=command.name)
+
+
+def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
+    options: dict[str, Any] = {"help": argument.help.replace("%", "%%")}
+    if argument.is_switch:
+        parser.add_argument(*argument.names, action="store_true", **options)
+        return
+    options |= {"metavar": argument.metavar, "default": argument.default}
+    if argument.kind is not None:
+        options["type"] = argument.kind
+    if argument.choices:
+        options["choices"] = argument.choices
+        del options["metavar"]
+    if argument.many or argument.optional:
+        options["nargs"] = "*" if argument.many else "?"
+    if argument.dest is not None:
+        options["dest"] = argument.dest
+    parser.add_argument(*argument.names, **options)

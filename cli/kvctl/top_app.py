@@ -1,0 +1,266 @@
+"""kvtop's terminal application: keys, prompts and the refresh; the picture itself is made by `frame`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+from rich.text import Text
+from textual import events
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.widgets import Input, Static
+
+from kvcached_core.errors import KVCachedError
+from kvcached_core.ledger.control import set_limit, wait_until_holds
+from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.trim import ask_to_trim, wait_until_trimmed
+from kvcached_core.units import parse_size
+from kvctl.codes import Failure
+from kvctl.frame import ORDERS, View, keys
+from kvctl.sampling import Key, Sampler
+from kvctl.top_widgets import KEYS, HelpScreen, PictureView
+
+_WAIT_SECONDS = 5.0
+_READONLY = "kvtop was started with --readonly"
+
+
+class Prompt(NamedTuple):
+    """What is being asked for at the bottom line."""
+
+    label: str
+    done: Callable[[str], None]
+
+
+class TopApp(App[None]):
+    """Shows a sampler's pictures. Reads files only, but for `l` and `t`, which another thread carries out."""
+
+    AUTO_FOCUS = None
+    ENABLE_COMMAND_PALETTE = False
+    TITLE = "kvtop"
+    CSS = """
+    Screen { background: ansi_default; }
+    #status { height: 1; }
+    #prompt { height: 1; border: none; padding: 0; display: none; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "quit"),
+        Binding("ctrl+c", "leave"),
+        Binding("h,question_mark,f1", "help"),
+        Binding("up,k", "move(-1)"),
+        Binding("down,j", "move(1)"),
+        Binding("pageup", "move(-10)"),
+        Binding("pagedown", "move(10)"),
+        Binding("home", "move(-10000)"),
+        Binding("end", "move(10000)"),
+        Binding("space", "mark"),
+        Binding("s", "order"),
+        Binding("S", "reverse"),
+        Binding("slash", "filter"),
+        Binding("l", "limit"),
+        Binding("t", "trim"),
+        Binding("escape", "forget"),
+    ]
+
+    def __init__(self, runtime: Runtime, sampler: Sampler, view: View, readonly: bool = False,
+                 color: str = "auto") -> None:  # fmt: skip
+        if color == "never":
+            os.environ["NO_COLOR"] = "1"
+        elif color == "always" or not os.environ.get("NO_COLOR"):
+            os.environ.pop("NO_COLOR", None)  # empty is not set
+        super().__init__(ansi_color=True)
+        self.animation_level = "none"
+        self.view = view
+        self._runtime, self._sampler = runtime, sampler
+        self._readonly = readonly
+        self._area = PictureView(view)
+        self._status = Static(id="status")
+        self._input = Input(id="prompt", select_on_focus=False)
+        self._prompt: Prompt | None = None
+
+    def compose(self) -> ComposeResult:
+        """Make the picture, the status and the line to type in."""
+        with Vertical():
+            yield self._area
+            yield self._status
+            yield self._input
+
+    def on_mount(self) -> None:
+        """Begin to look."""
+        self.say("")
+        self.look()
+        self.set_interval(self.view.refresh_seconds, self.look)
+
+    def say(self, text: str, style: str = "dim") -> None:
+        """Show a message at the bottom; none are the keys."""
+        text = text or (KEYS.replace("l limit  t trim  ", "") if self._readonly else KEYS)
+        self._status.update(Text(text.replace("\n", " "), style, no_wrap=True, overflow="ellipsis"))
+
+    def look(self) -> None:
+        """Take a picture and show it; what cannot be read is said, and tried again."""
+        try:
+            self._area.picture = self._sampler.sample()
+        except (KVCachedError, Failure) as error:
+            self.say(str(error), "bold red")
+        self._show()
+
+    def _show(self) -> None:
+        there = self._keys()
+        if self.view.selected not in there:
+            self.view.selected = there[0] if there else None
+        self.view.marked.intersection_update(there)
+        self._area.draw()
+
+    def _keys(self) -> list[Key]:
+        picture = self._area.picture
+        return [] if picture is None else keys(picture, self.view)
+
+    # -- what keys do ------------------------------------------------------------------------------------
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool:
+        """Let no key act while a line is typed: also one that was pressed before the line had the focus."""
+        return self._prompt is None or action == "leave"
+
+    def action_leave(self) -> None:
+        """Leave, whatever is open."""
+        self.exit()
+
+    def action_help(self) -> None:
+        """Show the keys."""
+        self.push_screen(HelpScreen())
+
+    def action_move(self, by: int) -> None:
+        """Select another rank."""
+        there = self._keys()
+        if there and self.view.selected in there:
+            at = there.index(self.view.selected) + by
+            self.view.selected = there[max(0, min(len(there) - 1, at))]
+        self._show()
+
+    def action_mark(self) -> None:
+        """Mark the selected rank, or no more, and go on to the next."""
+        if self.view.selected is not None:
+            self.view.marked ^= {self.view.selected}
+            self.action_move(1)
+
+    def action_order(self) -> None:
+        """Sort by the next criterion."""
+        self.view.order = ORDERS[(ORDERS.index(self.view.order) + 1) % len(ORDERS)]
+        self._show()
+
+    def action_reverse(self) -> None:
+        """Sort the other way round."""
+        self.view.reverse = not self.view.reverse
+        self._show()
+
+    def action_forget(self) -> None:
+        """Forget the filter and the marks."""
+        self.view.filter = ""
+        self.view.marked.clear()
+        self._show()
+
+    def action_filter(self) -> None:
+        """Ask for a filter."""
+        self._ask(Prompt("filter: ", self._set_filter), self.view.filter)
+
+    def _set_filter(self, text: str) -> None:
+        self.view.filter = text.strip()
+        self._show()
+
+    def action_limit(self) -> None:
+        """Ask for a limit for those marked, or the selected one."""
+        if names := self._chosen_names():
+            label = f"limit of {', '.join(names)} (as 2G, 512M, 50%): "
+            self._ask(Prompt(label, lambda text: self._set_limit(names, text)))
+
+    def _set_limit(self, names: list[str], text: str) -> None:
+        try:
+            size = parse_size(text)
+        except ValueError as error:
+            self.say(f"{text!r}: {error}", "bold red")
+            return
+
+        def change(name: str) -> str:
+            outcomes = wait_until_holds(self._runtime, set_limit(self._runtime, name, size), _WAIT_SECONDS)
+            holds = all(outcome.holds for outcome in outcomes)
+            return f"{name}: limit {size} {'holds' if holds else 'is set; requests still hold more'}"
+
+        self._change(names, change)
+
+    def action_trim(self) -> None:
+        """Let those marked, or the selected one, give back what no request needs."""
+
+        def change(name: str) -> str:
+            trims = ask_to_trim(self._runtime, name)
+            outcomes = wait_until_trimmed(self._runtime, name, trims, _WAIT_SECONDS)
+            holds = all(outcome.holds for outcome in outcomes)
+            return f"{name}: {'trimmed' if holds else 'has not given back all yet'}"
+
+        if names := self._chosen_names():
+            self.say(f"trimming {', '.join(names)}")
+            self._change(names, change)
+
+    def _chosen_names(self) -> list[str]:
+        """Return the engines to act on; none, and why, if that is not to be done."""
+        picture, view = self._area.picture, self.view
+        if self._readonly:
+            self.say(_READONLY, "yellow")
+            return []
+        chosen: set[Key | None] = {*view.marked} or {view.selected}
+        found = [] if picture is None else [
+            engine.owner.name for device in picture.devices for engine in device.engines
+            if engine.key in chosen
+        ]  # fmt: skip
+        return sorted(set(found))
+
+    def _change(self, names: list[str], change: Callable[[str], str]) -> None:
+        """Change each in a thread of its own, which may wait for locks and for engines."""
+
+        def work() -> None:
+            told, style = [], "green"
+            for name in names:
+                try:
+                    told.append(change(name))
+                except KVCachedError as error:
+                    told.append(str(error))
+                    style = "bold red"
+            self.call_from_thread(self.say, "; ".join(told), style)
+            self.call_from_thread(self.look)
+
+        self.run_worker(work, thread=True)
+
+    # -- the line to type in -----------------------------------------------------------------------------
+
+    def _ask(self, prompt: Prompt, value: str = "") -> None:
+        self._prompt = prompt
+        self.say(prompt.label, "bold")
+        self._input.value = value
+        self._input.display = True
+        self.screen.set_focus(self._input)  # at once: the next key is its
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Take what was typed."""
+        prompt = self._close_prompt()
+        if prompt is not None:
+            prompt.done(event.value)
+
+    def on_key(self, event: events.Key) -> None:
+        """Let Escape leave the line; what was typed before the line had the focus belongs into it."""
+        if self._prompt is None:
+            return
+        if event.key == "escape":
+            self._close_prompt()
+        elif event.key == "enter" and (prompt := self._close_prompt()) is not None:
+            prompt.done(self._input.value)
+        elif event.is_printable and event.character:
+            self._input.insert_text_at_cursor(event.character)
+        event.prevent_default()
+
+    def _close_prompt(self) -> Prompt | None:
+        prompt, self._prompt = self._prompt, None
+        self.say("")
+        self._input.display = False
+        self.set_focus(None)
+        return prompt

@@ -1,0 +1,84 @@
+"""`kvctl trim`: let an engine give back what no request needs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from kvcached_core.ledger.control import NoSuchEngineError
+from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.trim import Trimmed, ask_to_trim, look_at_trims, wait_until_trimmed
+from kvcached_core.units import format_size
+from kvctl.codes import Code, Failure, no_such_engine
+from kvctl.devices import chosen_uuids
+from kvctl.output import print_json, print_table
+
+
+def run_trim(arguments: argparse.Namespace) -> Code:
+    """Ask every rank, and wait until each has given back."""
+    runtime = Runtime.open(arguments.runtime_dir, create=False)
+    devices = chosen_uuids(runtime, arguments.device)
+    try:
+        trims = ask_to_trim(runtime, arguments.name, devices)
+        if arguments.no_wait:
+            outcomes = look_at_trims(runtime, trims)
+        else:
+            outcomes = wait_until_trimmed(runtime, arguments.name, trims, arguments.wait, devices)
+    except NoSuchEngineError as error:
+        raise no_such_engine(arguments.name, error.names) from None
+    if arguments.json:
+        print_json(_data(arguments.name, outcomes))
+    else:
+        rows = [
+            (str(o.trim.rank), o.trim.uuid, format_size(o.trim.leased_bytes), format_size(o.leased_bytes),
+             format_size(o.given_bytes), _state(o))
+            for o in outcomes
+        ]  # fmt: skip
+        print_table((">RANK", "DEVICE", ">BEFORE", ">HELD", ">GIVEN BACK", "STATE"), rows)
+    return _judge(arguments, outcomes)
+
+
+def _state(outcome: Trimmed) -> str:
+    if outcome.gone:
+        return "ended"
+    if outcome.holds:
+        return "holds"
+    return "asked" if outcome.trim.hears else "cannot be asked"
+
+
+def _judge(arguments: argparse.Namespace, outcomes: Sequence[Trimmed]) -> Code:
+    name = arguments.name
+    if any(outcome.gone for outcome in outcomes):
+        raise Failure(Code.FAILED, f"{name} ended meanwhile (see kvctl list)")
+    late = [outcome for outcome in outcomes if not outcome.holds]
+    if any(not outcome.trim.hears for outcome in late):
+        raise Failure(
+            Code.FAILED,
+            f"{name} runs a version of kvcached that is never asked to give back: lower its limit instead "
+            f"(kvctl limit {name} SIZE)",
+        )
+    if not late or arguments.no_wait:
+        return Code.OK
+    raise Failure(
+        Code.TIMED_OUT,
+        f"{name} has not given back all that no request needs after {arguments.wait:g} s: its process is "
+        f"stopped or in a long step, or nothing wakes it. What was asked lapses within a second; "
+        f"kvctl list {name} shows what it holds",
+    )
+
+
+def _data(name: str, outcomes: Sequence[Trimmed]) -> dict[str, Any]:
+    ranks = [
+        {
+            "device": outcome.trim.uuid,
+            "rank": outcome.trim.rank,
+            "before_bytes": outcome.trim.leased_bytes,
+            "asked_bytes": max(0, outcome.trim.leased_bytes - outcome.trim.line_bytes),
+            "leased_bytes": outcome.leased_bytes,
+            "given_bytes": outcome.given_bytes,
+            "holds": outcome.holds,
+        }
+        for outcome in outcomes
+    ]
+    return {"name": name, "holds": all(outcome.holds for outcome in outcomes), "ranks": ranks}

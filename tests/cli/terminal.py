@@ -1,0 +1,81 @@
+"""A real terminal: tmux."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from kvcached_core.ledger import Runtime
+from tests.cli.process import environment, until
+
+_KEPT = ("PATH", "PYTHONPATH", "KVCACHED_RUNTIME_DIR", "LANG")
+
+
+class Terminal:
+    """A tmux session with a command in it, of a size in cells."""
+
+    count = 0
+
+    def __init__(self, command: str, environ: dict[str, str], columns: int, lines: int) -> None:
+        Terminal.count += 1
+        self._tmux = ["tmux", "-L", f"kvctl-test-{os.getpid()}-{Terminal.count}", "-f", "/dev/null"]
+        options = ["new-session", "-d", "-x", str(columns), "-y", str(lines)]
+        # The server hands on its environment: nothing of this process, such as COLUMNS, is to get into it.
+        subprocess.run([*self._tmux, *options, command], env=environ, check=True, timeout=60)
+
+    def type(self, *keys: str) -> None:
+        """Press keys, by tmux' names."""
+        subprocess.run([*self._tmux, "send-keys", *keys], check=True, timeout=60)
+
+    def screen(self, colours: bool = False) -> str:
+        """Return what is on the screen; empty once the command has ended."""
+        command = [*self._tmux, "capture-pane", "-p", *(["-e"] if colours else [])]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+
+    def resize(self, columns: int, lines: int) -> None:
+        """Give it another size."""
+        size = ["resize-window", "-x", str(columns), "-y", str(lines)]
+        subprocess.run([*self._tmux, *size], check=True, timeout=60)
+
+    def ended(self) -> bool:
+        """Say whether the command has ended."""
+        return subprocess.run([*self._tmux, "has-session"], capture_output=True, check=False).returncode != 0
+
+    def close(self) -> None:
+        """End it."""
+        subprocess.run([*self._tmux, "kill-server"], capture_output=True, check=False)
+
+    def wait_for(self, *texts: str) -> str:
+        """Wait until all of them are on the screen, and return it."""
+        seen = ""
+
+        def there() -> bool:
+            nonlocal seen
+            seen = self.screen()
+            return all(text in seen for text in texts)
+
+        try:
+            until(there, f"{texts} on the screen")
+        except AssertionError as error:
+            raise AssertionError(f"{error}:\n{seen}") from None
+        return seen
+
+
+@contextlib.contextmanager
+def terminal(
+    command: str, runtime: Runtime, columns: int = 80, lines: int = 24, **more: str
+) -> Iterator[Terminal]:
+    """Run a command in a terminal for the length of the block."""
+    if shutil.which("tmux") is None:
+        pytest.skip("tmux is not installed")
+    environ = {name: value for name, value in environment(runtime).items() if name in _KEPT}
+    opened = Terminal(command, environ | {"LC_ALL": "C.UTF-8"} | more, columns, lines)
+    try:
+        yield opened
+    finally:
+        opened.close()

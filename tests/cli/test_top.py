@@ -1,0 +1,238 @@
+"""kvtop: its picture, driven by Textual's pilot, and in a real terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Awaitable, Callable
+
+import pytest
+from textual.pilot import Pilot
+
+from kvcached_core.driver.base import DeviceIdentity
+from kvcached_core.ledger import Runtime
+from kvcached_core.units import GIB
+from kvctl.frame import View
+from kvctl.top_app import TopApp
+from tests.cli.conftest import Run, worker
+from tests.cli.owner import SIZE
+from tests.cli.process import kvctl, owner, until
+from tests.cli.scene import GPUS, crowd, play, sampler
+from tests.cli.terminal import terminal
+from tests.ledger.helpers import attach, die
+
+
+def drive(
+    app: TopApp, work: Callable[[Pilot[None]], Awaitable[None]], size: tuple[int, int] = (80, 24)
+) -> None:
+    """Run the application without a terminal while `work` presses keys."""
+
+    async def run() -> None:
+        async with app.run_test(size=size) as pilot:
+            await work(pilot)
+
+    asyncio.run(run())
+
+
+def screen(app: TopApp) -> list[str]:
+    """Return what is on the screen."""
+    return [strip.text.rstrip() for strip in app.screen._compositor.render_strips()]
+
+
+async def until_said(pilot: Pilot[None], app: TopApp, text: str) -> None:
+    """Wait until the status line says it."""
+    for _ in range(1000):
+        if text in str(app._status.render()):
+            return
+        await pilot.pause(0.01)
+    raise AssertionError(f"{app._status.render()} does not say {text!r}")
+
+
+def test_keys(runtime: Runtime) -> None:
+    accounts = play(runtime)
+    app = TopApp(runtime, sampler(runtime), View())
+
+    async def work(pilot: Pilot[None]) -> None:
+        order = app._keys()
+        assert len(order) == 5 and app.view.selected == order[0]
+        for pressed, at in (("j", 1), ("down", 2), ("k", 1), ("end", 4), ("down", 4), ("home", 0),
+                            ("pagedown", 4), ("pageup", 0)):  # fmt: skip
+            await pilot.press(pressed)
+            assert app.view.selected == order[at], pressed
+        await pilot.press("space", "space")
+        assert app.view.marked == {order[0], order[1]} and "2 marked" in screen(app)[0]
+        await pilot.press("s", "S")
+        assert (app.view.order, app.view.reverse) == ("name", True)
+        await pilot.press("slash", *"QWEN", "enter")
+        assert [key[1] for key in app._keys()] == ["qwen3-8b"] and "filter 'Q" in screen(app)[0]
+        await pilot.press("slash", *"x", "escape")
+        assert app.view.filter == "QWEN", "Escape leaves the line as it was"
+        await pilot.press("escape")
+        assert (app.view.filter, app.view.marked) == ("", set())
+        for pressed in ("h", "question_mark", "f1"):
+            await pilot.press(pressed)
+            assert "Any key closes this." in "".join(screen(app))
+            await pilot.press("z")
+            assert len(app.screen_stack) == 1
+        await pilot.press("q")
+
+    drive(app, work)
+    assert app.return_code == 0 and len(accounts) == 5
+
+
+def test_limit_and_trim_act_on_those_marked_and_say_what_came_of_it(runtime: Runtime) -> None:
+    first, second = attach(runtime, "a", name="llama"), attach(runtime, "b", name="qwen")
+    app = TopApp(runtime, sampler(runtime), View(order="name"))
+
+    async def work(pilot: Pilot[None]) -> None:
+        await pilot.press("l", *"9M", "enter")
+        await until_said(pilot, app, "llama: limit 9 MiB holds")
+        await pilot.press("l", *"9 apples", "enter")
+        await until_said(pilot, app, "'9 apples': expected bytes")
+        await pilot.press("space", "space", "l", *"8M", "enter")
+        await until_said(pilot, app, "llama: limit 8 MiB holds; qwen: limit 8 MiB holds")
+        await pilot.press("t")
+        await until_said(pilot, app, "llama: trimmed; qwen: trimmed")
+        assert app.focused is None
+
+    with worker(first), worker(second):
+        drive(app, work)
+    assert first.limit_bytes == second.limit_bytes == 8 << 20
+
+
+def test_readonly_changes_nothing(runtime: Runtime) -> None:
+    account = attach(runtime, "a")
+    app = TopApp(runtime, sampler(runtime), View(), readonly=True)
+
+    async def work(pilot: Pilot[None]) -> None:
+        assert "limit" not in screen(app)[-1]
+        for key in ("l", "t"):
+            await pilot.press(key)
+            await until_said(pilot, app, "--readonly")
+            await pilot.press("escape")
+
+    drive(app, work)
+    account.acknowledge()
+    assert account.limit_bytes == 64 << 20
+
+
+def test_engines_and_devices_that_come_and_go_are_no_error(runtime: Runtime) -> None:
+    app = TopApp(runtime, sampler(runtime), View())
+
+    async def work(pilot: Pilot[None]) -> None:
+        assert "no engine is running" in "\n".join(screen(app))
+        first, second = attach(runtime, "a", name="one"), attach(runtime, "b", name="two")
+        other = attach(runtime, "c", name="three", device=DeviceIdentity("GPU-1", "gpu"))
+        app.look()
+        await pilot.press("end", "space")
+        assert "2 devices  3 ranks" in screen(app)[0]
+        die(second)
+        app.look()
+        await pilot.pause()
+        assert any("ended" in line for line in screen(app))
+        other.detach()
+        first.detach()  # sweeps the dead
+        for path in runtime.device("GPU-1").path.iterdir():
+            path.unlink()
+        runtime.device("GPU-1").path.rmdir()
+        app.look()
+        await pilot.pause()
+        assert "1 device  0 ranks" in screen(app)[0]
+        runtime.device("host").ledger.write_bytes(b"x" * 9000)
+        app.look()
+        await pilot.pause()
+        assert "damaged" in "".join(screen(app))
+        runtime.path.chmod(0)
+        runtime.path.rename(runtime.path.with_name("gone"))
+        app.look()
+        await pilot.press("down", "space", "t", "s")
+
+    drive(app, work)
+
+
+def test_it_follows_the_size_of_the_terminal(runtime: Runtime) -> None:
+    accounts = play(runtime, crowd(9))
+    app = TopApp(runtime, sampler(runtime), View())
+
+    async def work(pilot: Pilot[None]) -> None:
+        for width, height in ((80, 24), (200, 60), (30, 6), (80, 24)):
+            await pilot.resize_terminal(width, height)
+            await pilot.pause()
+            shown = screen(app)
+            assert len(shown) == height and max(map(len, shown)) <= width and "kvtop" in shown[0]
+            assert ("engine-00" in "".join(shown)) == (height >= 24)
+
+    drive(app, work)
+    assert len(accounts) == 9
+
+
+@pytest.mark.parametrize(("color", "coloured"), [("auto", True), ("never", False)])
+def test_colours_are_left_out_when_asked(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, color: str, coloured: bool
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "")  # which is not set
+    accounts = play(runtime)
+    app = TopApp(runtime, sampler(runtime), View(), color=color)
+    drawn = ""
+
+    async def work(pilot: Pilot[None]) -> None:
+        nonlocal drawn
+        drawn = app.export_screenshot()
+
+    drive(app, work)
+    assert ("#e5a04f" in drawn) == coloured and len(accounts) == 5
+
+
+def test_once_prints_a_picture_and_leaves(runtime: Runtime, run: Run) -> None:
+    accounts = play(runtime)
+    code, out, err = run("kvtop", "--once")
+    assert (code, err) == (0, "") and "qwen3-8b" in out and max(map(len, out.splitlines())) <= 100
+    code, out, _ = run("kvtop", "--once", "mistral-7b")
+    assert "qwen3-8b" not in out and GPUS[1] not in out and "mistral-7b" in out
+    assert '"demand_bytes": 3221225472' in run("kvtop", "--once", "--json")[1]
+    assert run("kvtop", "--once", "--device", "1")[1].startswith("kvtop 0.1.0") and len(accounts) == 5
+    assert 3 * GIB == 3221225472
+
+
+def test_without_a_terminal_it_says_what_to_do(runtime: Runtime, run: Run) -> None:
+    code, out, err = run("kvtop")
+    assert (code, out) == (1, "") and "kvtop --once" in err
+    assert run("kvtop", "--json")[0] == 2 and run("kvtop", "nobody")[0] == 3
+
+
+def test_kvtop_in_a_terminal_with_a_live_engine(runtime: Runtime) -> None:
+    with owner(runtime, "llama") as engine, terminal(f"{sys.executable} -m kvctl kvtop", runtime) as shown:
+        engine.say(f"serve {4 * SIZE} {8 * SIZE}")
+        seen = shown.wait_for("llama", "busy", "Prealloc: 2.0 MiB | Used: ")
+        assert all(len(line) <= 80 for line in seen.splitlines()) and len(seen.splitlines()) <= 24
+        shown.type("l", "32M", "Enter")
+        shown.wait_for("llama: limit 32 MiB holds", "/32M")
+        shown.type("t")
+        shown.wait_for("llama: trimmed")
+        until(lambda: "cached 2" not in shown.screen(), "its cache is gone")
+        assert "\x1b[38;2;" in shown.screen(colours=True) or "\x1b[38;5;" in shown.screen(colours=True)
+        shown.resize(200, 60)
+        shown.wait_for("·" * 100)  # the bar is as wide as the terminal
+        engine.end()
+        shown.wait_for("ended")
+        shown.type("q")
+        until(shown.ended, "q leaves")
+
+
+def test_kvtop_in_a_terminal_without_colours_ends_with_ctrl_c(runtime: Runtime) -> None:
+    accounts = play(runtime)
+    with terminal(f"{sys.executable} -m kvctl kvtop --refresh 0.25", runtime, NO_COLOR="1") as shown:
+        shown.wait_for("llama-70b")
+        assert not re.search(r"\x1b\[[34]8;[25];(?!(\d+);\1;\1)", shown.screen(colours=True)), "no hue"
+        shown.type("C-c")
+        until(shown.ended, "Ctrl-C leaves")
+    assert len(accounts) == 5
+
+
+def test_the_program_kvtop(runtime: Runtime) -> None:
+    code = "import sys; from kvctl.main import kvtop; sys.exit(kvtop())"
+    command = f"{sys.executable} -c '{code}' --refresh 0.1; echo code $?; cat"
+    with terminal(command, runtime) as shown:
+        shown.wait_for("kvctl: argument --refresh: '0.1': expected 0.25 to 86400 seconds", "code 2")
+    assert "--readonly" in kvctl("kvtop", "--help", runtime=runtime).stdout
