@@ -69,7 +69,7 @@ CALLS = [
     Wrong("limit-percent m 5G", 2, "'5G': expected 0 to 100"),
     Wrong("limit-percent m", 2, "required: PCT"),
     Wrong("floor m x", 2, "'x': expected bytes"),
-    Wrong("floor m 65MiB", 1, "a floor of 65 MiB on each of 1 ranks does not fit on host"),
+    Wrong("floor m 65MiB", 1, "a floor of 65 MiB does not fit on host: it holds 64 MiB"),
     # numbers
     Wrong("weight m 0", 2, "'0': expected 1 to 1000000"),
     Wrong("weight m -5", 2, "'-5': expected 1 to 1000000"),
