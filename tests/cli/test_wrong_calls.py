@@ -10,6 +10,7 @@ from kvcached_core.ledger import Runtime
 from kvctl.spec import COMMANDS, COMMON
 from tests.cli.conftest import Run
 from tests.ledger.helpers import CAPACITY, attach, picture
+from tests.report import record
 
 
 class Wrong(NamedTuple):
@@ -129,6 +130,7 @@ def test_a_wrong_call(runtime: Runtime, run: Run, wrong: Wrong) -> None:
         account.acknowledge()
     owners = picture(runtime).owners
     assert {(o.limit_bytes, o.floor_bytes, o.weight_wanted) for o in owners} == {(CAPACITY, 0, 100)}
+    record("kvctl.wrong_calls", 1)
 
 
 def test_there_are_enough_of_them_and_every_command_has_some() -> None:
