@@ -20,6 +20,7 @@ MINIMA: dict[str, int] = {
     "driver.injected_failures": 50,
     "engine.kills": 2,
     "granules.steps": 5_000,
+    "kvctl.wrong_calls": 60,
     "ledger.attached_at_once": 64,
     "ledger.byte_flips": 1_000_000,
     "ledger.damaged_parses": 100_000,

@@ -71,7 +71,7 @@ def _run(arguments: argparse.Namespace, control: Control) -> Code:
         raise no_such_engine(arguments.name, error.names) from None
     except CapacityError as error:
         raise Failure(
-            Code.FAILED, f"{error}. Ask for less, or lower another's floor first (kvctl list shows them)"
+            Code.FAILED, f"{error}, or lower another's floor first (kvctl list shows them)"
         ) from None
     if control.name != "weight":
         _note_floors(changes)

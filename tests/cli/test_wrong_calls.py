@@ -10,6 +10,7 @@ from kvcached_core.ledger import Runtime
 from kvctl.spec import COMMANDS, COMMON
 from tests.cli.conftest import Run
 from tests.ledger.helpers import CAPACITY, attach, picture
+from tests.report import record
 
 
 class Wrong(NamedTuple):
@@ -69,7 +70,7 @@ CALLS = [
     Wrong("limit-percent m 5G", 2, "'5G': expected 0 to 100"),
     Wrong("limit-percent m", 2, "required: PCT"),
     Wrong("floor m x", 2, "'x': expected bytes"),
-    Wrong("floor m 65MiB", 1, "a floor of 65 MiB on each of 1 ranks does not fit on host"),
+    Wrong("floor m 65MiB", 1, "a floor of 65 MiB does not fit on host: it holds 64 MiB"),
     # numbers
     Wrong("weight m 0", 2, "'0': expected 1 to 1000000"),
     Wrong("weight m -5", 2, "'-5': expected 1 to 1000000"),
@@ -129,6 +130,7 @@ def test_a_wrong_call(runtime: Runtime, run: Run, wrong: Wrong) -> None:
         account.acknowledge()
     owners = picture(runtime).owners
     assert {(o.limit_bytes, o.floor_bytes, o.weight_wanted) for o in owners} == {(CAPACITY, 0, 100)}
+    record("kvctl.wrong_calls", 1)
 
 
 def test_there_are_enough_of_them_and_every_command_has_some() -> None:
