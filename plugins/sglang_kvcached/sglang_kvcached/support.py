@@ -137,7 +137,8 @@ def refuse_model(configurator: Any) -> None:
         # It looks up slots of the sliding window's pool by their numbers in the other pool.
         raise UnsupportedError(
             "--kv-cache-backend kvcached: SGLang's attention backend torch_native reads wrong slots of a "
-            "sliding window's own pool: add --disable-hybrid-swa-memory, or take another --attention-backend"
+            "sliding window's own pool: add --disable-hybrid-swa-memory, or choose another "
+            "--attention-backend"
         )
     if str(configurator.kv_cache_dtype_str).startswith(_QUANTIZED):
         raise UnsupportedError(
