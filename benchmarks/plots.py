@@ -63,7 +63,7 @@ def _save(figure: Figure, out: Path) -> None:
     FigureCanvasAgg(figure).print_png(str(out))
 
 
-PICTURES = {"side_by_side": side_by_side, "vllm_throughput": throughput}
+PICTURES = {"side_by_side": side_by_side, "vllm_throughput": throughput, "sglang_throughput": throughput}
 
 
 def main() -> None:

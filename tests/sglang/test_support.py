@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sglang.srt.server_args import ServerArgs
 
-from kvcached_core.errors import UnsupportedError
+from kvcached_core.errors import ConfigError, UnsupportedError
 from sglang_kvcached import RUN_VARIABLE, support
 
 
@@ -137,3 +137,11 @@ def test_an_instance_is_named_after_the_run_and_the_server(monkeypatch: pytest.M
 def test_log_lines_go_where_the_engines_go() -> None:
     support.adopt_logging()
     assert logging.getLogger("kvcached_core").getEffectiveLevel() == logging.getLogger().level
+
+
+def test_an_age_limit_of_the_cache_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVCACHED_CACHE_SECONDS", "60")
+    with pytest.raises(ConfigError, match="unset KVCACHED_CACHE_SECONDS"):
+        support.settings()
+    monkeypatch.setenv("KVCACHED_CACHE_SECONDS", "0")
+    assert support.settings().cache_seconds == 0

@@ -58,7 +58,7 @@ def prepare() -> None:
     """
     from sglang_kvcached import hooks
 
-    config.load({}, os.environ)
+    support.settings()
     seams.require()
     seams.warn_if_newer()
     hooks.watch_schedulers()
