@@ -66,7 +66,14 @@ def run_kvctl(*words: str, runtime: Path) -> subprocess.CompletedProcess[str]:
 
 def test_there_is_documentation() -> None:
     names = {page.name for page in PAGES}
-    assert names >= {"README.md", "CONTRIBUTING.md", "design.md", "vllm.md", "sglang.md", "troubleshooting.md"}
+    assert names >= {
+        "README.md",
+        "CONTRIBUTING.md",
+        "design.md",
+        "vllm.md",
+        "sglang.md",
+        "troubleshooting.md",
+    }
 
 
 def test_console_commands_exist(tmp_path: Path) -> None:
