@@ -76,7 +76,7 @@ def command(model: Path, engine: Engine) -> list[str | Path]:
     if engine.kind == "sglang":
         own: list[str | Path] = [
             SGLANG_BIN / "python", "-m", "sglang.launch_server", "--model-path", model,
-            "--context-length", "2048", "--page-size", "16",
+            "--context-length", "2048", "--page-size", "128",
             "--device", "cpu", "--attention-backend", "torch_native", "--skip-server-warmup",
         ]  # fmt: skip
     else:

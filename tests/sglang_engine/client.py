@@ -12,7 +12,13 @@ from tests.engine.client import Answers, Client, Prompt
 
 
 class SglangClient(Client):
-    """Talks to one server; may be used by many threads."""
+    """Talks to one server; may be used by many threads: each finds a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._http.close()
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        self._http = httpx.Client(base_url=url, timeout=180.0, limits=limits)
 
     def complete(self, prompt: Prompt) -> httpx.Response:
         """Send one request and return whatever comes back."""

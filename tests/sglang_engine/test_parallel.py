@@ -67,7 +67,11 @@ def _wait_until_beyond(place: Path, limit_bytes: int) -> None:
 
 
 def _seconds_until_within(place: Path, limit_bytes: int) -> float:
-    return until(lambda: max(_held(place)) <= limit_bytes, 30, "both ranks are within the limit")
+    try:
+        return until(lambda: max(_held(place)) <= limit_bytes, 30, "both ranks are within the limit")
+    except AssertionError as error:
+        ranks = [(one.rank, one.created_granules, one.released_granules) for one in owners(place, NAME)]
+        raise AssertionError(f"{error}: held {_held(place)}, (rank, created, released) {ranks}") from None
 
 
 def test_i12_outputs_of_two_ranks_equal_stock(
@@ -91,11 +95,9 @@ def test_a_limit_holds_on_both_ranks_within_a_second_under_load(
     with SglangClient(pair.url) as client, watching(place), ThreadPoolExecutor(1) as pool:
         load = pool.submit(client.all_at_once, prompts, 24)
         for limit_bytes in (TIGHT_BYTES, 2 * TIGHT_BYTES, TIGHT_BYTES):
-            until(
-                lambda: max(_held(place)) > TIGHT_BYTES, 60, "the load has taken more than the limit to come"
-            )
+            _wait_until_beyond(place, limit_bytes)
             set_limit(runtime, NAME, limit_bytes)
-            took.append(until(lambda n=limit_bytes: max(_held(place)) <= n, 30, "both ranks are within it"))  # type: ignore[misc]
+            took.append(_seconds_until_within(place, limit_bytes))
             assert not load.done(), "the limit was moved under load"
             set_limit(runtime, NAME, CAPACITY_BYTES)
         answers = load.result()
