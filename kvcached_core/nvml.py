@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 from kvcached_core.driver.base import MemoryInfo
@@ -19,20 +20,23 @@ def _library() -> Any:
     return pynvml
 
 
-def memory_of(uuid: str, library: Any = None) -> MemoryInfo:
-    """Return free and total memory of a device; raises NVML's own error if there is no such device."""
-    nvml = library or _library()
+def memory_of(uuid: str, library: Callable[[], Any] = _library) -> MemoryInfo:
+    """Return free and total memory of a device; raises NVML's own error if there is no such device.
+
+    `library` returns NVML, ready to be asked: an engine may bring its own.
+    """
+    nvml = library()
     memory = nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByUUID(uuid))
     return MemoryInfo(int(memory.free), int(memory.total))
 
 
-def process_bytes(uuid: str, library: Any = None) -> int:
+def process_bytes(uuid: str, library: Callable[[], Any] = _library) -> int:
     """Return what this process holds of a device, its context included; 0 where it is not to be had.
 
     Takes about a millisecond. Some containers do not see their own processes.
     """
     try:
-        nvml = library or _library()
+        nvml = library()
         processes = nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByUUID(uuid))
     except Exception as error:
         _log.debug("the memory of this process on %s is not known: %s", uuid, error)
@@ -40,14 +44,14 @@ def process_bytes(uuid: str, library: Any = None) -> int:
     return sum(int(each.usedGpuMemory or 0) for each in processes if each.pid == os.getpid())
 
 
-def uuid_of(index: int, library: Any = None, visible: str | None = None) -> str | None:
+def uuid_of(index: int, library: Callable[[], Any] = _library, visible: str | None = None) -> str | None:
     """Return the UUID of the device that CUDA will call `index`; None where it cannot be known yet.
 
     `visible` is CUDA_VISIBLE_DEVICES, as in the environment if not given.
     """
     text = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
     try:
-        nvml = library or _library()
+        nvml = library()
         name = str(index) if text is None else text.split(",")[index].strip()
         if not name.isdigit():
             return name if name.startswith("MIG-") else str(nvml.nvmlDeviceGetUUID(_by_prefix(nvml, name)))

@@ -97,7 +97,10 @@ class Start:
         return self._private
 
     def limit_bytes(self) -> int:
-        """Return the limit of this rank, at most the device. Raises InvariantError before it is open."""
+        """Return the limit of this rank, at most the device. Raises InvariantError before it is open.
+
+        An engine with a limit of its own overrides this: what is attached and estimated keeps to it.
+        """
         capacity_bytes = self._capacity_bytes
         if capacity_bytes <= 0:
             raise InvariantError("the ledger is entered with the device")

@@ -63,12 +63,12 @@ def test_on_the_host_nothing_is_counted() -> None:
 )
 def test_only_this_process_is_counted(processes: list[tuple[int, int | None]], expected: int) -> None:
     library = Library(*processes)
-    assert nvml.process_bytes(DEVICES[0], library) == expected
-    assert nvml.process_bytes("MIG-unknown", library) == 0
+    assert nvml.process_bytes(DEVICES[0], lambda: library) == expected
+    assert nvml.process_bytes("MIG-unknown", lambda: library) == 0
 
 
 def test_free_memory_is_known_without_a_context() -> None:
-    assert nvml.memory_of(DEVICES[0], Library()) == MemoryInfo(1, 2)
+    assert nvml.memory_of(DEVICES[0], Library) == MemoryInfo(1, 2)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_free_memory_is_known_without_a_context() -> None:
 def test_a_device_is_known_by_the_number_that_cuda_gives_it(
     visible: str, index: int, uuid: str | None
 ) -> None:
-    assert nvml.uuid_of(index, Library(), visible) == uuid
+    assert nvml.uuid_of(index, Library, visible) == uuid
 
 
 def test_without_a_variable_devices_count_from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert nvml.uuid_of(1, Library()) == DEVICES[1]
+    assert nvml.uuid_of(1, Library) == DEVICES[1]

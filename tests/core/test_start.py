@@ -167,6 +167,14 @@ def test_a_rank_whose_engine_has_died_waits_no_longer(device: Device) -> None:
         assert device.now <= 0.2
 
 
+def test_an_engine_that_can_never_fit_is_refused_at_once(device: Device) -> None:
+    with device.other(0, floor_bytes=75 * GIB):
+        start = device.entered()
+        with pytest.raises(CapacityError, match="10 GiB outside its KV cache"):
+            start.wait_for_room(device.memory, 10 * GIB, 0, on_host=False)
+        assert device.now == 0
+
+
 @pytest.mark.parametrize(
     ("machine_bytes", "claimed"),
     [

@@ -1,10 +1,13 @@
-"""A rank's way into the ledger: what it claims, when it is refused, what others see meanwhile."""
+"""A rank's start in vLLM's terms: who the ledger says it is, what is claimed for it, on which device."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,16 +17,47 @@ from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
 from kvcached_core.errors import CapacityError, InvariantError
 from kvcached_core.ledger import Account, OwnerSnapshot, Runtime, snapshot
 from kvcached_core.start import CONTEXT_BYTES
-from kvcached_core.units import GIB, MIB
+from kvcached_core.units import GIB
 from tests.vllm.engines import vllm_config
-from vllm_kvcached import nvml
-from vllm_kvcached.starting import Start
-from vllm_kvcached.support import settings
+from vllm_kvcached import nvml, weights
+from vllm_kvcached.starting import RankStart
+from vllm_kvcached.support import instance, settings
 
-CPU = torch.device("cpu")
-CAPACITY, GRANULE = 80 * GIB, 16 * MIB
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+CAPACITY = 80 * GIB
 DEVICE = DeviceIdentity("GPU-1", "a device")
-LENGTHY = 2 * 2**20  # what one request of the maximum length of the model below takes, and a tenth
+
+
+class Library(ModuleType):
+    """NVML with one device and these processes on it; it answers once it is made ready."""
+
+    def __init__(self, *processes: tuple[int, int | None]) -> None:
+        super().__init__("pynvml")
+        self.processes = [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in processes]
+        self.ready = False
+
+    def nvmlInit(self) -> None:
+        self.ready = True
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        if uuid != DEVICE.uuid or not self.ready:
+            raise RuntimeError("Not Found")
+        return uuid
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[Any]:
+        return self.processes
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:
+        return SimpleNamespace(free=CAPACITY, total=CAPACITY)
+
+
+def use(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this the library that vLLM brings."""
+    import vllm.third_party
+
+    monkeypatch.setattr(vllm.third_party, "pynvml", library, raising=False)
+    monkeypatch.setitem(sys.modules, "vllm.third_party.pynvml", library)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 15 * GIB)
 
 
 @pytest.fixture(scope="module")
@@ -33,63 +67,31 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 class Device:
-    """A device, a ledger of it, and engines that start on it."""
+    """A device's ledger, and ranks that start on it."""
 
     def __init__(self, described: Any, folder: Path) -> None:
-        self._described = described
+        self.described = described
         self._folder = folder
         self.runtime = Runtime.open(str(folder))
-        self.free_bytes = CAPACITY
-        self.machine_bytes = 1000 * GIB
-        self.while_waiting: Callable[[], None] = lambda: None
-        self.now = 0.0
-        self.engine_lives = True
-        self.starts: list[Start] = []
+        self.starts: list[RankStart] = []
 
-    def memory(self) -> MemoryInfo:
-        return MemoryInfo(self.free_bytes, CAPACITY)
+    def start(self, **chosen: Any) -> RankStart:
+        options = {"runtime_dir": str(self._folder), "headroom": "0", **chosen}
+        self.described.additional_config = {"kvcached": options}
+        self.starts.append(RankStart(self.described, settings(self.described), 3))
+        return self.starts[-1]
 
-    def start(self, **chosen: Any) -> Start:
-        """Return a start whose clock moves while it waits."""
-        self._described.instance_id = f"engine-{len(self.starts)}"
-        options = {"runtime_dir": str(self._folder), "headroom": "0", "floor": "2GiB", **chosen}
-        self._described.additional_config = {"kvcached": options}
-        start = Start(
-            self._described, settings(self._described), 0,
-            lambda: MemoryInfo(self.machine_bytes, 0), lambda: self.now, self._wait,
-            lambda: self.engine_lives,
-        )  # fmt: skip
-        self.starts.append(start)
-        return start
-
-    def entered(self, **chosen: Any) -> Start:
+    def entered(self, device: torch.device = CPU, **chosen: Any) -> RankStart:
         """Return a start that is in the ledger."""
         start = self.start(**chosen)
-        start.enter(CPU, DEVICE, CAPACITY, lambda: 0)
+        start.enter_with(device, DEVICE, CAPACITY, lambda: 0)
         return start
 
-    def _wait(self, fd: int, seconds: float) -> None:
-        self.now += seconds
-        self.while_waiting()
+    def memory(self) -> MemoryInfo:
+        return MemoryInfo(CAPACITY, CAPACITY)
 
-    @contextlib.contextmanager
-    def other(self, leased_bytes: int, **arguments: Any) -> Iterator[Account]:
-        """An engine that is there before, with memory that exists."""
-        account = Account.attach(
-            self.runtime, DEVICE, CAPACITY, 0, instance="other", rank=0, name="other", **arguments
-        )
-        account.describe(page_bytes=GRANULE, granule_bytes=GRANULE, granule_count=CAPACITY // GRANULE,
-                         blocks_per_granule=8, block_count=1 << 16, stride_bytes=2 * MIB)  # fmt: skip
-        if leased_bytes:
-            assert account.lease(leased_bytes, self.memory()) == leased_bytes
-            account.created(leased_bytes // GRANULE)
-            self.free_bytes -= leased_bytes
-        yield account
-        account.give_back(granules_released=account.ready_bytes // GRANULE)
-        account.detach()
-
-    def owner(self, name: str = "m") -> OwnerSnapshot:
-        """Return what the ledger shows of the engine that was started last."""
+    def owner(self) -> OwnerSnapshot:
+        """Return what the ledger shows of the rank that was started."""
         (device,) = snapshot(self.runtime)
         return next(owner for owner in device.owners if owner.name != "other")
 
@@ -103,141 +105,110 @@ def device(described: Any, tmp_path: Path) -> Iterator[Device]:
         start.close()
 
 
-def test_what_was_promised_at_the_start_is_seen_by_all(device: Device) -> None:
-    start = device.entered(start_size="10GiB")
-    start.wait_for_room(device.memory, on_host=False)
+@pytest.mark.parametrize(
+    ("served", "setting", "name"),
+    [(None, "", None), ("org/chat", "", "chat"), (["a", "b"], "", "a"), ("chat", "mine", "mine")],
+)
+def test_the_ledger_says_who_it_is(
+    device: Device, served: Any, setting: str, name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device.described.model_config, "served_model_name", served)
+    device.entered(name=setting)
+    owner, model = device.owner(), device.described.model_config.model
+    assert (owner.engine, owner.rank, owner.name) == ("vllm", 3, name or Path(model).name)
+    assert (owner.instance, owner.model) == (instance(device.described), model)
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_what_it_will_take_is_estimated(device: Device, on_host: bool) -> None:
+    start = device.start(floor="auto")
+    start.enter_with(CPU, DEVICE, 1 << 50, lambda: 0)  # so large that the system has nothing beside it
+    start.wait_to_load(lambda: MemoryInfo(1 << 50, 1 << 50), on_host)
+    owner, described = device.owner(), device.described
+    assert owner.private_peak_bytes == weights.private_bytes(described, on_host)
+    assert 0 < weights.longest_request_bytes(described) <= owner.floor_applied < 4 << 20
+
+
+def test_what_is_set_is_not_estimated(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    for estimate in ("private_bytes", "longest_request_bytes"):
+        monkeypatch.setattr(weights, estimate, lambda *_: pytest.fail("nobody asked"))
+    device.entered(start_size="10GiB", floor="2GiB").wait_to_load(device.memory, on_host=False)
     owner = device.owner()
     assert (owner.private_peak_bytes, owner.floor_applied) == (10 * GIB, 2 * GIB)
-    start.end(GIB)
-    assert device.owner().private_peak_bytes == GIB, "what was loaded is the system's to count"
 
 
-def test_an_engine_waits_until_another_has_given_back(device: Device) -> None:
-    with device.other(75 * GIB) as other:
-        start = device.entered(start_size="10GiB")
-
-        def give_back() -> None:
-            assert device.owner().private_peak_bytes == 0, "nothing is promised while it waits"
-            if device.now > 1.0 and other.leased_bytes > 60 * GIB:
-                other.give_back(granules_released=15 * GIB // GRANULE)
-                device.free_bytes += 15 * GIB
-
-        device.while_waiting = give_back
-        start.wait_for_room(device.memory, on_host=False)
-        assert 1.0 < device.now < 1.5 and device.owner().private_peak_bytes == 10 * GIB
+def test_a_small_share_refuses_a_large_process_on_a_device_only(device: Device) -> None:
+    start = device.entered(start_size="10TiB", floor="2GiB")
+    with pytest.raises(CapacityError, match="10 TiB outside its KV cache"):
+        start.wait_to_load(device.memory, on_host=False)
+    start.wait_to_load(device.memory, on_host=True)
+    assert device.owner().private_peak_bytes <= CAPACITY - 2 * GIB
 
 
-def test_an_engine_that_does_not_fit_in_time_is_refused_and_leaves(device: Device) -> None:
-    with device.other(75 * GIB):
-        start = device.entered(start_size="10GiB", start_seconds=7)
-        with pytest.raises(CapacityError, match=r"within 7 s: .* 7 GiB are missing"):
-            start.wait_for_room(device.memory, on_host=False)
-        assert device.now == pytest.approx(7)
-        start.close()
-        assert [owner.name for owner in snapshot(device.runtime)[0].owners if owner.live] == ["other"]
+def test_the_limit_is_the_least_of_what_was_said(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = device.entered(limit="50%")
+    assert start.limit_bytes() == device.owner().limit_applied == CAPACITY // 2
+    start.close()
+    monkeypatch.setattr(device.described.cache_config, "kv_cache_memory_bytes", 1 << 20)
+    start = device.entered(limit="50%", floor="auto", start_size="0")
+    start.wait_to_load(device.memory, on_host=False)
+    owner = device.owner()
+    assert start.limit_bytes() == owner.limit_applied == owner.floor_applied == 1 << 20
 
 
-def test_a_worker_whose_engine_has_died_waits_no_longer(device: Device) -> None:
-    with device.other(75 * GIB):
-        start = device.entered(start_size="10GiB")
-        device.engine_lives = False
-        with pytest.raises(SystemExit, match="has ended"):
-            start.wait_for_room(device.memory, on_host=False)
-        assert device.now <= 0.2
-
-
-def test_an_engine_that_can_never_fit_is_refused_at_once(device: Device) -> None:
-    with device.other(0, floor_bytes=75 * GIB):
-        start = device.entered(start_size="10GiB")
-        with pytest.raises(CapacityError, match="10 GiB outside its KV cache"):
-            start.wait_for_room(device.memory, on_host=False)
-        assert device.now == 0
-
-
-def test_the_floor_is_estimated_before_the_geometry_is_known_and_then_exact(device: Device) -> None:
-    start = device.entered(start_size="0", floor="auto")
-    start.wait_for_room(device.memory, on_host=False)
-    assert LENGTHY < device.owner().floor_applied < 1.2 * LENGTHY
-    start.set_floor(LENGTHY)
-    assert device.owner().floor_applied == LENGTHY
-    with pytest.raises(CapacityError, match=r"floor of 81 GiB does not fit"):
-        start.set_floor(81 * GIB)
-
-
-@pytest.mark.parametrize(
-    ("machine_bytes", "claimed"),
-    [
-        (CAPACITY + 20 * GIB, 0),  # enough beside what engines share
-        (CAPACITY + 4 * GIB, 6 * GIB),
-        (CAPACITY // 2, 10 * GIB),
-    ],
-)
-def test_on_the_host_only_what_is_shared_is_claimed(device: Device, machine_bytes: int, claimed: int) -> None:
-    device.machine_bytes = machine_bytes
-    start = device.entered(start_size="10GiB")
-    start.wait_for_room(device.memory, on_host=True)
-    assert device.owner().private_peak_bytes == claimed
-    start.end(0)
-    assert device.owner().private_peak_bytes == 0
-
-
-def test_on_the_host_a_small_share_is_no_reason_to_refuse_a_large_process(device: Device) -> None:
-    device.machine_bytes = GIB
-    device.entered(start_size="200GiB").wait_for_room(device.memory, on_host=True)
-    assert device.owner().private_peak_bytes == CAPACITY - 2 * GIB
-
-
-def test_room_for_a_context_is_waited_for_where_others_hold_memory(
+def test_room_for_a_context_is_made_on_a_device_that_is_known_and_shared(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nvml, "uuid_of", lambda rank: DEVICE.uuid)
-    monkeypatch.setattr(nvml, "memory_of", lambda uuid: device.memory())
-    with device.other(CAPACITY - GRANULE) as other:
-        start = device.start(start_size="10GiB")
-
-        def give_back() -> None:
-            if other.leased_bytes > 60 * GIB:
-                other.give_back(granules_released=20 * GIB // GRANULE - 1)
-                device.free_bytes += 20 * GIB - GRANULE
-
-        device.while_waiting = give_back
-        start.make_room_for_context(0)
-        assert 0 < device.now < 1 and device.owner().private_peak_bytes == CONTEXT_BYTES
-        device.free_bytes -= CONTEXT_BYTES // 2  # the context
-        account = start.account
-        start.enter(CPU, DEVICE, CAPACITY, lambda: 0)
-        assert start.account is account
-        start.wait_for_room(device.memory, on_host=False)
+    use(Library(), monkeypatch)
+    monkeypatch.setattr(nvml, "current_platform", SimpleNamespace(get_device_uuid=lambda rank: f"GPU-{rank}"))
+    other = Account.attach(device.runtime, DEVICE, CAPACITY, 0, instance="other", rank=0, name="other")
+    with contextlib.ExitStack() as undo:
+        undo.callback(other.detach)
+        start = device.start(start_size="10GiB", floor="2GiB")
+        start.make_room_on(0)
+        with pytest.raises(InvariantError, match="entered with the device"):
+            _ = start.account
+        start.make_room_on(1)
+        assert device.owner().private_peak_bytes == CONTEXT_BYTES
+        start.enter_with(CPU, DEVICE, CAPACITY, lambda: 0)
+        start.wait_to_load(device.memory, on_host=False)
         assert device.owner().private_peak_bytes == 10 * GIB
 
 
-def test_a_device_that_nobody_shares_needs_no_room_made(
+def test_without_the_library_no_room_is_made(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library()
+    use(library, monkeypatch)
+    monkeypatch.setattr(library, "nvmlInit", lambda: 1 / 0)
+    start = device.start()
+    assert nvml.uuid_of(0) is None
+    start.make_room_on(0)
+    with pytest.raises(InvariantError, match="entered with the device"):
+        _ = start.account
+
+
+@pytest.mark.parametrize(
+    ("processes", "beside_bytes"),
+    [([(1, 70 * GIB), (os.getpid(), 18 * GIB)], 3 * GIB), ([], 0), ([(os.getpid(), None)], 0)],
+)
+def test_what_torch_holds_counts_and_the_context_where_the_driver_tells(
+    device: Device,
+    processes: list[tuple[int, int | None]],
+    beside_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use(Library(*processes), monkeypatch)
+    assert device.entered(CUDA).private.measure() == 15 * GIB + beside_bytes
+
+
+def test_on_the_host_neither_counts(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(Library((os.getpid(), 18 * GIB)), monkeypatch)
+    assert device.entered(CPU).private.measure() == 0
+
+
+def test_where_there_is_no_library_what_torch_holds_counts(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for uuid in (None, DEVICE.uuid):
-        monkeypatch.setattr(nvml, "uuid_of", lambda rank, uuid=uuid: uuid)
-        start = device.start()
-        start.make_room_for_context(0)
-        with pytest.raises(InvariantError, match="entered with the device"):
-            _ = start.account
-
-
-def test_if_it_was_another_device_that_one_is_left(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvml, "uuid_of", lambda rank: DEVICE.uuid)
-    monkeypatch.setattr(nvml, "memory_of", lambda uuid: device.memory())
-    with device.other(GIB):
-        start = device.start()
-        start.make_room_for_context(0)
-        start.enter(CPU, DeviceIdentity("GPU-2", ""), CAPACITY, lambda: 0)
-        live = {d.uuid: [o.name for o in d.owners if o.live] for d in snapshot(device.runtime)}
-        assert live["GPU-1"] == ["other"] and len(live["GPU-2"]) == 1
-
-
-def test_the_limit_is_the_least_of_what_was_said(device: Device, described: Any) -> None:
-    start = device.start(limit="50%")
-    assert start.limit_bytes(10 * GIB) == 5 * GIB
-    described.cache_config.kv_cache_memory_bytes = GIB
-    try:
-        assert start.limit_bytes(10 * GIB) == GIB
-    finally:
-        described.cache_config.kv_cache_memory_bytes = None
+    library = Library((os.getpid(), 18 * GIB))
+    use(library, monkeypatch)
+    monkeypatch.setattr(library, "nvmlInit", lambda: 1 / 0)
+    assert device.entered(CUDA).private.measure() == 15 * GIB

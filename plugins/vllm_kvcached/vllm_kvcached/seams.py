@@ -31,6 +31,7 @@ _GPU = "vllm.v1.worker.gpu_worker"
 _CPU = "vllm.v1.worker.cpu_worker"
 _ENGINE = "vllm.v1.engine"
 _MODEL = "vllm.config.model"
+_NVML = "vllm.third_party.pynvml"
 
 SEAMS: tuple[Seam, ...] = (
     # The two names that are wrapped.
@@ -51,7 +52,10 @@ SEAMS: tuple[Seam, ...] = (
     Seam(_MODEL, "ModelConfig.original_max_model_len", kind="attribute"),
     Seam("vllm.utils.torch_utils", "kv_cache_dtype_str_to_dtype", ("kv_cache_dtype", "model_config")),
     Seam("vllm.platforms.interface", "Platform.get_device_uuid", ("device_id",)),
-    Seam("vllm.third_party.pynvml", "nvmlDeviceGetHandleByUUID"),
+    Seam(_NVML, "nvmlInit"),
+    Seam(_NVML, "nvmlDeviceGetHandleByUUID", ("uuid",)),
+    Seam(_NVML, "nvmlDeviceGetMemoryInfo", ("handle",)),
+    Seam(_NVML, "nvmlDeviceGetComputeRunningProcesses", ("handle",)),
     # The free queue: the whole contract is reimplemented, so the whole contract must be known.
     Seam(_QUEUE, "FreeKVCacheBlockQueue.__init__", ("self", "blocks")),
     Seam(_QUEUE, "FreeKVCacheBlockQueue.popleft", ("self",)),

@@ -24,7 +24,7 @@ from vllm_kvcached.placement import (
     placement,
 )
 from vllm_kvcached.ranks import gather
-from vllm_kvcached.starting import Start
+from vllm_kvcached.starting import RankStart
 from vllm_kvcached.support import settings
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class WorkerMemory:
     def __init__(self, vllm_config: VllmConfig, rank: int) -> None:
         self._vllm_config = vllm_config
         self._settings = settings(vllm_config)
-        self._start = Start(vllm_config, self._settings, rank)
+        self._start = RankStart(vllm_config, self._settings, rank)
         self._device = torch.device("cpu")
         self._driver: Driver | None = None
         self._pool: ElasticPool | None = None
@@ -57,7 +57,7 @@ class WorkerMemory:
 
     def make_room_for_context(self, local_rank: int) -> None:
         """Wait until the device has room for a context, before the engine makes one. Raises CapacityError."""
-        self._start.make_room_for_context(local_rank)
+        self._start.make_room_on(local_rank)
 
     def open(self, device: torch.device) -> None:
         """Open the driver on the worker's device and enter the device's ledger."""
@@ -80,14 +80,14 @@ class WorkerMemory:
         else:
             self._driver = open_driver(name, index, 0)
         self._capacity_bytes = self._driver.memory().total_bytes
-        self._start.enter(device, self._driver.identity(), self._capacity_bytes, self._mapped_bytes)
+        self._start.enter_with(device, self._driver.identity(), self._capacity_bytes, self._mapped_bytes)
 
     def wait_for_room(self) -> None:
         """Return once the memory that this engine will take is promised to it, on every rank.
 
         Raises CapacityError with the numbers.
         """
-        self._start.wait_for_room(self._opened().memory, on_host=self._device.type == "cpu")
+        self._start.wait_to_load(self._opened().memory, on_host=self._device.type == "cpu")
 
     def preferred_layouts(self, names: list[str]) -> list[str]:
         """Sort layouts with the block outermost to the front, unless the choice is left to vLLM."""
@@ -98,11 +98,10 @@ class WorkerMemory:
     def virtual_bytes(self, specs: dict[str, KVCacheSpec]) -> int:
         """Return how much address space this rank reserves: the same number of blocks on every rank."""
         driver, chosen = self._opened(), self._settings
-        size_bytes = max(chosen.virtual.of(self._capacity_bytes), self._limit_bytes())
+        size_bytes = max(chosen.virtual.of(self._capacity_bytes), self._start.limit_bytes())
         if self._vllm_config.model_config.original_max_model_len == -1:
-            size_bytes = min(
-                size_bytes, self._limit_bytes()
-            )  # so that the length that is chosen fits the limit
+            # so that the length that is chosen fits the limit
+            size_bytes = min(size_bytes, self._start.limit_bytes())
         per_block = bytes_per_block(specs)
         mine = _Reservation(
             min(size_bytes // per_block, chosen.max_blocks), block_step(specs, driver.granularity_bytes)
@@ -190,9 +189,6 @@ class WorkerMemory:
             raise InvariantError("the driver is opened with the device")
         return self._driver
 
-    def _limit_bytes(self) -> int:
-        return self._start.limit_bytes(self._capacity_bytes)
-
     def _geometry(self, where: Placement, block_count: int, driver: Driver) -> Geometry:
         wanted = self._settings.page_size
         strides = gather(where.stride_bytes)
@@ -214,7 +210,7 @@ class WorkerMemory:
         """Return the floor: as set, or what one request of the maximum length needs beside the null block."""
         blocks = 1 + blocks_of_longest_request(self._vllm_config, kv_cache_config)
         needed = -(-blocks // geometry.blocks_per_granule) * geometry.granule_bytes
-        limit, length = self._limit_bytes(), self._vllm_config.model_config.max_model_len
+        limit, length = self._start.limit_bytes(), self._vllm_config.model_config.max_model_len
         if needed > limit and len(kv_cache_config.kv_cache_groups) == 1:
             raise ConfigError(
                 f"the limit of {format_size(limit)} is less than the {format_size(needed)} that one request "
