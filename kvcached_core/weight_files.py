@@ -1,10 +1,16 @@
-"""The files of a model's weights, and what they take once they are loaded."""
+"""What a model's weights take once they are loaded: by its files, or by its description."""
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger(__name__)
 
 _PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _NOT_WEIGHTS = ("optimizer", "scheduler", "training_args", "rng_state")
@@ -41,3 +47,42 @@ def loaded_bytes(file: Path, float_bytes: int) -> int:
         for name, tensor in header.items()
         if name != "__metadata__"
     )
+
+
+def model_folder(name: str, revision: str | None, cache_dir: str | None = None) -> Path | None:
+    """Return where a model is on this machine: as named, or in the hub's cache; None if it is not."""
+    path = Path(name)
+    if path.exists():
+        return path
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", cache_dir=cache_dir, revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def weight_bytes(model: Any, folder: Path | None) -> int:
+    """Return the bytes of all weights of an engine's ModelConfig: of the files if they are in `folder`, else
+    of the parameters."""
+    float_bytes = 0 if model.quantization else int(model.dtype.itemsize)
+    return sum(loaded_bytes(file, float_bytes) for file in weight_files(folder)) or _parameter_bytes(model)
+
+
+def _parameter_bytes(model: Any) -> int:
+    """Return the bytes of all parameters, of a model that transformers builds without memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.hf_text_config)  # it is written to
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        described = AutoModelForCausalLM.from_config(config)
+    count: int = sum(weight.numel() for weight in described.parameters())
+    return count * int(model.dtype.itemsize)
+
+
+def estimated(what: str, estimate: Callable[[], int]) -> int:
+    """Return an estimate, or 0 with a warning: a start never fails for want of one."""
+    try:
+        return estimate()
+    except Exception as error:
+        _log.warning("kvcached: cannot estimate %s before loading (%s): it counts as 0", what, error)
+        return 0

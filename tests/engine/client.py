@@ -52,6 +52,8 @@ def long_prompts(count: int, tokens: int, max_tokens: int) -> list[Prompt]:
 class Client:
     """Talks to one server; may be used by many threads."""
 
+    path = "/v1/completions"
+
     def __init__(self, url: str) -> None:
         limits = httpx.Limits(max_connections=64, max_keepalive_connections=32)
         self._http = httpx.Client(base_url=url, timeout=180.0, limits=limits)
@@ -63,18 +65,34 @@ class Client:
                  trace: TracebackType | None) -> None:  # fmt: skip
         self._http.close()
 
+    @staticmethod
+    def body(prompt: Prompt) -> dict[str, Any]:
+        """Return what asks for a prompt."""
+        return {
+            "model": MODEL_NAME,
+            "prompt": list(prompt.tokens),
+            "max_tokens": prompt.max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "return_token_ids": True,
+        }
+
+    @staticmethod
+    def ids_of(answer: dict[str, Any]) -> tuple[int, ...]:
+        """Return the ids in an answer."""
+        return tuple(answer["choices"][0]["token_ids"])
+
     def complete(self, prompt: Prompt) -> httpx.Response:
         """Send one request and return whatever comes back."""
-        return self._http.post("/v1/completions", json=_body(prompt))
+        return self._http.post(self.path, json=self.body(prompt))
 
     def ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the ids generated; raises httpx.HTTPStatusError for an error."""
-        answer = self.complete(prompt).raise_for_status().json()
-        return tuple(answer["choices"][0]["token_ids"])
+        return self.ids_of(self.complete(prompt).raise_for_status().json())
 
     def abort(self, prompt: Prompt, after_chunks: int) -> bool:
         """Close the connection after so many chunks; says whether the request was still under way."""
-        with self._http.stream("POST", "/v1/completions", json=_body(prompt) | {"stream": True}) as answer:
+        with self._http.stream("POST", self.path, json=self.body(prompt) | {"stream": True}) as answer:
             answer.raise_for_status()
             seen = 0
             for line in answer.iter_lines():
@@ -114,17 +132,6 @@ class Client:
         values = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
         assert values, f"the server has no metric {name}"
         return sum(map(float, values))
-
-
-def _body(prompt: Prompt) -> dict[str, Any]:
-    return {
-        "model": MODEL_NAME,
-        "prompt": list(prompt.tokens),
-        "max_tokens": prompt.max_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "return_token_ids": True,
-    }
 
 
 def differences(ours: Answers, theirs: Answers) -> list[str]:

@@ -14,37 +14,29 @@ from tests.engine.client import Answers, Client, Prompt
 class SglangClient(Client):
     """Talks to one server; may be used by many threads: each finds a connection of its own."""
 
+    path = "/generate"
+
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._http.close()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         self._http = httpx.Client(base_url=url, timeout=180.0, limits=limits)
 
-    def complete(self, prompt: Prompt) -> httpx.Response:
-        """Send one request and return whatever comes back."""
-        return self._http.post("/generate", json=_body(prompt))
+    @staticmethod
+    def body(prompt: Prompt) -> dict[str, Any]:
+        """Return what asks for a prompt."""
+        sampling = {"temperature": 0, "max_new_tokens": prompt.max_tokens, "ignore_eos": True}
+        return {"input_ids": list(prompt.tokens), "sampling_params": sampling}
 
-    def ids(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the ids generated; raises httpx.HTTPStatusError for an error."""
-        return tuple(self.complete(prompt).raise_for_status().json()["output_ids"])
+    @staticmethod
+    def ids_of(answer: dict[str, Any]) -> tuple[int, ...]:
+        """Return the ids in an answer."""
+        return tuple(answer["output_ids"])
 
     def all_at_once(self, prompts: Sequence[Prompt], at_once: int) -> Answers:
         """Return the answer to each prompt, so many of them under way at a time."""
         with ThreadPoolExecutor(at_once) as pool:
             return dict(zip(prompts, pool.map(self.ids, prompts), strict=True))
-
-    def abort(self, prompt: Prompt, after_chunks: int) -> bool:
-        """Close the connection after so many chunks; says whether the request was still under way."""
-        with self._http.stream("POST", "/generate", json=_body(prompt) | {"stream": True}) as answer:
-            answer.raise_for_status()
-            seen = 0
-            for line in answer.iter_lines():
-                if line == "data: [DONE]":
-                    return False
-                seen += line.startswith("data: ")
-                if seen >= after_chunks:
-                    return True
-        return False
 
     def reset_prefix_cache(self) -> bool:
         """Forget what is cached; says whether it was done, which running requests prevent."""
@@ -54,8 +46,3 @@ class SglangClient(Client):
         """Return what the first scheduler says of itself."""
         answer = self._http.get("/server_info").raise_for_status().json()
         return dict(answer["internal_states"][0])
-
-
-def _body(prompt: Prompt) -> dict[str, Any]:
-    sampling = {"temperature": 0, "max_new_tokens": prompt.max_tokens, "ignore_eos": True}
-    return {"input_ids": list(prompt.tokens), "sampling_params": sampling}

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Seam(NamedTuple):
-    """A name in SGLang. It must accept `parameters`; `kind`: function, class, attribute (of an instance)."""
-
-    module: str
-    qualname: str
-    parameters: tuple[str, ...] = ()
-    kind: str = "function"
-
+from kvcached_core.seams import Seam
 
 _ARGS = "sglang.srt.server_args"
 _HOOKS = "sglang.srt.plugins.hook_registry"

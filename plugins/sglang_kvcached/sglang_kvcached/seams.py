@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import logging
 import re
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from kvcached_core.errors import UnsupportedError
-from sglang_kvcached.seam_list import COMMAND_LINE, SEAMS, Seam
+from kvcached_core.seams import Seam, missing
+from sglang_kvcached.seam_list import COMMAND_LINE, SEAMS
 
-__all__ = ["COMMAND_LINE", "SEAMS", "Seam"]
+__all__ = ["COMMAND_LINE", "SEAMS", "Seam", "missing", "require"]
 
 OLDEST, NEWEST_TESTED = (0, 5, 23), (0, 5, 23)
 
@@ -37,25 +35,6 @@ def version_problem(text: str) -> str:
             f"SGLang, or start without --kv-cache-backend kvcached and ENABLE_KVCACHED"
         )
     return ""
-
-
-def missing(seam: Seam) -> str:
-    """Say what is wrong with a seam in the installed SGLang, or return an empty text."""
-    try:
-        target: Any = importlib.import_module(seam.module)
-    except ImportError as error:
-        return f"{seam.module} cannot be imported: {error}"
-    if seam.kind == "attribute":
-        return ""  # set by __init__ or a dataclass: checked in the source by the compatibility tests
-    for name in seam.qualname.split("."):
-        target = getattr(target, name, None)
-        if target is None:
-            return f"{seam.module} has no {seam.qualname}"
-    accepted = inspect.signature(target).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values()):
-        return ""
-    absent = [name for name in seam.parameters if name not in accepted]
-    return f"{seam.module}.{seam.qualname} does not take {', '.join(absent)}" if absent else ""
 
 
 def require(seams: Iterable[Seam] | None = None) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import torch
-
+from kvcached_core import weight_files
 from kvcached_core.units import GIB, format_size
-from kvcached_core.weight_files import loaded_bytes, weight_files
+from kvcached_core.weight_files import estimated, model_folder
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +24,7 @@ def private_bytes(model: Any, load_format: str, ranks: int, on_host: bool) -> in
 
     `model` is SGLang's ModelConfig, `ranks` how many share its weights.
     """
-    total_bytes = _estimated("the size of the weights", lambda: weight_bytes(model, load_format))
+    total_bytes = estimated("the size of the weights", lambda: weight_bytes(model, load_format))
     weights = -(-total_bytes // ranks)
     _log.info("kvcached: the weights are estimated at %s on each rank", format_size(weights))
     return weights + (HOST_BYTES if on_host else DEVICE_BYTES)
@@ -36,9 +32,8 @@ def private_bytes(model: Any, load_format: str, ranks: int, on_host: bool) -> in
 
 def weight_bytes(model: Any, load_format: str) -> int:
     """Return the bytes of a model's weights: of the files if they are here, else of the parameters."""
-    float_bytes = 0 if model.quantization else int(model.dtype.itemsize)
-    files = [] if load_format == "dummy" else weight_files(_folder(model))
-    return sum(loaded_bytes(file, float_bytes) for file in files) or _parameter_bytes(model)
+    folder = None if load_format == "dummy" else model_folder(model.model_path, model.revision)
+    return weight_files.weight_bytes(model, folder)
 
 
 def longest_request_bytes(model: Any, tensor_parallel: int, number_bytes: int) -> int:
@@ -46,29 +41,7 @@ def longest_request_bytes(model: Any, tensor_parallel: int, number_bytes: int) -
 
     `number_bytes` is the size of a number in the cache. An upper bound where layers see a window only.
     """
-    return _estimated("the floor", lambda: _full_attention_bytes(model, tensor_parallel, number_bytes))
-
-
-def _folder(model: Any) -> Path | None:
-    """Return where the model is on this machine: as named, or in the hub's cache."""
-    path = Path(model.model_path)
-    if path.exists():
-        return path
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(model.model_path, "config.json", revision=model.revision)
-    return Path(found).parent if isinstance(found, str) else None
-
-
-def _parameter_bytes(model: Any) -> int:
-    """Return the bytes of all parameters, of a model that transformers builds without memory."""
-    from transformers import AutoModelForCausalLM
-
-    described: Any = copy.deepcopy(model.hf_text_config)  # it is written to
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        built = AutoModelForCausalLM.from_config(described)
-    count: int = sum(weight.numel() for weight in built.parameters())
-    return count * int(model.dtype.itemsize)
+    return estimated("the floor", lambda: _full_attention_bytes(model, tensor_parallel, number_bytes))
 
 
 def _full_attention_bytes(model: Any, tensor_parallel: int, number_bytes: int) -> int:
@@ -78,12 +51,3 @@ def _full_attention_bytes(model: Any, tensor_parallel: int, number_bytes: int) -
         numbers = model.get_num_kv_heads(tensor_parallel) * (model.head_dim + model.v_head_dim)
     layers = int(model.hf_text_config.num_hidden_layers)
     return math.ceil(_MARGIN * int(model.context_len) * layers * numbers * number_bytes)
-
-
-def _estimated(what: str, estimate: Callable[[], int]) -> int:
-    """Return an estimate, or 0 with a warning: a start never fails for want of one."""
-    try:
-        return estimate()
-    except Exception as error:
-        _log.warning("kvcached: cannot estimate %s before loading (%s): it counts as 0", what, error)
-        return 0

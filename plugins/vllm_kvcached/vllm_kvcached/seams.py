@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import logging
 import re
-from typing import Any, NamedTuple
 
 from kvcached_core.errors import UnsupportedError
+from kvcached_core.seams import Seam, missing
+
+__all__ = ["SEAMS", "Seam", "missing", "require"]
 
 OLDEST, NEWEST_TESTED = (0, 30), (0, 33)
 
 _log = logging.getLogger(__name__)
-
-
-class Seam(NamedTuple):
-    """A name in vLLM. It must accept `parameters`; `kind`: function, class or attribute (of an instance)."""
-
-    module: str
-    qualname: str
-    parameters: tuple[str, ...] = ()
-    kind: str = "function"
 
 
 _QUEUE = "vllm.v1.core.kv_cache_utils"
@@ -162,27 +153,6 @@ def version_problem(version: str) -> str:
             f"upgrade vLLM, or start without --kv-cache-backend kvcached and ENABLE_KVCACHED"
         )
     return ""
-
-
-def missing(seam: Seam) -> str:
-    """Say what is wrong with a seam in the installed vLLM, or return an empty text."""
-    try:
-        target: Any = importlib.import_module(seam.module)
-    except ImportError as error:
-        return f"{seam.module} cannot be imported: {error}"
-    if seam.kind == "attribute":
-        return ""  # set by __init__ or a dataclass: checked in the source by the compatibility tests
-    for name in seam.qualname.split("."):
-        target = getattr(target, name, None)
-        if target is None:
-            return f"{seam.module} has no {seam.qualname}"
-    if seam.kind == "class":
-        return ""
-    accepted = inspect.signature(target).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values()):
-        return ""
-    absent = [name for name in seam.parameters if name not in accepted]
-    return f"{seam.module}.{seam.qualname} does not take {', '.join(absent)}" if absent else ""
 
 
 def require(cpu: bool = False) -> None:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
+from kvcached_core import weight_files
 from kvcached_core.units import GIB, format_size
-from kvcached_core.weight_files import loaded_bytes, weight_files
+from kvcached_core.weight_files import estimated, model_folder
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig, VllmConfig
+    from vllm.config import VllmConfig
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +24,7 @@ _MARGIN = 1.1
 
 def private_bytes(vllm_config: VllmConfig, on_host: bool) -> int:
     """Return what a rank takes outside its KV cache at its peak, less its context and communication."""
-    weights = _estimated("the size of the weights", lambda: weight_bytes(vllm_config))
+    weights = estimated("the size of the weights", lambda: weight_bytes(vllm_config))
     _log.info("kvcached: the weights are estimated at %s on each rank", format_size(weights))
     return weights + (HOST_BYTES if on_host else DEVICE_BYTES)
 
@@ -36,9 +32,9 @@ def private_bytes(vllm_config: VllmConfig, on_host: bool) -> int:
 def weight_bytes(vllm_config: VllmConfig) -> int:
     """Return the bytes of the weights on one rank: of the files if they are here, else of the parameters."""
     model, load, parallel = vllm_config.model_config, vllm_config.load_config, vllm_config.parallel_config
-    float_bytes = 0 if model.quantization else int(model.dtype.itemsize)
-    files = [] if load.load_format == "dummy" else weight_files(_model_path(model, load.download_dir))
-    total = sum(loaded_bytes(file, float_bytes) for file in files) or _parameter_bytes(model)
+    dummy = load.load_format == "dummy"
+    folder = None if dummy else model_folder(model.model, model.revision, load.download_dir)
+    total = weight_files.weight_bytes(model, folder)
     return -(-total // int(parallel.tensor_parallel_size * parallel.pipeline_parallel_size))
 
 
@@ -49,31 +45,7 @@ def longest_request_bytes(vllm_config: VllmConfig) -> int:
     """
     if vllm_config.model_config.original_max_model_len == -1:
         return 0
-    return _estimated("the floor", lambda: _full_attention_bytes(vllm_config))
-
-
-def _model_path(model: ModelConfig, download_dir: str | None) -> Path | None:
-    """Return where the model is on this machine: as named, or in the hub's cache."""
-    path = Path(model.model)
-    if path.exists():
-        return path
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(
-        model.model, "config.json", cache_dir=download_dir, revision=model.revision
-    )
-    return Path(config).parent if isinstance(config, str) else None
-
-
-def _parameter_bytes(model: ModelConfig) -> int:
-    """Return the bytes of all parameters, of a model that transformers builds without memory."""
-    from transformers import AutoModelForCausalLM
-
-    config: Any = copy.deepcopy(model.hf_text_config)  # it is written to
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        described = AutoModelForCausalLM.from_config(config)
-    count: int = sum(weight.numel() for weight in described.parameters())
-    return count * int(model.dtype.itemsize)
+    return estimated("the floor", lambda: _full_attention_bytes(vllm_config))
 
 
 def _full_attention_bytes(vllm_config: VllmConfig) -> int:
@@ -86,12 +58,3 @@ def _full_attention_bytes(vllm_config: VllmConfig) -> int:
     per_token: int = layers * heads * model.get_head_size() * vectors * number_bytes
     length: int = model.max_model_len
     return math.ceil(_MARGIN * length * per_token)
-
-
-def _estimated(what: str, estimate: Callable[[], int]) -> int:
-    """Return an estimate, or 0 with a warning: a start never fails for want of one."""
-    try:
-        return estimate()
-    except Exception as error:
-        _log.warning("kvcached: cannot estimate %s before loading (%s): it counts as 0", what, error)
-        return 0
