@@ -69,7 +69,8 @@ class Starter(Member):
             promised = max(0, peak - now)  # which is no room for others, but for this engine
             there = self._room(file, rows, memory.free_bytes).of_device + promised
             claim = max(0, private_bytes - now) + floor_bytes
-            missing = claim - there
+            # Who needs no more than it was promised waits for nobody, even where outsiders broke promises.
+            missing = claim - there if claim > promised else 0
             if missing <= 0 and not ahead:
                 self._put("private_peak_bytes", private_bytes)
                 self._take_floor(file, floor_bytes)

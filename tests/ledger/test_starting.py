@@ -40,6 +40,16 @@ def test_alone_it_starts_at_once_and_what_it_claimed_is_kept_free(runtime: Runti
     assert attach(runtime, "b", clock=clock).lease(CAPACITY, PLENTY) == 44 * GRANULE
 
 
+def test_who_claims_nothing_more_starts_even_where_an_outsider_broke_promises(
+    runtime: Runtime, clock: Clock
+) -> None:
+    giver, _ = cached(runtime, clock, TOTAL - 4)
+    starter = attach(runtime, "starter", name="starter", clock=clock)
+    giver.set_private_peak(8 * GRANULE)
+    assert not ask(starter, 1, free=0).admitted
+    assert ask(starter, 0, free=0) == Turn(True, free_bytes=-8 * GRANULE)
+
+
 def test_a_device_full_of_others_cache_makes_room(runtime: Runtime, clock: Clock) -> None:
     giver, desk = cached(runtime, clock, TOTAL)
     starter = attach(runtime, "starter", name="starter", clock=clock)

@@ -219,7 +219,7 @@ class World:
         )
         promised = max(0, party.peak - party.now)
         claim = max(0, private - party.now) + floor
-        missing = claim - self.unleased - promised
+        missing = claim - self.unleased - promised if claim > promised else 0
         if missing <= 0 and not ahead:
             party.peak, party.queued_at_ms, party.start = private, 0, None
             party.floor = party.floor_wanted = floor
