@@ -27,7 +27,7 @@ def sums(of: Granules[Any]) -> dict[str, tuple[object, object]]:
         "busy": (of.busy, sum(count > 0 for count in used)),
         "open": (sorted({*of._open} - unmapped), [g for g in mapped if clean[g]]),
         "open twice": (len(of._open), len({*of._open})),
-        "spent": (empty - {-g for g in of._spent}, set()),
+        "empties": (empty - of._empties.listed(), set()),
         "block 0": (used[0] > 0 and 0 in clean and 0 not in clean_ids, True),
         "doubles": (len(clean_ids), len(set(clean_ids))),
     }

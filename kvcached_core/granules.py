@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
+from kvcached_core.empties import Empties
 from kvcached_core.errors import InvariantError
 from kvcached_core.extent import Extent
 from kvcached_core.granule_sums import sums
@@ -56,10 +57,9 @@ class Granules(Generic[BlockT]):
         self._now = 0.0  # what time it was when expire() was called last: ages are as coarse
         self._idle: dict[int, float] = {}  # when it was last used; oldest latest use first
         self._open: list[int] = []  # heap: every granule with a clean block, and some that were unmapped
-        self._spent: list[int] = []  # heap of -g: every empty granule, once, and some others
-        self._in_spent = bytearray(self.granule_count)
+        self._empties = Empties(self.granule_count)
         self.budget = 1
-        self.empty = self.clean_blocks = 0
+        self.clean_blocks = 0
         self.capacity_blocks = self.free_blocks = 0  # what is free or used; what is free
         self._map_next()
         self.extent.take_change()  # granule 0 is mapped before the first plan (I7)
@@ -204,7 +204,7 @@ class Granules(Generic[BlockT]):
         `evict` is told the cached blocks of each before it goes. Call `set_budget` afterwards.
         """
         while self.mapped > max(1, granules):
-            granule = self._highest_empty()
+            granule = self._empties.highest(self._is_empty)
             if granule < 0:
                 if not self._idle:
                     return
@@ -239,6 +239,11 @@ class Granules(Generic[BlockT]):
     def mapped(self) -> int:
         """Granules that are mapped."""
         return self.extent.mapped
+
+    @property
+    def empty(self) -> int:
+        """Mapped granules with nothing in them."""
+        return self._empties.count
 
     @property
     def busy(self) -> int:
@@ -276,34 +281,24 @@ class Granules(Generic[BlockT]):
         self.extent.unmap(granule)
         self._clean[granule].clear()
         self.clean_blocks -= self.blocks_per_granule
-        self.empty -= 1
-
-    def _highest_empty(self) -> int:
-        """Return the highest empty granule, or -1."""
-        while self._spent:
-            granule = -self._spent[0]
-            if len(self._clean[granule]) == self.blocks_per_granule:
-                return granule
-            heappop(self._spent)
-            self._in_spent[granule] = 0
-        return -1
+        self._empties.remove()
 
     def _rest(self, granule: int, clean: int) -> None:
         """The last used block of a granule has gone: it is idle, or empty if nothing in it is cached."""
         if clean < self.blocks_per_granule:
             self._idle[granule] = self._now
         else:
-            self.empty += 1
-            if not self._in_spent[granule]:
-                self._in_spent[granule] = 1
-                heappush(self._spent, -granule)
+            self._empties.add(granule)
 
     def _wake(self, granule: int, clean: int) -> None:
         """A granule with no used block is about to have one."""
         if clean < self.blocks_per_granule:
             del self._idle[granule]
         else:
-            self.empty -= 1
+            self._empties.remove()
+
+    def _is_empty(self, granule: int) -> bool:
+        return len(self._clean[granule]) == self.blocks_per_granule
 
     def clean(self) -> list[BlockT]:
         """Return all clean blocks of mapped granules, the next to be handed out first; looks at all."""

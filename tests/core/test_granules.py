@@ -275,15 +275,25 @@ def test_granule_0_begins_with_block_0(first_blocks: list[int], size: int) -> No
 
 
 @pytest.mark.parametrize(
-    "damage", ["clean_blocks", "free_blocks", "empty", "_used", "_idle", "_open", "_spent", "extent.mapped"]
+    "damage",
+    [
+        "clean_blocks",
+        "free_blocks",
+        "_empties.count",
+        "_used",
+        "_idle",
+        "_open",
+        "_empties._heap",
+        "extent.mapped",
+    ],
 )
 def test_check_sees_what_does_not_add_up(damage: str) -> None:
     _, granules = make(4, 4, 4)
     taken = granules.take(10)
     granules.lend(taken[-3:])
     granules.check()
-    target = granules.extent if "." in damage else granules
-    name = damage.rpartition(".")[2]
+    owner, _, name = damage.rpartition(".")
+    target = getattr(granules, owner) if owner else granules
     value = getattr(target, name)
     if isinstance(value, int):
         setattr(target, name, value + 1)
