@@ -19,6 +19,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvcached_core.durations import MAP, Tally
 from kvcached_core.ledger import Account, Runtime
 from kvcached_core.units import GIB
 from kvctl import metrics
@@ -69,6 +70,28 @@ def test_it_says_what_the_ledger_says(scene: list[Account], run: Run) -> None:
     assert told["kvcached_device_sound"][("0",)] == 1 and len(scene) == len(CAST)
     labels = re.search(r"^kvcached_weight\{(.*?)\}", out, re.MULTILINE)
     assert labels and [pair.split("=")[0] for pair in labels[1].split(",")] == sorted(metrics.ENGINE_LABELS)
+
+
+def test_times_are_histograms_whose_buckets_add_up(scene: list[Account], run: Run) -> None:
+    tally = Tally(MAP)
+    for seconds in (15e-6, 30e-6, 40e-6, 3.0):
+        tally.add(seconds)
+    scene[2].publish(0, 0, map_times=tally.words())
+    families = {family.name: family for family in text_string_to_metric_families(run("export")[1])}
+    assert {name for name, family in families.items() if family.type == "histogram"} == {
+        "kvcached_map_seconds", "kvcached_reclaim_seconds"
+    }  # fmt: skip
+    told = {
+        (sample.name.rpartition("_")[2], sample.labels.get("le")): sample.value
+        for sample in families["kvcached_map_seconds"].samples
+        if sample.labels["name"] == "qwen3-8b"
+    }
+    bounds = [*(str(bound / 1e6) for bound in MAP.bounds_us), "+Inf"]
+    assert [told["bucket", bound] for bound in bounds] == [1, 3, 3, 3, 3, 3, 3, 3, 4]
+    assert told["count", None] == 4 and told["sum", None] == pytest.approx(3.000085)
+    code, out, _ = run("list", "qwen3-8b", "--json")
+    shown = json.loads(out)["devices"][0]["engines"][0]["map_seconds"]
+    assert code == 0 and (shown["count"], shown["buckets"]["5e-05"], shown["buckets"]["+Inf"]) == (4, 3, 4)
 
 
 def test_names_and_types_are_as_prometheus_wants_them(scene: list[Account], run: Run) -> None:
