@@ -27,6 +27,7 @@ from tests.cli.conftest import Run
 from tests.cli.process import ROOT, line_of, start, until
 from tests.cli.scene import CAST, GPUS, GRANULE, play
 from tests.ledger.helpers import attach, die
+from tests.programs import program
 
 MONITORING = ROOT / "examples" / "monitoring"
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
@@ -103,20 +104,20 @@ def test_names_and_types_are_as_prometheus_wants_them(scene: list[Account], run:
         assert family.name.startswith("kvcached_") and "pid" not in str(family.samples)
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_finds_nothing_to_say(scene: list[Account], run: Run) -> None:
     done = subprocess.run(
-        ["promtool", "check", "metrics"], input=run("export")[1], capture_output=True, text=True
+        [program("promtool"), "check", "metrics"], input=run("export")[1], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and scene
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 @pytest.mark.parametrize(
     "check", ["check rules alerts.yml", "test rules alerts_test.yml", "check config prometheus.yml"]
 )
 def test_promtool_accepts_rules_their_tests_and_the_configuration(check: str) -> None:
-    done = subprocess.run(["promtool", *check.split()], cwd=MONITORING, capture_output=True, text=True)
+    done = subprocess.run(
+        [program("promtool"), *check.split()], cwd=MONITORING, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "SUCCESS" in done.stdout, done.stdout + done.stderr
 
 
@@ -192,8 +193,8 @@ class Prometheus:
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         shutil.copy(MONITORING / "alerts.yml", folder)
         self._process = subprocess.Popen(
-            ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
-             "--web.listen-address=127.0.0.1:0"],
+            [program("prometheus"), f"--config.file={folder}/prometheus.yml",
+             f"--storage.tsdb.path={folder}/data", "--web.listen-address=127.0.0.1:0"],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
         self._address = ""
@@ -221,7 +222,6 @@ class Prometheus:
         self._process.communicate(timeout=60)
 
 
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
 def test_a_real_prometheus_scrapes_it_and_answers_every_query_of_the_dashboard(
     runtime: Runtime, scene: list[Account], tmp_path: Path
 ) -> None:
