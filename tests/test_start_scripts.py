@@ -45,8 +45,8 @@ def test_help_names_every_option(script: str) -> None:
          "--request-rate inf"),
         ("start_client.sh", "sglang --model /m/qwen --port 9",
          "-m sglang.bench_serving --backend sglang --host 127.0.0.1 --port 9 --model /m/qwen --dataset-name "
-         "random-ids --random-range-ratio 1 --random-input-len 256 --random-output-len 64 --num-prompts 100 "
-         "--request-rate 4"),
+         "random-ids --random-range-ratio 1 --random-input-len 256 --random-output-len 64 --output-file "
+         "/dev/null --num-prompts 100 --request-rate 4"),
     ],
 )  # fmt: skip
 def test_what_would_be_run(script: str, arguments: str, expected: str) -> None:
