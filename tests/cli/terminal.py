@@ -35,6 +35,11 @@ class Terminal:
         command = [*self._tmux, "capture-pane", "-p", *(["-e"] if colours else [])]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
 
+    def has_other_screen(self) -> bool:
+        """Say whether a full-screen program has its own screen."""
+        command = [*self._tmux, "display-message", "-p", "#{alternate_on}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "1"
+
     def resize(self, columns: int, lines: int) -> None:
         """Give it another size."""
         size = ["resize-window", "-x", str(columns), "-y", str(lines)]

@@ -174,6 +174,15 @@ def panels() -> list[tuple[str, str]]:
     return [(panel["title"], target["expr"]) for panel in board["panels"] for target in panel["targets"]]
 
 
+def variables() -> list[tuple[str, str]]:
+    """Return the metric, and the label of it, that the choices at the top of the dashboard come from."""
+    board = json.loads((MONITORING / "grafana/dashboards/kvcached.json").read_text())
+    queries = [each["query"]["query"] for each in board["templating"]["list"]]
+    found = [re.fullmatch(r"label_values\((.*), (\w+)\)", query) for query in queries]
+    assert len(found) == 2 and all(found), queries
+    return [(match[1].replace("$UUID", ".*"), match[2]) for match in found if match]
+
+
 def test_the_dashboard_and_the_rules_use_metrics_that_there_are() -> None:
     rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
     used = [expression for _, expression in panels()] + [rule["expr"] for rule in rules]
@@ -230,6 +239,8 @@ def test_a_real_prometheus_scrapes_it_and_answers_every_query_of_the_dashboard(
         for title, expression in panels():
             chosen = expression.replace("$UUID", ".*").replace("$name", ".*")
             assert server.query(chosen), f"{title}: {expression} is empty"
+        for query, label in variables():
+            assert [sample["metric"][label] for sample in server.query(query)], query
         (up,) = server.query("up")
         assert up["value"][1] == "1"
         (held,) = server.query(f'kvcached_held_bytes{{name="gemma-2b",UUID="{GPUS[1]}"}}')
