@@ -5,16 +5,19 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 
-class Buckets(NamedTuple):
+@dataclass(frozen=True)
+class Buckets:
     """A histogram in words of a slot: a count for each bound, one for what took longer, and the sum in us."""
 
     what: str
     bounds_us: tuple[int, ...]  # a bucket counts what took at most its bound and more than the one before
 
-    @property
+    @cached_property
     def words(self) -> tuple[str, ...]:
         """The names of its words, in their order."""
         bounded = (f"{self.what}_to_{bound}us" for bound in self.bounds_us)

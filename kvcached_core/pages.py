@@ -58,8 +58,7 @@ class LeaseAccount(Protocol):
 
     def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0,
                 map_times: Sequence[int] = ()) -> None:  # fmt: skip
-        """Tell observers what is mapped, what the process uses besides, granules (un)mapped since, and how
-        long all maps took."""
+        """Tell observers what is mapped, what is used besides, (un)maps since, a tally of all maps' times."""
 
     def refuse(self, unmet_bytes: int) -> None:
         """Note demand that could not be met; 0 clears it."""

@@ -239,11 +239,10 @@ class Account(Starter):
 
     def _note_met(self) -> None:
         """Count how long it took to come down to what is asked, once for each ask that has not lapsed."""
+        if self.leased_bytes > self._seat.get("target_bytes"):
+            return
         since_ms, now_ms = self._seat.get("asked_since_ms"), self._now_ms()
-        is_asked = self.leased_bytes <= self._seat.get("target_bytes") and now_ms < self._seat.get(
-            "asked_until_ms"
-        )
-        if is_asked and since_ms not in (0, self._met_since_ms):
+        if now_ms < self._seat.get("asked_until_ms") and since_ms not in (0, self._met_since_ms):
             self._met_since_ms = since_ms
             took_us = max(0, now_ms - since_ms) * 1000
             self._add(RECLAIM.words[RECLAIM.at(took_us)])
@@ -256,8 +255,7 @@ class Account(Starter):
 
     def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0,
                 map_times: Sequence[int] = ()) -> None:  # fmt: skip
-        """Show what is mapped, what the process takes besides, granules mapped and unmapped since, and how
-        long all maps took (the words of a tally)."""
+        """Show what is mapped, what is taken besides, (un)maps since, and a tally of all maps' times."""
         with self._mutex:
             if mapped_bytes > self.ready_bytes:
                 raise InvariantError(f"{mapped_bytes} bytes are mapped, of {self.ready_bytes} ready")

@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from kvcached_core.ledger import Runtime
 from tests.cli.process import environment, kvctl
 from tests.engine.conftest import CAPACITY_BYTES, HEADROOM_BYTES, MIB
-from tests.engine.server import BIN, READY_SECONDS, ROOT, Child, Fleet, free_port, until
+from tests.engine.server import BIN, ROOT, Fleet, HttpServer, free_port, until
 
 pytestmark = pytest.mark.engine
 
@@ -64,17 +63,9 @@ def script(engine: str, fleet: Fleet, folder: Path, port: int, flags: Sequence[s
     settings |= {"KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES), "KVCACHED_HEADROOM": str(HEADROOM_BYTES),
                  "KVCACHED_SPARE": "4MiB", "PYTHONPATH": _SOURCES, "PATH": _PATH}  # fmt: skip
     command = [str(ROOT / "benchmarks/start_server.sh"), engine, "--port", str(port), "--name", NAME]
-    server = Child(f"start-{engine}", folder, [*command, "--device", "cpu", "--", *flags], settings)
-
-    def answers() -> bool:
-        assert server.alive, "it ended before it was ready"
-        try:
-            return httpx.get(f"http://127.0.0.1:{port}/health", timeout=2.0).is_success
-        except httpx.TransportError:
-            return False
-
-    with fleet.running(server):
-        until(answers, READY_SECONDS, "start_server.sh serves")
+    command += ["--device", "cpu", "--", *flags]
+    with fleet.running(HttpServer(f"start-{engine}", folder, port, command, settings)) as server:
+        server.wait_ready()
         yield Runtime.open(folder)
 
 
