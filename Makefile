@@ -6,7 +6,7 @@ SGLANG_TESTS := tests/sglang tests/sglang_engine tests/test_compat.py
 SOURCES := kvcached_core cli plugins tests tools examples benchmarks
 REPORTS := build/test-report.d
 
-.PHONY: help setup setup-sglang dev demo test test-sglang ledger-long check format compat wheels clean
+.PHONY: help setup setup-sglang programs dev demo test test-sglang ledger-long check format compat wheels clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -18,14 +18,17 @@ setup: ## make .venv with torch, vLLM for the CPU, the project and its tools
 setup-sglang: ## make .venv-sglang with torch, SGLang on the CPU and the project
 	@tools/setup_sglang.sh
 
-dev: setup setup-sglang ## both engines, and from now on the checks before each commit; the reference of kvctl is written anew
+programs: ## fetch what tests drive and pip has not: tmux, Prometheus
+	@tools/setup_programs.sh
+
+dev: setup setup-sglang programs ## both engines, and from now on the checks before each commit; the reference of kvctl is written anew
 	@.venv/bin/pre-commit install
 	$(PYTHON) -m tools.kvctl_reference
 
 demo: setup $(if $(findstring sglang,$(ENGINES)),setup-sglang) ## serve two models on one budget; ENGINES=vllm,sglang: one of each
 	@ENGINES='$(ENGINES)' $(PYTHON) -m examples.demo
 
-test: check setup-sglang ## run the whole suite; ends with the counts held against their minima
+test: check setup-sglang programs ## run the whole suite; ends with the counts held against their minima
 	@rm -rf $(REPORTS) build/junit*.xml && mkdir -p $(REPORTS)
 	$(PYTHON) -m pytest -q --junit-xml=build/junit.xml
 	$(SGLANG_PYTHON) -m pytest -q --junit-xml=build/junit-sglang.xml $(SGLANG_TESTS)

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ class Account:
     def drain(self) -> None: ...
     def acknowledge(self) -> None: ...
     def refuse(self, unmet_bytes: int) -> None: ...
-    def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0) -> None: ...
+    def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0,
+                map_times: Sequence[int] = ()) -> None: ...  # fmt: skip
 
     def lease(self, want_bytes: int, memory: Any) -> int:
         self.leased_bytes += want_bytes

@@ -1,10 +1,8 @@
-"""Pictures of how memory is shared and taken back: `python -m benchmarks.plot_ledger RESULT.json ...`."""
+"""Pictures of how memory is shared and taken back; benchmarks.plots draws them from results."""
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,18 +124,3 @@ def _value(found: Any) -> float:
 
 
 PICTURES = {"ledger_simulation": simulation, "prefix": prefix}
-
-
-def main() -> None:
-    """Draw every file given whose name is known."""
-    for name in sys.argv[1:]:
-        path = Path(name)
-        draw = PICTURES.get(path.stem)
-        if draw is None:
-            print(f"{path}: no picture for it; known are {', '.join(PICTURES)}", file=sys.stderr)
-            continue
-        draw(json.loads(path.read_text()), path.with_suffix(".png"))
-
-
-if __name__ == "__main__":
-    main()

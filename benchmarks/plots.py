@@ -10,6 +10,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks import plot_ledger
+
 GIB = 2**30
 COLOURS = {"stock": "#8c8c8c", "kvcached": "#2f6fb7"}
 
@@ -63,7 +65,12 @@ def _save(figure: Figure, out: Path) -> None:
     FigureCanvasAgg(figure).print_png(str(out))
 
 
-PICTURES = {"side_by_side": side_by_side, "vllm_throughput": throughput, "sglang_throughput": throughput}
+PICTURES = {
+    "side_by_side": side_by_side,
+    "vllm_throughput": throughput,
+    "sglang_throughput": throughput,
+    **plot_ledger.PICTURES,
+}
 
 
 def main() -> None:

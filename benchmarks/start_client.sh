@@ -36,7 +36,8 @@ vllm)
 sglang)
     command=("$program" -m sglang.bench_serving --backend sglang --host 127.0.0.1 --port "$port"
         --model "$model" --dataset-name random-ids --random-range-ratio 1
-        --random-input-len "$input" --random-output-len "$output")
+        --random-input-len "$input" --random-output-len "$output"
+        --output-file /dev/null) # else it leaves one in the current folder
     ;;
 esac
 carry_out "${command[@]}" --num-prompts "$prompts" --request-rate "$rate" "${rest[@]}"

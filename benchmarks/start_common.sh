@@ -78,11 +78,13 @@ fill_in() { # what was not said
     name=${name:-$(basename "$model")}
 }
 
-program() { # program NAME: that of .venv, or the one in PATH
-    if [[ -x $root/.venv/bin/$1 ]]; then
-        echo "$root/.venv/bin/$1"
+program() { # program NAME: that of the engine's environment here, or the one in PATH
+    local venv=.venv make=setup
+    if [[ $engine == sglang ]]; then venv=.venv-sglang make=setup-sglang; fi
+    if [[ -x $root/$venv/bin/$1 ]]; then
+        echo "$root/$venv/bin/$1"
     else
-        command -v "$1" || complain "$1 is not installed: run make setup, or activate its environment"
+        command -v "$1" || complain "$1 is not installed: run make $make, or activate its environment"
     fi
 }
 

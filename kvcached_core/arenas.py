@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from kvcached_core.arena import Arena, Handles
 from kvcached_core.driver.base import Driver
+from kvcached_core.durations import MAP, Tally
 from kvcached_core.errors import InvariantError
 from kvcached_core.geometry import Geometry
 
@@ -22,7 +24,8 @@ class Arenas:
     A unit is what the ledger counts in: `unit_pages` handles; a granule is a whole number of them.
     """
 
-    def __init__(self, driver: Driver, page_bytes: int, unit_pages: int) -> None:
+    def __init__(self, driver: Driver, page_bytes: int, unit_pages: int,
+                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
         self._driver = driver
         self._page_bytes = page_bytes
         self._unit_pages = unit_pages
@@ -32,6 +35,8 @@ class Arenas:
         self.count = 0  # granules of all
         self.mapped: dict[int, Handles] = {}
         self.mapped_units = self.maps = self.unmaps = 0
+        self.map_times = Tally(MAP)
+        self._clock = clock
 
     def add(self, geometry: Geometry, size_bytes: int | None) -> int:
         """Reserve another arena; returns its first granule. Nothing of it is mapped."""
@@ -74,8 +79,9 @@ class Arenas:
 
     def map(self, granule: int, handles: Handles, stream: int) -> None:
         """Map one granule's pages, all or none; work on `stream` from now on reads zeros there."""
-        at = self._at(granule)
+        at, begun = self._at(granule), self._clock()
         self._arenas[at].map(granule - self.firsts[at], handles, stream)
+        self.map_times.add(self._clock() - begun)
         self.mapped[granule] = handles
         self.mapped_units += self.units(granule)
         self.maps += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol
 
@@ -56,8 +56,9 @@ class LeaseAccount(Protocol):
     def give_back(self, bytes_never_ready: int = 0, granules_released: int = 0) -> None:
         """Lower the promise: by what was never made, and by granules whose handles are gone."""
 
-    def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0) -> None:
-        """Tell observers what is mapped, what the process uses besides, and granules (un)mapped since."""
+    def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0,
+                map_times: Sequence[int] = ()) -> None:  # fmt: skip
+        """Tell observers what is mapped, what is used besides, (un)maps since, a tally of all maps' times."""
 
     def refuse(self, unmet_bytes: int) -> None:
         """Note demand that could not be met; 0 clears it."""
@@ -69,6 +70,7 @@ class Usage(NamedTuple):
     mapped_bytes: int
     maps: int
     unmaps: int
+    map_times: tuple[int, ...] = ()  # the words of a tally
 
 
 class PageSupply:

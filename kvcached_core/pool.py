@@ -60,7 +60,7 @@ class ElasticPool:
         self._account = account
         unit = unit_pages or len(geometry.starts)
         self._supply = PageSupply(driver, geometry.page_bytes, unit, account, self._changed)
-        self._arena = Arenas(driver, geometry.page_bytes, unit)
+        self._arena = Arenas(driver, geometry.page_bytes, unit, clock)
         # Where the scheduler goes next is known of one arena only.
         ahead = (1, geometry.granule_count) if unit_pages is None else (0, 0)
         self._ahead = Ahead(driver, self._arena, *ahead)
@@ -190,7 +190,8 @@ class ElasticPool:
 
     def usage(self) -> Usage:
         """Return what observers are told."""
-        return Usage(self.mapped_bytes(), self._arena.maps, self._arena.unmaps)
+        arena = self._arena
+        return Usage(self.mapped_bytes(), arena.maps, arena.unmaps, arena.map_times.words())
 
     def stats(self) -> PoolStats:
         """Return counts that belong together."""

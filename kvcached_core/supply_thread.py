@@ -133,8 +133,9 @@ class SupplyThread:
     def _publish(self) -> None:
         usage, told = self._usage(), self._told
         self._account.publish(
-            usage.mapped_bytes, self._private_bytes(), usage.maps - told.maps, usage.unmaps - told.unmaps
-        )
+            usage.mapped_bytes, self._private_bytes(), usage.maps - told.maps, usage.unmaps - told.unmaps,
+            usage.map_times,
+        )  # fmt: skip
         self._told = usage
 
     @staticmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
@@ -277,7 +277,8 @@ class FakeAccount:
         self.ready_bytes -= granules_released * self.granule_bytes
         self.leased_bytes -= granules_released * self.granule_bytes + bytes_never_ready
 
-    def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0) -> None:
+    def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0,
+                map_times: Sequence[int] = ()) -> None:  # fmt: skip
         """Keep."""
         self._lock()
         assert mapped_bytes <= self.ready_bytes, "I2"

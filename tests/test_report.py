@@ -11,7 +11,10 @@ import pytest
 from tests import report
 from tools import test_report
 
-JUNIT = '<testsuites><testsuite tests="5" failures="{failures}" errors="0" skipped="1"/></testsuites>'
+JUNIT = (
+    '<testsuites><testsuite tests="5" failures="{failures}" errors="0" skipped="1"><testcase>'
+    '<skipped message="no tmux"/></testcase></testsuite></testsuites>'
+)
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def test_a_count_under_its_minimum_or_a_failed_test_is_wrong(
     assert bool(wrong) == bool(sentence)
     assert sentence in "".join(wrong)
     text = json.loads(written.read_text())
-    assert text["counts"] == {"a": counted}
+    assert text["counts"] == {"a": counted} and text["skips"] == {"no tmux": 2}
     assert text["tests"] == {
         "tests": 10,
         "failures": failures,

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kvcached_core.ledger import Runtime
-from kvcached_core.ledger.figures import DEVICE_FIGURES, ENGINE_FIGURES
+from kvcached_core.ledger.figures import DEVICE_FIGURES, ENGINE_FIGURES, TIME_FIGURES
 from kvctl.frame import View
 from kvctl.metrics import PREFIX, READABLE
 from kvctl.spec import COMMANDS, COMMON, EXIT_CODES, Argument, Command
@@ -63,6 +63,8 @@ def _metrics() -> str:
         for engine in ENGINE_FIGURES:
             kind = "counter" if engine.counter else "gauge"
             yield f"| {PREFIX}{engine.name} | {kind} | engine | {engine.help} |"
+        for time in TIME_FIGURES:
+            yield f"| {PREFIX}{time.name} | histogram | engine | {time.help} |"
 
     head = ("| metric | type | labels | meaning |", "|---|---|---|---|")
     labels = "Labels: device is `gpu`, `UUID`; engine is these and `engine`, `model`, `name`, `rank`.\n"

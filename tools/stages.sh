@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034 # variables of theirs
 # Sourced by the scripts that make virtual environments. They set VENV, WHEELS, LOG and TOTAL.
 # Each stage leaves a stamp that names its inputs, written last: an interrupted run goes on where it
 # stopped, a second run does nothing, a changed version redoes its stage and those after it.
@@ -61,6 +62,7 @@ fetch() { # fetch REQUIREMENT: its wheel in $WHEELS, whole or not at all
     compgen -G "$WHEELS/${name//-/_}-$version-*.whl" >/dev/null && return
     mkdir -p "$WHEELS"
     part=$(mktemp -d "$WHEELS/.part.XXXXXX")
+    # shellcheck disable=SC2064 # with the value of now
     trap "rm -rf '$part'" EXIT # now: it runs after this function, in the subshell around it
     pip download --no-deps --only-binary :all: --dest "$part" "$1"
     mv "$part"/*.whl "$WHEELS/"

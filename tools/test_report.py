@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -31,6 +32,7 @@ MINIMA: dict[str, int] = {
     "ledger.settled": 1_000,
     "ledger.steps": 30_000,
     "ledger.write_points": 700,
+    "lint.runs": 10,
     "pool.steps": 2_000,
     "requests.compared": 800,
     "requests.control_compared": 200,
@@ -56,6 +58,12 @@ def outcomes(junits: Sequence[Path]) -> dict[str, int]:
     return totals
 
 
+def skips(junits: Sequence[Path]) -> dict[str, int]:
+    """Return why tests were skipped, and how many for each reason."""
+    found = (skip for junit in junits for skip in ElementTree.parse(junit).getroot().iter("skipped"))
+    return dict(Counter(skip.get("message", "no reason given") for skip in found))
+
+
 def shortfalls(counts: Mapping[str, int], minima: Mapping[str, int]) -> list[str]:
     """Return one sentence for each count under its minimum."""
     return [
@@ -71,7 +79,8 @@ def write(report: Path, junits: Sequence[Path], source: Path, minima: Mapping[st
     wrong = shortfalls(counts, minima)
     if tests["failures"] or tests["errors"]:
         wrong.append(f"pytest: {tests['failures']} failures, {tests['errors']} errors")
-    text = {"schema": 1, "tests": tests, "counts": counts, "minima": dict(minima), "wrong": wrong}
+    text = {"schema": 1, "tests": tests, "skips": skips(junits), "counts": counts,
+            "minima": dict(minima), "wrong": wrong}  # fmt: skip
     part = report.with_suffix(".part")
     part.write_text(json.dumps(text, indent=2) + "\n")
     os.replace(part, report)
@@ -83,6 +92,8 @@ def main() -> int:
     wrong = write(REPORT, JUNITS, folder(), MINIMA)
     for sentence in wrong:
         print(f"test report: {sentence}", file=sys.stderr)
+    for reason, count in skips(JUNITS).items():
+        print(f"test report: {count} skipped: {reason}", file=sys.stderr)
     if not wrong:
         print(f"test report: every count is at its minimum or above ({REPORT.relative_to(ROOT)})")
     return 1 if wrong else 0

@@ -8,7 +8,8 @@ import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
-from kvcached_core.ledger.figures import asked_bytes
+from kvcached_core.durations import Durations
+from kvcached_core.ledger.figures import TIME_FIGURES, asked_bytes
 from kvcached_core.ledger.invariants import check
 from kvcached_core.ledger.runtime import Runtime
 from kvcached_core.ledger.snapshot import DeviceSnapshot, OwnerSnapshot, snapshot
@@ -141,6 +142,10 @@ def state(owner: OwnerSnapshot, now_ms: int | None = None) -> str:
     return "busy" if owner.busy else "idle" if owner.idle_since_ms else "running"
 
 
+def _times_data(times: Durations) -> dict[str, Any]:
+    return {"count": times.total, "sum_seconds": times.sum_seconds, "buckets": dict(times.cumulative())}
+
+
 def device_data(device: DeviceSnapshot, names: Container[str]) -> dict[str, Any]:
     """Return a device and those engines on it as plain data, bytes as numbers."""
     now_ms = time.monotonic_ns() // 1_000_000
@@ -154,6 +159,7 @@ def device_data(device: DeviceSnapshot, names: Container[str]) -> dict[str, Any]
             "floor_bytes": owner.floor_bytes,
             "weight": owner.weight_wanted,
             "asked_bytes": asked_bytes(owner, now_ms),
+            **{figure.name: _times_data(figure.value(owner)) for figure in TIME_FIGURES},
         }
         for owner in device.owners
         if owner.name in names

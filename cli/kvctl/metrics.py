@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from kvcached_core.errors import KVCachedError
-from kvcached_core.ledger.figures import DEVICE_FIGURES, ENGINE_FIGURES
+from kvcached_core.ledger.figures import DEVICE_FIGURES, ENGINE_FIGURES, TIME_FIGURES
 from kvcached_core.ledger.runtime import Runtime
 from kvcached_core.ledger.snapshot import DeviceSnapshot, OwnerSnapshot, snapshot
 from kvctl.codes import Failure
@@ -71,8 +71,16 @@ def _engine_families(owners: Mapping[tuple[str, ...], OwnerSnapshot]) -> Iterato
         for labels, owner in owners.items():
             family.add_metric(labels, float(figure.value(owner)))
         yield family
+    for time in TIME_FIGURES:
+        histogram = HistogramMetricFamily(PREFIX + time.name, time.help, labels=ENGINE_LABELS)
+        for labels, owner in owners.items():
+            took = time.value(owner)
+            histogram.add_metric(labels, took.cumulative(), took.sum_seconds)
+        yield histogram
 
 
 def names() -> Iterable[str]:
     """Return the names of all metrics."""
-    return (READABLE, *(PREFIX + figure.name for figure in (*DEVICE_FIGURES, *ENGINE_FIGURES)))
+    plain = (figure.name for figure in (*DEVICE_FIGURES, *ENGINE_FIGURES))
+    times = (f"{figure.name}_{part}" for figure in TIME_FIGURES for part in ("bucket", "count", "sum"))
+    return (READABLE, *(PREFIX + name for name in (*plain, *times)))

@@ -41,5 +41,8 @@ def run_kvtop(arguments: argparse.Namespace) -> Code:
         return Code.OK
     from kvctl.top_app import TopApp
 
-    TopApp(runtime, sampler, view, readonly=arguments.readonly, color=arguments.color).run()
+    app = TopApp(runtime, sampler, view, readonly=arguments.readonly, color=arguments.color)
+    app.run()
+    if app.ended_by is not None:
+        raise SystemExit(128 + app.ended_by)
     return Code.OK

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
@@ -79,6 +81,7 @@ class TopApp(App[None]):
         self._status = Static(id="status")
         self._input = Input(id="prompt", select_on_focus=False)
         self._prompt: Prompt | None = None
+        self.ended_by: int | None = None  # the signal
 
     def compose(self) -> ComposeResult:
         """Make the picture, the status and the line to type in."""
@@ -88,10 +91,16 @@ class TopApp(App[None]):
             yield self._input
 
     def on_mount(self) -> None:
-        """Begin to look."""
+        """Begin to look. A signal that ends it, ends it as `q` does: the terminal is left as it was."""
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, self._end, number)
         self.say("")
         self.look()
         self.set_interval(self.view.refresh_seconds, self.look)
+
+    def _end(self, number: int) -> None:
+        self.ended_by = number
+        self.exit()
 
     def say(self, text: str, style: str = "dim") -> None:
         """Show a message at the bottom; none are the keys."""

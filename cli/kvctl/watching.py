@@ -30,7 +30,8 @@ def run_watch(arguments: argparse.Namespace, sleep: Callable[[float], None] = ti
     shown, frame = 0, ""
     try:
         if in_place:
-            signal.signal(signal.SIGTERM, _end)
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, _end)
             write(_ENTER)
         while True:
             frame = _show(runtime, arguments, in_place)

@@ -8,9 +8,10 @@ between two of them sees too much held rather than too little, and mapped <= rea
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from kvcached_core.driver.base import MemoryInfo
+from kvcached_core.durations import MAP, RECLAIM
 from kvcached_core.errors import BusyError, InvariantError
 from kvcached_core.ledger import arbiter, shares
 from kvcached_core.ledger.layout import CONTROLS, OWNER_WORDS, UNHEARD
@@ -26,6 +27,7 @@ class Account(Starter):
 
     granule_bytes = 0  # of one granule on this rank; 0 before describe()
     _is_short = False  # since a lease got less than it asked for, until all that is wanted is there
+    _met_since_ms = 0  # the ask that was met last
     _peers: Peers | None = None
     _outside: Outside | None = None
 
@@ -232,15 +234,28 @@ class Account(Starter):
                 self._put("leased_bytes", leased)
                 self._put("ceiling_bytes", max(self.limit_bytes, min(self._own["ceiling_bytes"], leased)))
                 self._add("create_failures", 1 if bytes_never_ready else 0)
+                self._note_met()
             ring_waiting(self._folder, self._seat.file, self._seat.slot)
+
+    def _note_met(self) -> None:
+        """Count how long it took to come down to what is asked, once for each ask that has not lapsed."""
+        if self.leased_bytes > self._seat.get("target_bytes"):
+            return
+        since_ms, now_ms = self._seat.get("asked_since_ms"), self._now_ms()
+        if now_ms < self._seat.get("asked_until_ms") and since_ms not in (0, self._met_since_ms):
+            self._met_since_ms = since_ms
+            took_us = max(0, now_ms - since_ms) * 1000
+            self._add(RECLAIM.words[RECLAIM.at(took_us)])
+            self._add(RECLAIM.words[-1], took_us)
 
     def refuse(self, unmet_bytes: int) -> None:
         """Record what is wanted and was not got; 0 when nothing is."""
         with self._mutex:
             self._note_demand(unmet_bytes, 0, coming=min(self._own["coming_bytes"], unmet_bytes))
 
-    def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0) -> None:
-        """Show what is mapped, what the process takes besides, and granules mapped and unmapped since."""
+    def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0,
+                map_times: Sequence[int] = ()) -> None:  # fmt: skip
+        """Show what is mapped, what is taken besides, (un)maps since, and a tally of all maps' times."""
         with self._mutex:
             if mapped_bytes > self.ready_bytes:
                 raise InvariantError(f"{mapped_bytes} bytes are mapped, of {self.ready_bytes} ready")
@@ -248,6 +263,9 @@ class Account(Starter):
             self._put("private_now_bytes", private_now_bytes)
             self._add("maps", maps)
             self._add("unmaps", unmaps)
+            for word, value in zip(MAP.words, map_times, strict=False):
+                if self._own[word] != value:
+                    self._put(word, value)
 
     def check(self) -> None:
         """Raise InvariantError unless I2 holds and the ledger, if it is there, shows these numbers."""

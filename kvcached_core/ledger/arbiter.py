@@ -136,6 +136,8 @@ def write_asks(file: LedgerFile, rows: Mapping[int, Row], folder: DeviceFolder, 
         more = _is_more(target, before) or _is_more(must, must_before)
         if target == before == 0 and not row["target_bytes"]:
             continue
+        if more and not before:
+            file.set(slot, "asked_since_ms", now_ms)  # first: whoever meets the target reads it
         file.set(slot, "target_bytes", target)
         file.set(slot, "must_bytes", must)
         file.set(slot, "reclaim_bytes", ask.give)

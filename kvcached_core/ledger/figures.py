@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from kvcached_core.durations import Durations
 from kvcached_core.ledger.invariants import check
 from kvcached_core.ledger.snapshot import DeviceSnapshot, OwnerSnapshot
 
@@ -25,6 +26,14 @@ class EngineFigure(NamedTuple):
     help: str
     value: Callable[[OwnerSnapshot], float]
     counter: bool = False
+
+
+class TimeFigure(NamedTuple):
+    """A histogram of one rank of an engine."""
+
+    name: str
+    help: str
+    value: Callable[[OwnerSnapshot], Durations]
 
 
 def _word(name: str) -> Callable[[OwnerSnapshot], float]:
@@ -99,4 +108,9 @@ ENGINE_FIGURES = (
                  _word("create_failures"), True),
     EngineFigure("maps_total", "Granules mapped.", _word("maps"), True),
     EngineFigure("unmaps_total", "Granules unmapped.", _word("unmaps"), True),
+)  # fmt: skip
+TIME_FIGURES = (
+    TimeFigure("map_seconds", "How long it took to map a granule.", lambda owner: owner.map_seconds),
+    TimeFigure("reclaim_seconds", "From being asked to give back until it was met.",
+               lambda owner: owner.reclaim_seconds),
 )  # fmt: skip

@@ -8,18 +8,23 @@ are milliseconds of CLOCK_MONOTONIC, which all processes of a machine share.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from kvcached_core.durations import MAP, RECLAIM, Buckets
+
 WORD = 8
 MAGIC = int.from_bytes(b"KVLEDGER", "little")
-MAJOR, MINOR = 1, 1
+MAJOR, MINOR = 1, 2
 HEADER_BYTES, SLOT_BYTES, SLOT_COUNT = 512, 1024, 64
 WORD_LIMIT = 1 << 62  # every value of every field is below it; a greater one is damage
 
 FREE = 0  # `claim` of a slot that nobody has
 UNHEARD = 1  # `claim` of a slot whose owner lives but has not yet written its numbers into this file
-MINOR_1 = "spoken_claim"  # the first of the fields that came with minor 1
+# The first of the fields that came with a minor version: the claim for which they hold, since an owner of the
+# version before writes none of them.
+MINOR_1, MINOR_2 = "spoken_claim", "timed_claim"
 FIRST_CLAIM = 16  # claims of owners are random numbers from here on, new for every claim
 
 
@@ -32,6 +37,7 @@ class Field(NamedTuple):
     meaning: str
     at_death: str = "ignored"
     text_bytes: int = 0
+    series: str = ""  # of fields with the same one the table shows a row
 
 
 HEADER = (
@@ -60,6 +66,10 @@ def _control(what: str, meaning: str) -> tuple[Field, ...]:
         Field(f"{what}_applied", "owner", False, "what the owner goes by"),
         Field(f"{what}_applied_generation", "owner", False, "the acknowledgement, after its value"),
     )
+
+
+def _times(buckets: Buckets, meaning: str) -> tuple[Field, ...]:
+    return tuple(Field(word, "owner", False, meaning, series=buckets.what) for word in buckets.words)
 
 
 SLOT = (
@@ -125,6 +135,11 @@ SLOT = (
     Field("starting_bytes", "owner", True, "claimed by an engine that waits for its start"),
     Field("queued_at_ms", "owner", True, "since when it waits for its start"),
     Field("reclaims", "any", True, "times asked to give back"),
+    # Minor 2.
+    Field("timed_claim", "owner", True, "the claim for which the words below hold"),
+    Field("asked_since_ms", "any", True, "when what is asked was asked first"),
+    *_times(MAP, "counts of maps of a granule by how long they took, each once, and the sum"),
+    *_times(RECLAIM, "likewise from being asked to give back until it is met"),
 )
 
 
@@ -145,6 +160,7 @@ CONTROLS = ("limit", "floor", "weight")
 ENGINE_WORDS = tuple(field.name for field in SLOT if field.writer == "engine")
 ANY_WORDS = tuple(field.name for field in SLOT if field.writer == "any")
 OWNER_WORDS = tuple(field.name for field in SLOT if field.writer == "owner" and not field.text_bytes)
+TIMES = frozenset(field.name for field in SLOT if field.series)
 
 
 def encode_text(text: str, size_bytes: int) -> bytes:
@@ -161,7 +177,9 @@ def decode_text(data: bytes) -> str:
 def table() -> str:
     """Return the slot as a Markdown table, as docs/design.md shows it."""
     rows = ["| field | who writes | under the lock | at death | meaning |", "|---|---|---|---|---|"]
-    for field in SLOT:
+    for _, group in itertools.groupby(SLOT, key=lambda field: field.series or field.name):
+        field, *more = group
+        name = f"{field.name} to {more[-1].name}" if more else field.name
         locked = "yes" if field.locked else "no"
-        rows.append(f"| {field.name} | {field.writer} | {locked} | {field.at_death} | {field.meaning} |")
+        rows.append(f"| {name} | {field.writer} | {locked} | {field.at_death} | {field.meaning} |")
     return "\n".join(rows)

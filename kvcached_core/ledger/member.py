@@ -65,7 +65,7 @@ class Member:
         """
         if not instance or len(instance.encode()) > 64 or "\0" in instance:
             raise LedgerError(f"instance id {instance!r}: expected 1 to 64 bytes of utf-8")
-        own = dict.fromkeys((word for word in OWNER_WORDS if "claim" not in word), 0)
+        own = dict.fromkeys((word for word in OWNER_WORDS if not word.endswith("claim")), 0)
         limit = capacity_bytes if limit_bytes is None else limit_bytes
         own |= {"rank": rank, "worker_pid": os.getpid()}
         for control, value in zip(CONTROLS, (limit, floor_bytes, weight), strict=True):

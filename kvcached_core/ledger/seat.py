@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from kvcached_core.errors import InvariantError, LedgerError
 from kvcached_core.ledger.bells import Ringer, make_bell, open_bell, ring
 from kvcached_core.ledger.descriptors import close_private, open_private
-from kvcached_core.ledger.layout import FIRST_CLAIM, FREE, UNHEARD
+from kvcached_core.ledger.layout import FIRST_CLAIM, FREE, MINOR_1, MINOR_2, UNHEARD
 from kvcached_core.ledger.runtime import DeviceFolder
 from kvcached_core.ledger.storage import (
     LedgerFile,
@@ -142,7 +142,8 @@ class Seat:
             file.set_text(slot, name, text)
         for name, value in words.items():
             file.set(slot, name, value)
-        file.set(slot, "spoken_claim", claim)
+        file.set(slot, MINOR_1, claim)
+        file.set(slot, MINOR_2, claim)
         file.set(slot, "claim", claim)
         old_claim, self._file, self.slot, self.claim = self.claim, file, slot, claim
         if before is None or (same_file and slot == slot_before):

@@ -7,19 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kvcached_core.durations import MAP, RECLAIM, Durations
 from kvcached_core.errors import LedgerError
 from kvcached_core.ledger import layout
-from kvcached_core.ledger.layout import FREE, HEADER_AT, SLOT_AT, UNHEARD, WORD
+from kvcached_core.ledger.layout import FREE, HEADER_AT, MINOR_1, MINOR_2, SLOT_AT, UNHEARD, WORD
 from kvcached_core.ledger.runtime import DeviceFolder, Runtime
 from kvcached_core.ledger.storage import Header, parse_header
 
 _TRIES = 8
 _HELD = ("leased_bytes", "ready_bytes", "mapped_bytes", "used_bytes", "cached_bytes", "stranded_bytes")
+_TIMES = {"map_seconds": MAP, "reclaim_seconds": RECLAIM}
 
 
 @dataclass(frozen=True)
 class OwnerSnapshot:
-    """One slot, field by field as in the layout. `live` says whether its owner's lock is held."""
+    """One slot, field by field as in the layout, times as histograms. `live`: its owner's lock is held."""
 
     slot: int
     live: bool
@@ -84,6 +86,10 @@ class OwnerSnapshot:
     starting_bytes: int
     queued_at_ms: int
     reclaims: int
+    timed_claim: int
+    asked_since_ms: int
+    map_seconds: Durations
+    reclaim_seconds: Durations
 
     @property
     def spare_bytes(self) -> int:
@@ -182,6 +188,9 @@ def _parse_slot(data: bytes, header: Header, slot: int, alive: Callable[[int], b
     claim = words[SLOT_AT["claim"]]
     if claim == FREE:
         return None
+    # Behind an owner of an earlier minor there are the words of whoever had the slot before.
+    silent_from = min((SLOT_AT[mark] for mark in (MINOR_1, MINOR_2) if words[SLOT_AT[mark]] != claim),
+                      default=layout.SLOT_WORDS)  # fmt: skip
     values: dict[str, Any] = {}
     for field in layout.SLOT[1:]:
         at = SLOT_AT[field.name]
@@ -189,9 +198,9 @@ def _parse_slot(data: bytes, header: Header, slot: int, alive: Callable[[int], b
             values[field.name] = layout.decode_text(data[start + at * WORD :][: field.text_bytes])
             continue
         most = header.capacity_bytes if field.name in _HELD else layout.WORD_LIMIT
-        # Behind an owner of minor 0 there are the words of whoever had the slot before.
-        silent = at >= SLOT_AT[layout.MINOR_1] and words[SLOT_AT[layout.MINOR_1]] != claim
-        values[field.name] = 0 if silent else min(words[at], most)
-        if words[at] > most and not silent:
+        values[field.name] = 0 if at >= silent_from else min(words[at], most)
+        if words[at] > most and at < silent_from:
             damage.append(f"slot {slot}: {field.name} of {words[at]} is impossible")
-    return OwnerSnapshot(slot=slot, live=alive(slot), heard=claim != UNHEARD, **values)
+    times: dict[str, Any] = {name: Durations.of(buckets, [values.pop(word) for word in buckets.words])
+             for name, buckets in _TIMES.items()}  # fmt: skip
+    return OwnerSnapshot(slot=slot, live=alive(slot), heard=claim != UNHEARD, **values, **times)

@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 from kvcached_core.errors import LedgerError, UnsupportedError
 from kvcached_core.ledger import layout
-from kvcached_core.ledger.layout import HEADER_AT, SLOT_AT, TEXT_BYTES, WORD
+from kvcached_core.ledger.layout import HEADER_AT, SLOT_AT, TEXT_BYTES, TIMES, WORD
 
 WriteHook = Callable[[str], None]
-Row = Mapping[str, int]  # the words of a slot, by name
+Row = Mapping[str, int]  # the words of a slot by name, less what only monitoring reads
 
-_NAMES = tuple(name for name in SLOT_AT if name not in TEXT_BYTES)
+_NAMES = tuple(name for name in SLOT_AT if name not in TEXT_BYTES and name not in TIMES)
 _pick = operator.itemgetter(*(SLOT_AT[name] for name in _NAMES))
 _write_hook: WriteHook | None = None
 

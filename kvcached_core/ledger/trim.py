@@ -130,6 +130,8 @@ def _ask(folder: DeviceFolder, file: LedgerFile, slot: int) -> Trim:
     stands = now_ms < row["asked_until_ms"]
     before = row["target_bytes"] if stands else 0
     target = min(line, before or line)
+    if not before:
+        file.set(slot, "asked_since_ms", now_ms)
     if not stands:
         file.set(slot, "must_bytes", 0)
     file.set(slot, "target_bytes", target)

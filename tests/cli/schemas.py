@@ -13,7 +13,6 @@ _BYTES = {"type": "integer", "minimum": 0}
 _TEXT = {"type": "string"}
 _YES = {"type": "boolean"}
 _NUMBER = {"type": "number"}
-_KINDS = {"int": _BYTES, "str": _TEXT, "bool": _YES}
 
 
 def _object(**properties: Any) -> dict[str, Any]:
@@ -30,6 +29,11 @@ def _answer(**properties: Any) -> dict[str, Any]:
     return _object(version={"const": 1}, **properties)
 
 
+_BUCKETS = {"type": "object", "minProperties": 9, "additionalProperties": _BYTES}
+_KINDS = {
+    "int": _BYTES, "str": _TEXT, "bool": _YES,
+    "Durations": _object(count=_BYTES, sum_seconds=_NUMBER, buckets=_BUCKETS),
+}  # fmt: skip
 _ENGINE = _object(
     **{field.name: _KINDS[str(field.type)] for field in dataclasses.fields(OwnerSnapshot)},
     **dict.fromkeys(("spare_bytes", "limit_bytes", "floor_bytes", "weight", "asked_bytes"), _BYTES),

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 
-import pytest
-
 from kvcached_core.ledger import Runtime
 from tests.cli.process import environment, until
+from tests.programs import program
 
 _KEPT = ("PATH", "PYTHONPATH", "KVCACHED_RUNTIME_DIR", "LANG")
 
@@ -23,7 +21,7 @@ class Terminal:
 
     def __init__(self, command: str, environ: dict[str, str], columns: int, lines: int) -> None:
         Terminal.count += 1
-        self._tmux = ["tmux", "-L", f"kvctl-test-{os.getpid()}-{Terminal.count}", "-f", "/dev/null"]
+        self._tmux = [program("tmux"), "-L", f"kvctl-test-{os.getpid()}-{Terminal.count}", "-f", "/dev/null"]
         options = ["new-session", "-d", "-x", str(columns), "-y", str(lines)]
         # The server hands on its environment: nothing of this process, such as COLUMNS, is to get into it.
         subprocess.run([*self._tmux, *options, command], env=environ, check=True, timeout=60)
@@ -36,6 +34,11 @@ class Terminal:
         """Return what is on the screen; empty once the command has ended."""
         command = [*self._tmux, "capture-pane", "-p", *(["-e"] if colours else [])]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+
+    def has_other_screen(self) -> bool:
+        """Say whether a full-screen program has its own screen."""
+        command = [*self._tmux, "display-message", "-p", "#{alternate_on}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "1"
 
     def resize(self, columns: int, lines: int) -> None:
         """Give it another size."""
@@ -71,8 +74,6 @@ def terminal(
     command: str, runtime: Runtime, columns: int = 80, lines: int = 24, **more: str
 ) -> Iterator[Terminal]:
     """Run a command in a terminal for the length of the block."""
-    if shutil.which("tmux") is None:
-        pytest.skip("tmux is not installed")
     environ = {name: value for name, value in environment(runtime).items() if name in _KEPT}
     opened = Terminal(command, environ | {"LC_ALL": "C.UTF-8"} | more, columns, lines)
     try:

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvcached_core.durations import MAP, Tally
 from kvcached_core.ledger import Account, Runtime
 from kvcached_core.units import GIB
 from kvctl import metrics
@@ -26,6 +27,7 @@ from tests.cli.conftest import Run
 from tests.cli.process import ROOT, line_of, start, until
 from tests.cli.scene import CAST, GPUS, GRANULE, play
 from tests.ledger.helpers import attach, die
+from tests.programs import program
 
 MONITORING = ROOT / "examples" / "monitoring"
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
@@ -71,6 +73,28 @@ def test_it_says_what_the_ledger_says(scene: list[Account], run: Run) -> None:
     assert labels and [pair.split("=")[0] for pair in labels[1].split(",")] == sorted(metrics.ENGINE_LABELS)
 
 
+def test_times_are_histograms_whose_buckets_add_up(scene: list[Account], run: Run) -> None:
+    tally = Tally(MAP)
+    for seconds in (15e-6, 30e-6, 40e-6, 3.0):
+        tally.add(seconds)
+    scene[2].publish(0, 0, map_times=tally.words())
+    families = {family.name: family for family in text_string_to_metric_families(run("export")[1])}
+    assert {name for name, family in families.items() if family.type == "histogram"} == {
+        "kvcached_map_seconds", "kvcached_reclaim_seconds"
+    }  # fmt: skip
+    told = {
+        (sample.name.rpartition("_")[2], sample.labels.get("le")): sample.value
+        for sample in families["kvcached_map_seconds"].samples
+        if sample.labels["name"] == "qwen3-8b"
+    }
+    bounds = [*(str(bound / 1e6) for bound in MAP.bounds_us), "+Inf"]
+    assert [told["bucket", bound] for bound in bounds] == [1, 3, 3, 3, 3, 3, 3, 3, 4]
+    assert told["count", None] == 4 and told["sum", None] == pytest.approx(3.000085)
+    code, out, _ = run("list", "qwen3-8b", "--json")
+    shown = json.loads(out)["devices"][0]["engines"][0]["map_seconds"]
+    assert code == 0 and (shown["count"], shown["buckets"]["5e-05"], shown["buckets"]["+Inf"]) == (4, 3, 4)
+
+
 def test_names_and_types_are_as_prometheus_wants_them(scene: list[Account], run: Run) -> None:
     families = list(text_string_to_metric_families(run("export")[1]))
     assert len(scene) and all(family.documentation.endswith(".") for family in families)
@@ -80,20 +104,20 @@ def test_names_and_types_are_as_prometheus_wants_them(scene: list[Account], run:
         assert family.name.startswith("kvcached_") and "pid" not in str(family.samples)
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_finds_nothing_to_say(scene: list[Account], run: Run) -> None:
     done = subprocess.run(
-        ["promtool", "check", "metrics"], input=run("export")[1], capture_output=True, text=True
+        [program("promtool"), "check", "metrics"], input=run("export")[1], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and scene
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 @pytest.mark.parametrize(
     "check", ["check rules alerts.yml", "test rules alerts_test.yml", "check config prometheus.yml"]
 )
 def test_promtool_accepts_rules_their_tests_and_the_configuration(check: str) -> None:
-    done = subprocess.run(["promtool", *check.split()], cwd=MONITORING, capture_output=True, text=True)
+    done = subprocess.run(
+        [program("promtool"), *check.split()], cwd=MONITORING, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "SUCCESS" in done.stdout, done.stdout + done.stderr
 
 
@@ -150,6 +174,15 @@ def panels() -> list[tuple[str, str]]:
     return [(panel["title"], target["expr"]) for panel in board["panels"] for target in panel["targets"]]
 
 
+def variables() -> list[tuple[str, str]]:
+    """Return the metric, and the label of it, that the choices at the top of the dashboard come from."""
+    board = json.loads((MONITORING / "grafana/dashboards/kvcached.json").read_text())
+    queries = [each["query"]["query"] for each in board["templating"]["list"]]
+    found = [re.fullmatch(r"label_values\((.*), (\w+)\)", query) for query in queries]
+    assert len(found) == 2 and all(found), queries
+    return [(match[1].replace("$UUID", ".*"), match[2]) for match in found if match]
+
+
 def test_the_dashboard_and_the_rules_use_metrics_that_there_are() -> None:
     rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
     used = [expression for _, expression in panels()] + [rule["expr"] for rule in rules]
@@ -169,8 +202,8 @@ class Prometheus:
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         shutil.copy(MONITORING / "alerts.yml", folder)
         self._process = subprocess.Popen(
-            ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
-             "--web.listen-address=127.0.0.1:0"],
+            [program("prometheus"), f"--config.file={folder}/prometheus.yml",
+             f"--storage.tsdb.path={folder}/data", "--web.listen-address=127.0.0.1:0"],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
         self._address = ""
@@ -198,7 +231,6 @@ class Prometheus:
         self._process.communicate(timeout=60)
 
 
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
 def test_a_real_prometheus_scrapes_it_and_answers_every_query_of_the_dashboard(
     runtime: Runtime, scene: list[Account], tmp_path: Path
 ) -> None:
@@ -207,6 +239,8 @@ def test_a_real_prometheus_scrapes_it_and_answers_every_query_of_the_dashboard(
         for title, expression in panels():
             chosen = expression.replace("$UUID", ".*").replace("$name", ".*")
             assert server.query(chosen), f"{title}: {expression} is empty"
+        for query, label in variables():
+            assert [sample["metric"][label] for sample in server.query(query)], query
         (up,) = server.query("up")
         assert up["value"][1] == "1"
         (held,) = server.query(f'kvcached_held_bytes{{name="gemma-2b",UUID="{GPUS[1]}"}}')

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
+import statistics
 import sys
+import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
@@ -18,7 +23,7 @@ from kvctl.top_app import TopApp
 from tests.cli.conftest import Run, worker
 from tests.cli.owner import SIZE
 from tests.cli.process import kvctl, owner, until
-from tests.cli.scene import GPUS, crowd, play, sampler
+from tests.cli.scene import GPUS, GRANULE, crowd, play, put, sampler
 from tests.cli.terminal import terminal
 from tests.ledger.helpers import attach, die
 
@@ -151,8 +156,9 @@ def test_engines_and_devices_that_come_and_go_are_no_error(runtime: Runtime) -> 
     drive(app, work)
 
 
-def test_it_follows_the_size_of_the_terminal(runtime: Runtime) -> None:
-    accounts = play(runtime, crowd(9))
+@pytest.mark.parametrize("count", [1, 9, 32])
+def test_it_follows_the_size_of_the_terminal(runtime: Runtime, count: int) -> None:
+    accounts = play(runtime, crowd(count))
     app = TopApp(runtime, sampler(runtime), View())
 
     async def work(pilot: Pilot[None]) -> None:
@@ -161,10 +167,29 @@ def test_it_follows_the_size_of_the_terminal(runtime: Runtime) -> None:
             await pilot.pause()
             shown = screen(app)
             assert len(shown) == height and max(map(len, shown)) <= width and "kvtop" in shown[0]
-            assert ("engine-00" in "".join(shown)) == (height >= 24)
+            names = [line for line in shown if "engine-" in line]
+            assert names and (len(names) == count) == (count + 8 <= height or (count, height) == (1, 6))
 
     drive(app, work)
-    assert len(accounts) == 9
+    assert len(accounts) == count
+
+
+def test_a_refresh_takes_less_than_a_hundredth_of_the_second_between_two(runtime: Runtime) -> None:
+    accounts = play(runtime, crowd(32))
+    app = TopApp(runtime, sampler(runtime), View())
+    taken: list[float] = []
+
+    async def work(pilot: Pilot[None]) -> None:
+        for n in range(30):
+            put(runtime, 0, accounts[n].slot, used_bytes=GRANULE * (n + 1))
+            begun = time.process_time()
+            app.look()
+            await pilot.pause()
+            taken.append(time.process_time() - begun)
+
+    drive(app, work)
+    # Of the processor, which other work on the machine does not lengthen; the pilot is in it.
+    assert statistics.median(taken) < 0.01, sorted(taken)
 
 
 @pytest.mark.parametrize(("color", "coloured"), [("auto", True), ("never", False)])
@@ -227,6 +252,24 @@ def test_kvtop_in_a_terminal_without_colours_ends_with_ctrl_c(runtime: Runtime) 
         assert not re.search(r"\x1b\[[34]8;[25];(?!(\d+);\1;\1)", shown.screen(colours=True)), "no hue"
         shown.type("C-c")
         until(shown.ended, "Ctrl-C leaves")
+    assert len(accounts) == 5
+
+
+@pytest.mark.parametrize("command", ["kvtop", "watch -n 0.1"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(
+    runtime: Runtime, tmp_path: Path, command: str, number: signal.Signals
+) -> None:
+    accounts = play(runtime)
+    pid = tmp_path / "pid"
+    # The process that says its number becomes kvctl.
+    line = f"sh -c 'echo $$ > {pid}; exec {sys.executable} -m kvctl {command}'; echo code $?; stty -a; cat"
+    with terminal(line, runtime) as shown:
+        shown.wait_for("llama-70b")
+        assert shown.has_other_screen()
+        os.kill(int(pid.read_text()), number)
+        seen = shown.wait_for(f"code {128 + number}", " icanon", " echo ")
+        assert not shown.has_other_screen() and ("llama-70b" in seen) == (command != "kvtop")
     assert len(accounts) == 5
 
 

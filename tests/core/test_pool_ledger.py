@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from kvcached_core.driver.host import HostDriver
 from kvcached_core.geometry import make_geometry
-from kvcached_core.ledger import Account, Desk, Runtime
+from kvcached_core.ledger import Account, Desk, Runtime, snapshot
+from kvcached_core.ledger.snapshot import OwnerSnapshot
 from kvcached_core.plan import Plan
 from kvcached_core.pool import ElasticPool
 
@@ -25,6 +26,11 @@ class Usage(NamedTuple):
     cached_blocks: int = 0
     stranded_blocks: int = 0
     needed_granules: int = 1
+
+
+def shown(runtime: Runtime) -> OwnerSnapshot:
+    """Return what everybody sees of the owner."""
+    return snapshot(runtime)[0].owners[0]
 
 
 def wait_until(desk: Desk, condition: Callable[[], bool]) -> None:
@@ -64,6 +70,9 @@ def test_the_thread_grows_and_shrinks_by_the_doorbell(tmp_path: Path) -> None:
     assert account.ready_bytes == 3 * PAGE == COUNT * PAGE - driver.memory().free_bytes
     pool.check()
     account.check()
+    wait_until(desk, lambda: shown(runtime).maps >= 9)
+    (times, maps) = shown(runtime).map_seconds, shown(runtime).maps
+    assert times.total == maps and 0 < times.sum_seconds < 10, "every map is timed"
 
     pool.close()
     assert account.leased_bytes == account.ready_bytes == 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from kvcached_core.ledger import Runtime, set_limit
 from tests.engine.client import SEQUENTIAL, Answers, Client, Prompt, long_prompts, many_prompts
-from tests.engine.server import SHARED_MEMORY, Fleet, Server, until
+from tests.engine.server import SHARED_MEMORY, Fleet, HttpServer, Server, until
 from tests.engine.watch import is_at_rest
 from tests.models import tiny_model
 
@@ -22,6 +23,7 @@ MODEL_FLAGS = ["--max-model-len", "2048"]
 ELASTIC = ["--kv-cache-backend", "kvcached"]
 
 _FLEET = pytest.StashKey[Fleet]()
+HttpServerT = TypeVar("HttpServerT", bound=HttpServer)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -96,10 +98,35 @@ def runtime() -> Iterator[Path]:
         yield Path(folder)
 
 
+def kept_alive(fleet: Fleet, start: Callable[[], HttpServerT]) -> Iterator[Callable[[], HttpServerT]]:
+    """Yield what gives a server, anew if a test has ended it; it ends before its ledger."""
+    servers: list[HttpServerT] = []
+
+    def give() -> HttpServerT:
+        if not servers or not servers[-1].alive:
+            for server in servers:
+                server.close()
+            servers[:] = [start()]
+            fleet.add(servers[0])
+            servers[0].wait_ready()
+        return servers[0]
+
+    yield give
+    for server in servers:
+        server.close()
+
+
+def bring_to_rest(runtime: Path, client: Client) -> None:
+    """Lift the main engine's limit and wait until it holds nothing but the null granule."""
+    set_limit(Runtime.open(runtime), MAIN, CAPACITY_BYTES)
+    with client:
+        until(client.reset_prefix_cache, REST_SECONDS, "no request runs any more")
+    until(lambda: is_at_rest(runtime, MAIN), REST_SECONDS, "an engine that is left alone is at rest")
+
+
 @pytest.fixture(scope="session")
 def _main(fleet: Fleet, model: Path, runtime: Path) -> Iterator[Callable[[], Server]]:
     """Return what gives the main engine, anew if a test has ended it; it ends before its ledger."""
-    servers: list[Server] = []
     settings = {
         "KVCACHED_NAME": MAIN,
         "KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES),
@@ -109,29 +136,15 @@ def _main(fleet: Fleet, model: Path, runtime: Path) -> Iterator[Callable[[], Ser
     }
     extension = ["--worker-extension-cls", "tests.engine.saboteur.Saboteur"]
 
-    def give() -> Server:
-        if not servers or not servers[-1].alive:
-            for server in servers:
-                server.close()
-            server = Server("main", model, runtime, [*MODEL_FLAGS, *ELASTIC, *extension], settings)
-            fleet.add(server)
-            server.wait_ready()
-            servers[:] = [server]
-        return servers[-1]
-
-    yield give
-    for server in servers:
-        server.close()
+    flags = [*MODEL_FLAGS, *ELASTIC, *extension]
+    yield from kept_alive(fleet, lambda: Server("main", model, runtime, flags, settings))
 
 
 @pytest.fixture
 def elastic(_main: Callable[[], Server], runtime: Path) -> Server:
     """Return the main engine, with its limit lifted, nothing cached and no memory but the null granule."""
     server = _main()
-    set_limit(Runtime.open(runtime), MAIN, CAPACITY_BYTES)
-    with Client(server.url) as client:
-        until(client.reset_prefix_cache, REST_SECONDS, "no request runs any more")
-    until(lambda: is_at_rest(runtime, MAIN), REST_SECONDS, "an engine that is left alone is at rest")
+    bring_to_rest(runtime, Client(server.url))
     return server
 
 

@@ -112,15 +112,15 @@ class Child:
         self._scratch.cleanup()
 
 
-class Server(Child):
-    """`vllm serve` of one model."""
+class HttpServer(Child):
+    """A child that serves at a port of this machine; `path` answers as soon as it does."""
+
+    path = "/health"
 
     def __init__(
-        self, name: str, model: Path, runtime: Path, flags: list[str], extra: Mapping[str, str]
+        self, name: str, runtime: Path, port: int, command: list[str], extra: Mapping[str, str]
     ) -> None:
-        self.port = free_port()
-        fixed = ["--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1", "--port", str(self.port)]
-        command = [str(BIN / "vllm"), "serve", str(model), "--served-model-name", MODEL_NAME, *fixed, *flags]
+        self.port = port
         super().__init__(name, runtime, command, extra)
 
     @property
@@ -134,9 +134,21 @@ class Server(Child):
     def _answers(self) -> bool:
         assert self.alive, f"{self.name} ended with status {self.process.returncode} before it was ready"
         try:
-            return httpx.get(f"{self.url}/health", timeout=2.0).is_success
+            return httpx.get(f"{self.url}{self.path}", timeout=2.0).is_success
         except httpx.TransportError:
             return False
+
+
+class Server(HttpServer):
+    """`vllm serve` of one model."""
+
+    def __init__(
+        self, name: str, model: Path, runtime: Path, flags: list[str], extra: Mapping[str, str]
+    ) -> None:
+        port = free_port()
+        fixed = ["--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1", "--port", str(port)]
+        command = [str(BIN / "vllm"), "serve", str(model), "--served-model-name", MODEL_NAME, *fixed, *flags]
+        super().__init__(name, runtime, port, command, extra)
 
 
 ChildT = TypeVar("ChildT", bound=Child)

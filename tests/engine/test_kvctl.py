@@ -1,27 +1,31 @@
-"""kvctl and the start scripts with a real vLLM server: what they show is what the kernel says."""
+"""kvctl and the start scripts with a real server: what they show is what the kernel says."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from kvcached_core.ledger import Runtime
 from tests.cli.process import environment, kvctl
 from tests.engine.conftest import CAPACITY_BYTES, HEADROOM_BYTES, MIB
-from tests.engine.server import READY_SECONDS, ROOT, Child, Fleet, free_port, until
+from tests.engine.server import BIN, ROOT, Fleet, HttpServer, free_port, until
 
 pytestmark = pytest.mark.engine
 
-NAME, PROMPTS = "demo", 8
-_SOURCES = os.pathsep.join(str(ROOT / part) for part in ("", "cli", "plugins/vllm_kvcached"))
+NAME, PROMPTS, OUTPUT = "demo", 8, 8
+INPUT = {"vllm": 600, "sglang": 300}  # of SGLang's text the tiny tokenizer makes six times as many
+_SOURCES = os.pathsep.join(
+    str(ROOT / part) for part in ("", "cli", "plugins/vllm_kvcached", "plugins/sglang_kvcached")
+)
+_PATH = os.pathsep.join((str(BIN), os.environ["PATH"]))  # where the scripts find the engine
 
 
 def rank_of(data: Any) -> dict[str, Any]:
@@ -51,67 +55,83 @@ def port() -> int:
     return free_port()
 
 
-@pytest.fixture(scope="module")
-def served(fleet: Fleet, port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-    """Run start_server.sh; yields the runtime directory."""
-    folder = tmp_path_factory.mktemp("start") / "run"
+@contextlib.contextmanager
+def script(engine: str, fleet: Fleet, folder: Path, port: int, flags: Sequence[str],
+           **settings: str) -> Iterator[Runtime]:  # fmt: skip
+    """Run start_server.sh for the length of the block; yields the runtime directory once it serves."""
     folder.mkdir(mode=0o700)
-    settings = {"KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES), "KVCACHED_HEADROOM": str(HEADROOM_BYTES),
-                "KVCACHED_SPARE": "4MiB", "PYTHONPATH": _SOURCES}  # fmt: skip
-    script = str(ROOT / "benchmarks/start_server.sh")
-    command = [script, "--port", str(port), "--name", NAME, "--device", "cpu"]
-    server = Child("start-server", folder, [*command, "--", "--dtype", "float32"], settings)
-
-    def answers() -> bool:
-        assert server.alive, "it ended before it was ready"
-        try:
-            return httpx.get(f"http://127.0.0.1:{port}/health", timeout=2.0).is_success
-        except httpx.TransportError:
-            return False
-
-    with fleet.running(server):
-        until(answers, READY_SECONDS, "start_server.sh serves")
+    settings |= {"KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES), "KVCACHED_HEADROOM": str(HEADROOM_BYTES),
+                 "KVCACHED_SPARE": "4MiB", "PYTHONPATH": _SOURCES, "PATH": _PATH}  # fmt: skip
+    command = [str(ROOT / "benchmarks/start_server.sh"), engine, "--port", str(port), "--name", NAME]
+    command += ["--device", "cpu", "--", *flags]
+    with fleet.running(HttpServer(f"start-{engine}", folder, port, command, settings)) as server:
+        server.wait_ready()
         yield Runtime.open(folder)
 
 
-def test_the_client_script_runs_the_engines_own_benchmark_and_leaves_a_cache(
-    served: Runtime, port: int
-) -> None:
-    options = f"--port {port} --name {NAME} --prompts {PROMPTS} --rate inf --input 600 --output 8"
-    done = subprocess.run(
-        [ROOT / "benchmarks/start_client.sh", *options.split()], env=environment(served, HF_HUB_OFFLINE="1"),
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert re.search(rf"Successful requests: +{PROMPTS}\b", done.stdout)
-    assert listed(served)["cached_bytes"] > 0
+@pytest.fixture(scope="module")
+def engine() -> str:
+    """Return what the scripts are told to run."""
+    return "vllm"
 
 
-def test_list_watch_and_kvtop_show_what_the_kernel_says(served: Runtime) -> None:
-    until(lambda: listed(served)["spare_bytes"] == 0, 30, "spare memory is given back")
-    rank = listed(served)
-    page, pid = rank["page_bytes"], rank["worker_pid"]
-    assert abs(rank["ready_bytes"] - kernel_bytes(pid)) <= page and rank["ready_bytes"] > 4 * MIB
-    (line,) = kvctl("watch", "--count", "1", "--json", runtime=served).stdout.splitlines()
-    assert abs(rank_of(json.loads(line))["ready_bytes"] - kernel_bytes(pid)) <= page
-    shown = kvctl("kvtop", "--once", runtime=served).stdout
-    used = re.search(r"Prealloc: ([\d.]+) MiB \| Used: ([\d.]+) MiB / 200.0 MiB", shown)
-    assert used, shown
-    assert abs((float(used[1]) + float(used[2])) * MIB - kernel_bytes(pid)) <= page + 0.1 * MIB
-    assert kvctl("check", runtime=served).returncode == 0
+@pytest.fixture(scope="module")
+def served(
+    engine: str, fleet: Fleet, port: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Runtime]:
+    """Run start_server.sh; yields the runtime directory."""
+    folder = tmp_path_factory.mktemp("start") / "run"
+    with script(engine, fleet, folder, port, ["--dtype", "float32"]) as runtime:
+        yield runtime
 
 
-def test_limit_and_trim_are_obeyed_by_an_idle_server(served: Runtime) -> None:
-    pid, before = listed(served)["worker_pid"], listed(served)["ready_bytes"]
-    half = before // 2
-    done = kvctl("limit", NAME, str(half), "--wait", "30", "--json", runtime=served)
-    assert done.returncode == 0, done.stderr
-    until(lambda: kernel_bytes(pid) <= half, 10, "the pages are the kernel's again")
-    assert listed(served)["cached_bytes"] > 0
-    assert kvctl("limit", NAME, "100%", runtime=served).returncode == 0
-    done = kvctl("trim", NAME, "--wait", "30", "--json", runtime=served)
-    assert done.returncode == 0, done.stderr
-    rank = listed(served)
-    # Only what lies beside the null block is left: that granule is never given back.
-    assert rank["ready_bytes"] == rank["granule_bytes"] > rank["cached_bytes"]
-    until(lambda: kernel_bytes(pid) == rank["granule_bytes"], 10, "all but the null granule is given back")
+class Scripts:
+    """In this order: load, look, take away."""
+
+    def test_the_client_script_runs_the_engines_own_benchmark_and_leaves_a_cache(
+        self, served: Runtime, port: int, engine: str
+    ) -> None:
+        options = f"{engine} --port {port} --name {NAME} --prompts {PROMPTS} --rate inf"
+        sizes = ["--input", str(INPUT[engine]), "--output", str(OUTPUT)]
+        done = subprocess.run(
+            [ROOT / "benchmarks/start_client.sh", *options.split(), *sizes], capture_output=True, text=True,
+            env=environment(served, HF_HUB_OFFLINE="1", PATH=_PATH), timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert re.search(rf"Successful requests: +{PROMPTS}\b", done.stdout)
+        assert re.search(rf"Total generated tokens: +{PROMPTS * OUTPUT}\b", done.stdout), done.stdout
+        until(lambda: listed(served)["cached_bytes"] > 0, 10, "the requests have left a cache")
+
+    def test_list_watch_and_kvtop_show_what_the_kernel_says(self, served: Runtime) -> None:
+        until(lambda: listed(served)["spare_bytes"] == 0, 30, "spare memory is given back")
+        rank = listed(served)
+        page, pid = rank["page_bytes"], rank["worker_pid"]
+        assert abs(rank["ready_bytes"] - kernel_bytes(pid)) <= page and rank["ready_bytes"] > 4 * MIB
+        (line,) = kvctl("watch", "--count", "1", "--json", runtime=served).stdout.splitlines()
+        assert abs(rank_of(json.loads(line))["ready_bytes"] - kernel_bytes(pid)) <= page
+        shown = kvctl("kvtop", "--once", runtime=served).stdout
+        used = re.search(r"Prealloc: ([\d.]+) MiB \| Used: ([\d.]+) MiB / 200.0 MiB", shown)
+        assert used, shown
+        assert abs((float(used[1]) + float(used[2])) * MIB - kernel_bytes(pid)) <= page + 0.1 * MIB
+        assert kvctl("check", runtime=served).returncode == 0
+
+    def test_limit_and_trim_are_obeyed_by_an_idle_server(self, served: Runtime) -> None:
+        pid, before = listed(served)["worker_pid"], listed(served)["ready_bytes"]
+        half = before // 2
+        done = kvctl("limit", NAME, str(half), "--wait", "30", "--json", runtime=served)
+        assert done.returncode == 0, done.stderr
+        until(lambda: kernel_bytes(pid) <= half, 10, "the pages are the kernel's again")
+        assert listed(served)["cached_bytes"] > 0
+        assert kvctl("limit", NAME, "100%", runtime=served).returncode == 0
+        done = kvctl("trim", NAME, "--wait", "30", "--json", runtime=served)
+        assert done.returncode == 0, done.stderr
+        rank = listed(served)
+        # Only what lies beside the null block is left: that granule is never given back.
+        assert rank["ready_bytes"] == rank["granule_bytes"] > rank["cached_bytes"]
+        until(
+            lambda: kernel_bytes(pid) == rank["granule_bytes"], 10, "all but the null granule is given back"
+        )
+
+
+class TestVllm(Scripts):
+    """With vLLM."""

@@ -1,4 +1,4 @@
-"""An owner of layout 1.0, the version before: it knows the words up to `busy` and none of those behind."""
+"""An owner of layout 1.0, which knows the words up to `busy`, or of 1.1, which knows `reclaims` too."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from kvcached_core.ledger.storage import LedgerFile
 from tests.ledger.helpers import CAPACITY, GRANULE
 
 _NAMES = [field.name for field in layout.SLOT]
-OLD_FIELDS = layout.SLOT[: _NAMES.index(layout.MINOR_1)]
-OLD_NAMES = {field.name for field in OLD_FIELDS}
+_FIELDS = [layout.SLOT[: _NAMES.index(mark)] for mark in (layout.MINOR_1, layout.MINOR_2)]  # by minor
 
 
 def make_old_file(runtime: Runtime) -> None:
@@ -32,7 +31,8 @@ def make_old_file(runtime: Runtime) -> None:
 class OldOwner:
     """Claims, leases and leaves as that version does; sizes in granules."""
 
-    def __init__(self, runtime: Runtime, instance: str) -> None:
+    def __init__(self, runtime: Runtime, instance: str, minor: int = 0) -> None:
+        self._fields = _FIELDS[minor]
         self._folder = folder = runtime.device("host")
         self._lock = LedgerLock(folder.lock)
         with self._lock.held():
@@ -42,7 +42,7 @@ class OldOwner:
             fcntl.flock(self._owner_fd, fcntl.LOCK_EX)
             make_bell(folder.worker_bell(self.slot), 0o600)
             make_bell(folder.engine_bell(self.slot), 0o600)
-            for field in OLD_FIELDS[1:]:
+            for field in self._fields[1:]:
                 if field.text_bytes:
                     text = instance if field.name in ("instance", "name") else ""
                     file.set_text(self.slot, field.name, text)
@@ -52,10 +52,13 @@ class OldOwner:
                 self.put(name, CAPACITY)
             self.put("weight_wanted", 100)
             self.put("granule_bytes", GRANULE)
-            file.set(self.slot, "claim", FIRST_CLAIM + int.from_bytes(os.urandom(7), "little"))
+            claim = FIRST_CLAIM + int.from_bytes(os.urandom(7), "little")
+            if minor:
+                self.put(layout.MINOR_1, claim)
+            file.set(self.slot, "claim", claim)
 
     def put(self, name: str, value: int) -> None:
-        assert name in OLD_NAMES
+        assert any(field.name == name for field in self._fields)
         self._file.set(self.slot, name, value)
 
     def lease(self, want: int) -> int:

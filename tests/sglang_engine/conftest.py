@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from kvcached_core.ledger import Runtime, set_limit
 from tests.engine.client import SEQUENTIAL, Answers, Prompt, long_prompts, many_prompts
 from tests.engine.conftest import (  # their hooks and fixtures serve here as they do there
     CAPACITY_BYTES,
@@ -17,15 +16,15 @@ from tests.engine.conftest import (  # their hooks and fixtures serve here as th
     HEADROOM_BYTES,
     IDLE_SECONDS,
     MAIN,
-    REST_SECONDS,
+    bring_to_rest,
     fleet,
+    kept_alive,
     pytest_configure,
     pytest_runtest_makereport,
     pytest_runtest_setup,
     runtime,
 )
-from tests.engine.server import SHARED_MEMORY, Fleet, until
-from tests.engine.watch import is_at_rest
+from tests.engine.server import SHARED_MEMORY, Fleet
 from tests.models import tiny_model
 from tests.sglang_engine.client import SglangClient
 from tests.sglang_engine.server import STOCK, SglangServer
@@ -98,34 +97,17 @@ def stock(
 @pytest.fixture(scope="session")
 def _main(fleet: Fleet, model: Path, runtime: Path) -> Iterator[Callable[[], SglangServer]]:
     """Return what gives the main server, anew if a test has ended it; it ends before its ledger."""
-    servers: list[SglangServer] = []
     settings = SETTINGS | {"KVCACHED_NAME": MAIN, "SGLANG_RIG": "saboteur"}
-
-    def give() -> SglangServer:
-        if not servers or not servers[-1].alive:
-            for server in servers:
-                server.close()
-            # asleep when idle: another server in these tests has the core to itself
-            flags = [*MODEL_FLAGS, *PAGED, *ELASTIC, "--sleep-on-idle"]
-            server = SglangServer("sglang-main", model, runtime, flags, settings)
-            fleet.add(server)
-            server.wait_ready()
-            servers[:] = [server]
-        return servers[-1]
-
-    yield give
-    for server in servers:
-        server.close()
+    # asleep when idle: another server in these tests has the core to itself
+    flags = [*MODEL_FLAGS, *PAGED, *ELASTIC, "--sleep-on-idle"]
+    yield from kept_alive(fleet, lambda: SglangServer("sglang-main", model, runtime, flags, settings))
 
 
 @pytest.fixture
 def elastic(_main: Callable[[], SglangServer], runtime: Path) -> SglangServer:
     """Return the main server, with its limit lifted, nothing cached and no memory but the first granule."""
     server = _main()
-    set_limit(Runtime.open(runtime), MAIN, CAPACITY_BYTES)
-    with SglangClient(server.url) as client:
-        until(client.reset_prefix_cache, REST_SECONDS, "no request runs any more")
-    until(lambda: is_at_rest(runtime, MAIN), REST_SECONDS, "a server that is left alone is at rest")
+    bring_to_rest(runtime, SglangClient(server.url))
     return server
 
 

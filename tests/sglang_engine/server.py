@@ -6,9 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import httpx
-
-from tests.engine.server import BIN, MODEL_NAME, READY_SECONDS, Child, free_port, table, title_of, until
+from tests.engine.server import BIN, MODEL_NAME, HttpServer, free_port, table, title_of
 
 # What SGLang checks of itself: leaks while requests run and when they do not, who owns each page, and whether
 # all ranks decide alike. Each of them ends the server.
@@ -33,8 +31,10 @@ _FIXED = [
 _SCHEDULER = "sglang::scheduler"
 
 
-class SglangServer(Child):
+class SglangServer(HttpServer):
     """A server of one model; `command` is how it is started."""
+
+    path = "/model_info"
 
     def __init__(
         self,
@@ -45,17 +45,9 @@ class SglangServer(Child):
         extra: Mapping[str, str],
         command: tuple[str, ...] = (sys.executable, "-m", "sglang.launch_server"),
     ) -> None:
-        self.port = free_port()
-        where = ["--model-path", str(model), "--port", str(self.port)]
-        super().__init__(name, runtime, [*command, *where, *_FIXED, *flags], {**ENVIRONMENT, **extra})
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def wait_ready(self) -> None:
-        """Wait until the server answers; fails if it ends before or is late."""
-        until(self._answers, READY_SECONDS, f"{self.name} is ready")
+        port = free_port()
+        where = ["--model-path", str(model), "--port", str(port)]
+        super().__init__(name, runtime, port, [*command, *where, *_FIXED, *flags], {**ENVIRONMENT, **extra})
 
     def schedulers(self) -> list[int]:
         """Return the process ids of the schedulers, by rank."""
@@ -63,13 +55,6 @@ class SglangServer(Child):
             entry.pid for entry in table().values() if entry.group == self.process.pid and not entry.zombie
         ]
         return sorted((pid for pid in mine if _SCHEDULER in title_of(pid)), key=title_of)
-
-    def _answers(self) -> bool:
-        assert self.alive, f"{self.name} ended with status {self.process.returncode} before it was ready"
-        try:
-            return httpx.get(f"{self.url}/model_info", timeout=2.0).is_success
-        except httpx.TransportError:
-            return False
 
 
 SERVE = (str(BIN / "sglang"), "serve")

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from kvcached_core.errors import KVCachedError
-from kvcached_core.ledger.figures import ENGINE_FIGURES
+from kvcached_core.ledger.figures import ENGINE_FIGURES, TIME_FIGURES
 from kvcached_core.ledger.runtime import Runtime
 from kvcached_core.ledger.snapshot import OwnerSnapshot, snapshot
 from vllm_kvcached import SCHEDULER
@@ -56,6 +56,14 @@ class InstanceCollector:
             for uuid, owner in owners:
                 family.add_metric((*self._labels, uuid, str(owner.rank)), float(figure.value(owner)))
             yield family
+        for time in TIME_FIGURES:
+            histogram = HistogramMetricFamily(PREFIX + time.name, time.help, labels=LABELS)
+            for uuid, owner in owners:
+                took = time.value(owner)
+                histogram.add_metric(
+                    (*self._labels, uuid, str(owner.rank)), took.cumulative(), took.sum_seconds
+                )
+            yield histogram
 
 
 class KVCachedStats(StatLoggerBase):

@@ -1,0 +1,46 @@
+"""kvctl and the start scripts with a real SGLang server: the tests are vLLM's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kvcached_core.ledger import Runtime
+from tests.engine.server import Fleet
+from tests.engine.test_kvctl import Scripts, port, script
+from tests.sglang_engine.conftest import MODEL_FLAGS, PAGED
+from tests.sglang_engine.server import ENVIRONMENT
+
+__all__ = ["port"]
+pytestmark = pytest.mark.engine
+
+# What the rig needs on a CPU; with a GPU nothing of it is said.
+_FLAGS = [
+    "--attention-backend",
+    "torch_native",
+    "--dtype",
+    "float32",
+    "--skip-server-warmup",
+    "--sleep-on-idle",
+]
+
+
+@pytest.fixture(scope="module")
+def engine() -> str:
+    """Return what the scripts are told to run."""
+    return "sglang"
+
+
+@pytest.fixture(scope="module")
+def served(
+    engine: str, fleet: Fleet, port: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Runtime]:
+    """Run start_server.sh; yields the runtime directory."""
+    folder = tmp_path_factory.mktemp("start") / "run"
+    with script(engine, fleet, folder, port, [*MODEL_FLAGS, *PAGED, *_FLAGS], **ENVIRONMENT) as runtime:
+        yield runtime
+
+
+class TestSglang(Scripts):
+    """With SGLang."""
