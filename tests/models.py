@@ -36,6 +36,15 @@ TINY: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+WINDOW = 128
+# Of the models that SGLang runs on a CPU none has a pool for windows unless its configuration asks for it.
+WINDOWED: dict[str, Any] = {
+    "sliding_window": WINDOW,
+    "query_pre_attn_scalar": 32,
+    "tie_word_embeddings": True,
+    "is_hybrid_swa": True,
+    "hybrid_layer_pattern": [1, 0, 1, 0],
+}
 WEIGHT_DEVIATION = 0.15  # enough that greedy output depends on every token in the KV cache
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -46,6 +55,11 @@ CHAT_TEMPLATE = (
 def tiny_model(folder: Path = MODELS / "tiny") -> Path:
     """Make, or find made, a Llama of 4 layers with a byte-level tokenizer; the same bytes each time."""
     return _make(folder, _write_tiny)
+
+
+def windowed_model(folder: Path = MODELS / "windowed") -> Path:
+    """Make, or find made, a Gemma 2 of 4 layers, every other with a window of 128 tokens."""
+    return _make(folder, _write_windowed)
 
 
 def smollm2(folder: Path = MODELS / "smollm2") -> Path:
@@ -72,11 +86,22 @@ def _make(folder: Path, write: Callable[[Path], None]) -> Path:
 
 
 def _write_tiny(folder: Path) -> None:
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    _write_random(folder, LlamaForCausalLM(LlamaConfig(**TINY)).float())
+
+
+def _write_windowed(folder: Path) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    _write_random(folder, Gemma2ForCausalLM(Gemma2Config(**TINY | WINDOWED)).float())
+
+
+def _write_random(folder: Path, model: Any) -> None:
+    """Write a tokenizer, and a model with random weights: the same each time."""
+    import torch
+
     _write_tokenizer(folder)
-    model = LlamaForCausalLM(LlamaConfig(**TINY)).float()
     generator = torch.Generator().manual_seed(20_240_229)
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
