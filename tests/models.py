@@ -37,13 +37,12 @@ TINY: dict[str, Any] = {
     "pad_token_id": 0,
 }
 WINDOW = 128
-# Of the models that SGLang runs on a CPU none has a pool for windows unless its configuration asks for it.
+_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 WINDOWED: dict[str, Any] = {
     "sliding_window": WINDOW,
-    "query_pre_attn_scalar": 32,
-    "tie_word_embeddings": True,
-    "is_hybrid_swa": True,
-    "hybrid_layer_pattern": [1, 0, 1, 0],
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "mlp_layer_types": ["dense"] * 4,
+    "rope_parameters": {"sliding_attention": _ROPE, "full_attention": _ROPE},
 }
 WEIGHT_DEVIATION = 0.15  # enough that greedy output depends on every token in the KV cache
 CHAT_TEMPLATE = (
@@ -58,7 +57,7 @@ def tiny_model(folder: Path = MODELS / "tiny") -> Path:
 
 
 def windowed_model(folder: Path = MODELS / "windowed") -> Path:
-    """Make, or find made, a Gemma 2 of 4 layers, every other with a window of 128 tokens."""
+    """Make, or find made, a Mellum of 4 dense layers, every other with a window of 128 tokens."""
     return _make(folder, _write_windowed)
 
 
@@ -92,9 +91,9 @@ def _write_tiny(folder: Path) -> None:
 
 
 def _write_windowed(folder: Path) -> None:
-    from transformers import Gemma2Config, Gemma2ForCausalLM
+    from transformers import MellumConfig, MellumForCausalLM
 
-    _write_random(folder, Gemma2ForCausalLM(Gemma2Config(**TINY | WINDOWED)).float())
+    _write_random(folder, MellumForCausalLM(MellumConfig(**TINY | WINDOWED)).float())
 
 
 def _write_random(folder: Path, model: Any) -> None:

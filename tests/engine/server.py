@@ -18,7 +18,12 @@ from typing import NamedTuple, TypeVar
 import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = (".", "cli", "plugins/vllm_kvcached", "plugins/sglang_kvcached")  # of this tree, whichever is installed
+PACKAGES = (
+    ".",
+    "cli",
+    "plugins/vllm_kvcached",
+    "plugins/sglang_kvcached",
+)  # this tree's, whichever is installed
 LOGS = ROOT / "build" / "engine-logs"
 CACHE = ROOT / "build" / "engine-cache"
 SHARED_MEMORY = Path("/dev/shm")
