@@ -177,11 +177,11 @@ class Engine:
         self.place.account.detach()
 
 
-def mha_pool(cls: type, slots: int, page_size: int) -> Any:
+def mha_pool(cls: type, slots: int, page_size: int, **more: Any) -> Any:
     """Return a pool of keys and values."""
     return cls(
         slots, page_size=page_size, dtype=torch.float32, head_num=HEADS, head_dim=HEAD_DIM, layer_num=LAYERS,
-        device="cpu", enable_memory_saver=False,
+        device="cpu", enable_memory_saver=False, **more,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+from sglang.srt.mem_cache import memory_pool
 from sglang.srt.mem_cache.layout.paged_view import paged_kv_view
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, move_kv_cache_native
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
 from kvcached_core.errors import UnsupportedError
 from sglang_kvcached.layouts import STRIDED_BACKENDS, side_by_side
@@ -41,11 +43,13 @@ def filled(kvcache: Any) -> Any:
     return kvcache
 
 
-def pair(made: Engine) -> tuple[Any, Any]:
+def pair(made: Engine, **more: Any) -> tuple[Any, Any]:
     """Return a stock pool and one with keys and values side by side, filled alike."""
-    return tuple(
-        filled(mha_pool(cls, SLOTS, made.page_size)) for cls in (MHATokenToKVPool, ElasticMHATokenToKVPool)
+    stock, elastic = (
+        filled(mha_pool(cls, SLOTS, made.page_size, **more))
+        for cls in (MHATokenToKVPool, ElasticMHATokenToKVPool)
     )
+    return stock, elastic
 
 
 def same(stock: Any, elastic: Any) -> None:
@@ -74,12 +78,28 @@ def test_what_is_stored_is_read_and_nothing_else_is_written(made: Engine) -> Non
     assert view.data_ptr() == elastic.k_buffer[0].data_ptr(), "a view, no copy"
 
 
-def test_slots_that_are_moved_take_keys_and_values_along(made: Engine) -> None:
-    stock, elastic = pair(made)
-    source, target = torch.arange(1, 60), torch.arange(101, 160)
+def _copy_rows(pointers: Any, strides: Any, target: Any, source: Any, count: int, *_: Any) -> None:
+    """Do what SGLang's kernel does: a stride is the distance of two rows and how much of each is copied."""
+    rows = list(zip(target[:count].tolist(), source[:count].tolist(), strict=True))
+    for base, stride in zip(pointers.tolist(), strides.tolist(), strict=True):
+        kept = [ctypes.string_at(base + at * stride, stride) for _, at in rows]
+        for (to, _), row in zip(rows, kept, strict=True):
+            ctypes.memmove(base + to * stride, row, stride)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_slots_that_are_moved_take_keys_and_values_along(
+    made: Engine, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_pool, "copy_all_layer_kv_cache_func", _copy_rows)
+    more = {"enable_kv_cache_copy": not native}  # as SGLang asks where there is a draft model
+    stock, elastic = pair(made, **more)
+    stock.use_native_move_kv_cache = elastic.use_native_move_kv_cache = native
+    before = stock.k_buffer[0].clone()
     for kvcache in (stock, elastic):
-        move_kv_cache_native(kvcache.k_buffer, kvcache.v_buffer, target, source)
+        kvcache.move_kv_cache(torch.arange(101, 160), torch.arange(1, 60))
     same(stock, elastic)
+    assert not torch.equal(stock.k_buffer[0], before)
 
 
 def test_the_pointers_and_strides_that_moves_go_by_cover_rows_of_both_and_nothing_between(
