@@ -141,6 +141,7 @@ def test_the_default_is_side_by_side_for_backends_that_read_it(backends: tuple[s
     ("backends", "amx", "name"),
     [
         (("trtllm_mha", "trtllm_mha"), False, "trtllm_mha"),
+        (("fa4", "fa4"), False, "fa4"),
         (("fa3", "hpc_ops"), False, "hpc_ops"),
         ((None, None), False, "None"),
         (("torch_native", "torch_native"), True, "the AMX kernels"),

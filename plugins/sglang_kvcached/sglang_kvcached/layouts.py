@@ -14,7 +14,7 @@ from kvcached_core.errors import UnsupportedError
 _log = logging.getLogger(__name__)
 
 # They, and what stores keys and values for them, go by the buffers' own strides and copy nothing.
-STRIDED_BACKENDS = frozenset({"triton", "flashinfer", "fa3", "fa4", "torch_native"})
+STRIDED_BACKENDS = frozenset({"triton", "flashinfer", "fa3", "torch_native"})
 
 
 def side_by_side(layout: str, backends: Iterable[str | None], has_amx_kernels: bool) -> bool:
