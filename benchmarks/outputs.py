@@ -36,6 +36,11 @@ def _ids(count: int, length: int, seed: int) -> list[list[int]]:
     return [prompt["prompt_token_ids"] for prompt in gpu_rig.prompts(count, length, seed)]
 
 
+def settings(options: argparse.Namespace) -> dict[str, str]:
+    """Return the settings of kvcached, those of the command line before ours."""
+    return {"spare": "64MiB"} | dict(pair.split("=", 1) for pair in options.option)
+
+
 def first_differences(reference: list[Answer], other: list[Answer]) -> list[float]:
     """Return, for each pair that differs, the reference's gap at the first different token."""
     gaps = []
@@ -58,6 +63,7 @@ def compare(options: argparse.Namespace) -> int:
             command += ["--backend", backend, "--part", str(part), "--model", str(options.model)]
             command += ["--requests", str(options.requests), "--rounds", str(options.rounds)]
             command += ["--kv-gib", str(options.kv_gib), "--deviation", str(options.deviation)]
+            command += [f"--option={pair}" for pair in options.option]
             options.logs.mkdir(parents=True, exist_ok=True)
             with (options.logs / f"outputs-{index}-{backend}.log").open("w") as log:
                 subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
@@ -94,6 +100,7 @@ def main() -> int:
     parser.add_argument("--kv-gib", type=float, default=8.0)
     parser.add_argument("--gap", type=float, default=0.01)
     parser.add_argument("--deviation", type=float, default=0.05, help="of the random weights")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of kvcached")
     options = parser.parse_args()
     if options.backend is None:
         return compare(options)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu_rig, sglang_rig
-from benchmarks.outputs import Answer, rounds_of_prompts
+from benchmarks.outputs import Answer, rounds_of_prompts, settings
 
 TOKENS, LAYERS = 64, 4
 
@@ -20,7 +20,7 @@ def generate(options: argparse.Namespace) -> list[Answer]:
     """Run one engine over all rounds."""
     model = checkpoint(options.model.with_name("llama-8-layers"), options.deviation)
     engine = sglang_rig.engine(
-        options.backend, model, int(options.kv_gib * 2**30) * LAYERS // 32, {"spare": "64MiB"},
+        options.backend, model, int(options.kv_gib * 2**30) * LAYERS // 32, settings(options),
         options.requests, token_bytes=sglang_rig.BYTES_PER_TOKEN * LAYERS // 32,
     )  # fmt: skip
     try:

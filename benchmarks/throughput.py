@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--logs", type=Path, default=Path("build/bench"))
     parser.add_argument("--order", nargs="+", default=ORDER)
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of kvcached")
     parser.add_argument("more", nargs="*", help="arguments of the rounds, after --")
     options = parser.parse_args()
     started = time.time()
@@ -61,7 +62,8 @@ def main() -> None:
         for index, backend in enumerate(options.order):
             log = options.logs / f"throughput-{index}-{backend}.log"
             out = Path(folder) / f"{index}.json"
-            seen.append((backend, measure(options.engine, backend, out, options.more, log)))
+            more = [*options.more, *(f"--option={pair}" for pair in options.option)]
+            seen.append((backend, measure(options.engine, backend, out, more, log)))
             print(f"{time.time() - started:6.0f} s  {backend}: {seen[-1][1]}", flush=True)
     samples = collect(seen)
     rate = "tokens_per_second"

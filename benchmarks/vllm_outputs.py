@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from benchmarks import gpu_rig
-from benchmarks.outputs import Answer, rounds_of_prompts
+from benchmarks.outputs import Answer, rounds_of_prompts, settings
 
 TOKENS = 64
 
@@ -16,7 +16,7 @@ def generate(options: argparse.Namespace) -> list[Answer]:
     from vllm import SamplingParams
 
     llm = gpu_rig.engine(
-        options.backend, gpu_rig.model_folder(options.model), int(options.kv_gib * 2**30), {"spare": "64MiB"}
+        options.backend, gpu_rig.model_folder(options.model), int(options.kv_gib * 2**30), settings(options)
     )
     llm.collective_rpc("bench_randomize", args=(7, options.deviation))
     sampling = SamplingParams(

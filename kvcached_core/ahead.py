@@ -94,7 +94,7 @@ class Ahead:
             self._is_returned.remove(heapq.heappop(self._returned))
         if self._returned:
             return self._returned[0]
-        while self._fresh in mapped:
+        while self._fresh < self._end and self._fresh in mapped:
             self._fresh += 1
         return self._fresh if self._fresh < self._end else None
 

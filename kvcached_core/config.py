@@ -26,7 +26,7 @@ class Config:
     virtual: Size = Size(percent=100.0)
     max_blocks: int = 1 << 18
     page_size: Size | None = None
-    layout: str = "block"
+    layout: str = "auto"
     headroom: Size = Size(256 * MIB)
     spare: Size = Size(64 * MIB)
     idle_seconds: float = 2.0
@@ -114,8 +114,9 @@ OPTIONS: tuple[Option, ...] = (
             _number(1024, 1 << 24, int), "262144"),
     _option("page_size", "auto, or a size that is a multiple of the driver's granularity",
             "unit of physical memory", _auto(_absolute), "auto"),
-    _option("layout", "block or engine", "block: ask for the layout with the smallest granule; "
-            "engine: leave the choice to the engine", _choice("block", "engine"), "block"),
+    _option("layout", "auto, block or engine", "block: the layout with the smallest granule; auto: that if "
+            "attention reads it; engine: leave the choice to the engine",
+            _choice("auto", "block", "engine"), "auto"),
     _option("headroom", LEGAL_SIZES, "left free on the device for everybody else", parse_size, "256MiB"),
     _option("spare", LEGAL_SIZES, "kept ready ahead of need", parse_size, "64MiB"),
     _option("idle_seconds", "0 to 86400", "spare memory unused for so long is given back",

@@ -36,6 +36,14 @@ TINY: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+WINDOW = 128
+_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+WINDOWED: dict[str, Any] = {
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "mlp_layer_types": ["dense"] * 4,
+    "rope_parameters": {"sliding_attention": _ROPE, "full_attention": _ROPE},
+}
 WEIGHT_DEVIATION = 0.15  # enough that greedy output depends on every token in the KV cache
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -46,6 +54,11 @@ CHAT_TEMPLATE = (
 def tiny_model(folder: Path = MODELS / "tiny") -> Path:
     """Make, or find made, a Llama of 4 layers with a byte-level tokenizer; the same bytes each time."""
     return _make(folder, _write_tiny)
+
+
+def windowed_model(folder: Path = MODELS / "windowed") -> Path:
+    """Make, or find made, a Mellum of 4 dense layers, every other with a window of 128 tokens."""
+    return _make(folder, _write_windowed)
 
 
 def smollm2(folder: Path = MODELS / "smollm2") -> Path:
@@ -72,11 +85,22 @@ def _make(folder: Path, write: Callable[[Path], None]) -> Path:
 
 
 def _write_tiny(folder: Path) -> None:
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    _write_random(folder, LlamaForCausalLM(LlamaConfig(**TINY)).float())
+
+
+def _write_windowed(folder: Path) -> None:
+    from transformers import MellumConfig, MellumForCausalLM
+
+    _write_random(folder, MellumForCausalLM(MellumConfig(**TINY | WINDOWED)).float())
+
+
+def _write_random(folder: Path, model: Any) -> None:
+    """Write a tokenizer, and a model with random weights: the same each time."""
+    import torch
+
     _write_tokenizer(folder)
-    model = LlamaForCausalLM(LlamaConfig(**TINY)).float()
     generator = torch.Generator().manual_seed(20_240_229)
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):

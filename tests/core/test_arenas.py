@@ -78,6 +78,19 @@ def test_a_large_granule_is_mapped_from_small_ones_that_go() -> None:
     pool.close()
 
 
+def test_nothing_is_mapped_ahead_where_a_granule_was_given_back() -> None:
+    driver, account = fakes()
+    pool = pool_of(driver, account, held=6 + 4)
+    pool.apply(Plan(0, (), (1,), 0))
+    pool.supply_thread.turn(0.0)
+    pool.apply(Plan(1, (1,), (), 0))
+    pool.supply_thread.turn(0.0)
+    pool.supply_thread.turn(0.0)
+    assert (pool.stats().ahead, pool.stats().spare) == (0, 4)
+    pool.check()
+    pool.close()
+
+
 def test_i2_what_is_let_go_is_freed_unit_by_unit() -> None:
     driver, account = fakes()
     pool = pool_of(driver, account, held=6 + 4)

@@ -18,6 +18,12 @@ from typing import NamedTuple, TypeVar
 import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = (
+    ".",
+    "cli",
+    "plugins/vllm_kvcached",
+    "plugins/sglang_kvcached",
+)  # this tree's, whichever is installed
 LOGS = ROOT / "build" / "engine-logs"
 CACHE = ROOT / "build" / "engine-cache"
 SHARED_MEMORY = Path("/dev/shm")
@@ -44,7 +50,7 @@ def environment(scratch: Path, runtime: Path, extra: Mapping[str, str]) -> dict[
     return ours | {
         "KVCACHED_RUNTIME_DIR": str(runtime),
         "TMPDIR": str(scratch),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in PACKAGES),
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CACHE_ROOT": str(CACHE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,10 +42,17 @@ class Place:
         self.driver = HostDriver(CAPACITY)
         self.capacity_bytes = CAPACITY
         self.longest_tokens = longest_tokens
+        self.side_by_side = False
         self.account = Account.attach(
             self.runtime, self.driver.identity(), CAPACITY, 0, instance="one", rank=rank, name="one"
         )
         self.private = PrivateMemory(None, lambda: 0, lambda: 0)
+
+    def lay_side_by_side(self, page_bytes: int | None = 2 * PAGE_BYTES) -> None:
+        """Have keys and values in one lane; by default a granule is of as many slots and bytes as before."""
+        self.side_by_side = True
+        page_size = None if page_bytes is None else Size(page_bytes)
+        self.settings = dataclasses.replace(self.settings, page_size=page_size)
 
     def limit_bytes(self) -> int:
         """Return all there is."""
@@ -169,11 +177,11 @@ class Engine:
         self.place.account.detach()
 
 
-def mha_pool(cls: type, slots: int, page_size: int) -> Any:
+def mha_pool(cls: type, slots: int, page_size: int, **more: Any) -> Any:
     """Return a pool of keys and values."""
     return cls(
         slots, page_size=page_size, dtype=torch.float32, head_num=HEADS, head_dim=HEAD_DIM, layer_num=LAYERS,
-        device="cpu", enable_memory_saver=False,
+        device="cpu", enable_memory_saver=False, **more,
     )  # fmt: skip
 
 

@@ -68,12 +68,14 @@ def test_the_log_says_what_is_reserved_and_what_is_held(
     assert "KV Cache is reserved (kvcached): #tokens: 1024, 576 KiB of addresses, 64 KiB held" in caplog.text
 
 
-def test_a_draft_pool_made_beside_an_owned_one_is_stock(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["mha-16", "mha-16-side-by-side"])
+def test_a_draft_pool_made_beside_an_owned_one_is_stock(kind: str, tmp_path: Path) -> None:
     with engine(tmp_path, 16) as made:
-        begun(made, KINDS["mha-16"])
+        begun(made, KINDS[kind])
         held = made.rank.held_bytes
         draft = mha_pool(ElasticMHATokenToKVPool, SLOTS, 16)
         assert draft.kv_reservation is None and draft.mem_usage > 0
+        assert draft.k_buffer[0].is_contiguous() and len(draft.data_ptrs) == 2 * LAYERS
         draft.k_buffer[0][SLOTS] = 1.0  # all of it has memory
         assert made.rank.held_bytes == held
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sglang.srt import runtime_context
 
-from kvcached_core.errors import CapacityError, ConfigError, InvariantError
+from kvcached_core.errors import CapacityError, ConfigError, InvariantError, UnsupportedError
 from kvcached_core.ledger import OwnerSnapshot, Runtime, snapshot
 from kvcached_core.units import GIB, MIB
 from sglang_kvcached import RUN_VARIABLE, memory, proof, starting, weights
@@ -165,3 +165,32 @@ def test_weights_are_shared_by_the_ranks_that_load_them(tmp_path: Path) -> None:
     model = runner(tmp_path).model_config
     (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 1000)
     assert weights.private_bytes(model, "auto", 3, on_host=False) == weights.DEVICE_BYTES + 334
+
+
+@pytest.mark.parametrize(
+    ("layout", "backend", "amx", "expected"),
+    [
+        ("auto", "torch_native", False, True),
+        ("auto", "torch_native", True, False),
+        ("auto", "flex_attention", False, False),
+        ("engine", "torch_native", False, False),
+    ],
+)
+def test_keys_and_values_lie_as_the_attention_backend_of_this_server_allows(
+    layout: str, backend: str, amx: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCACHED_LAYOUT", layout)
+    monkeypatch.setattr(runtime_context, "attention_backends", lambda: (backend, backend))
+    monkeypatch.setattr("sglang.srt.utils.common.cpu_has_amx_support", lambda: amx)
+    with starting.rank(arguments(), PORTS) as start:
+        assert start.side_by_side is expected
+
+
+def test_a_layout_that_the_attention_backend_cannot_read_ends_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("KVCACHED_LAYOUT", "block")
+    monkeypatch.setattr(runtime_context, "attention_backends", lambda: ("trtllm_mha", "trtllm_mha"))
+    with pytest.raises(UnsupportedError, match="trtllm_mha"), starting.rank(arguments(), PORTS) as start:
+        _ = start.side_by_side
+    assert "this engine cannot start" in caplog.text

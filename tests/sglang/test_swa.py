@@ -162,13 +162,16 @@ MOVE = st.tuples(
 )
 
 
+@pytest.mark.parametrize("side_by_side", [False, True])
 @pytest.mark.parametrize("page_size", [1, 16])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moves=st.lists(MOVE, max_size=20))
 def test_i5_i9_slots_of_both_pools_have_memory(
-    page_size: int, tmp_path: Path, moves: list[tuple[str, int]]
+    page_size: int, side_by_side: bool, tmp_path: Path, moves: list[tuple[str, int]]
 ) -> None:
     with engine(tmp_path, page_size) as made:
+        if side_by_side:
+            made.place.lay_side_by_side()
         requests = Requests(made)
         for name, number in moves:
             if name == "begin":
@@ -188,11 +191,17 @@ def test_i5_i9_slots_of_both_pools_have_memory(
             requests.check()
 
 
+@pytest.mark.parametrize("side_by_side", [False, True])
 @pytest.mark.parametrize("page_size", [1, 16])
-def test_both_pools_grow_and_shrink_in_units_of_the_ledger(page_size: int, tmp_path: Path) -> None:
+def test_both_pools_grow_and_shrink_in_units_of_the_ledger(
+    page_size: int, side_by_side: bool, tmp_path: Path
+) -> None:
     with engine(tmp_path, page_size) as made:
+        if side_by_side:
+            made.place.lay_side_by_side()
         requests = Requests(made)
-        first = 2 * len(FULL_LAYERS) + 2 * len(SWA_LAYERS)  # a page in every lane of both
+        lanes = 1 if side_by_side else 2
+        first = lanes * (len(FULL_LAYERS) + len(SWA_LAYERS))  # a page in every lane of both
         assert made.mapped == made.held() == first
         for _ in range(3):
             assert requests.begin(200)

@@ -50,7 +50,7 @@ def stock_pair(fleet: Fleet, model: Path, place: Path, prompts: list[Prompt]) ->
 @pytest.fixture(scope="module")
 def pair(fleet: Fleet, model: Path, place: Path) -> Iterator[SglangServer]:
     """Return an elastic server of two ranks, started the other way."""
-    settings = SETTINGS | THREADS | {"KVCACHED_NAME": NAME}
+    settings = SETTINGS | THREADS | {"KVCACHED_NAME": NAME, "KVCACHED_LAYOUT": "engine"}
     server = SglangServer("sglang-pair", model, place, [*BOTH, *ELASTIC, "--sleep-on-idle"], settings, SERVE)
     with fleet.running(server):
         server.wait_ready()

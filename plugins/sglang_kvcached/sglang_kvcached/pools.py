@@ -1,4 +1,4 @@
-"""SGLang's pools over memory that comes and goes: the shapes and strides of stock, another buffer."""
+"""SGLang's pools over memory that comes and goes: the shapes of stock, another buffer."""
 
 from __future__ import annotations
 
@@ -48,21 +48,24 @@ class _Elastic:
             for start in self.kv_reservation.sheet.geometry.starts
         ]
 
-    def _log_reservation(self, tokens: int) -> None:
+    def _log_reservation(self, tokens: int, how: str = "") -> None:
         reservation = self.kv_reservation
         assert reservation is not None
         geometry = reservation.sheet.geometry
         _log.info(
-            "KV Cache is reserved (kvcached): #tokens: %d, %s of addresses, %s held; %s",
+            "KV Cache is reserved (kvcached): #tokens: %d, %s of addresses, %s held; %s%s",
             tokens,
             format_size(geometry.granule_count * geometry.granule_bytes),
             format_size(reservation.memory.held_bytes),
             geometry.describe(),
+            how,
         )
 
 
 class ElasticMHATokenToKVPool(_Elastic, MHATokenToKVPool):
-    """K and V of every layer, each its own lane."""
+    """K and V of every layer: side by side in one lane, or each in its own."""
+
+    _pairs: list[torch.Tensor] | None = None  # rows of K and V, where they lie side by side
 
     def _create_buffers(self) -> None:
         if not memory.is_claimed():
@@ -85,14 +88,26 @@ class ElasticMHATokenToKVPool(_Elastic, MHATokenToKVPool):
             raise UnsupportedError(
                 f"kvcached: keys of shape {k_shape[1:]} and values of shape {v_shape[1:]} are not supported"
             )
-        buffers = self._reserve(k_shape, 2 * self.layer_num, self.page_size)
-        self.k_buffer, self.v_buffer = buffers[0::2], buffers[1::2]
+        if memory.required().side_by_side:
+            rows, *row = k_shape
+            self._pairs = self._reserve((rows, 2, *row), self.layer_num, self.page_size)
+            self.k_buffer = [pair[:, 0] for pair in self._pairs]
+            self.v_buffer = [pair[:, 1] for pair in self._pairs]
+        else:
+            buffers = self._reserve(k_shape, 2 * self.layer_num, self.page_size)
+            self.k_buffer, self.v_buffer = buffers[0::2], buffers[1::2]
+
+    def _slot_move_pointer_buffers(self) -> list[torch.Tensor]:
+        """Return what SGLang moves slots in. Its kernel takes a stride for the width: K and V as one row."""
+        if self._pairs is None:
+            return list(super()._slot_move_pointer_buffers())
+        return self._pairs
 
     def _finalize_allocation_log(self, num_tokens: int) -> None:
         if self.kv_reservation is None:
             super()._finalize_allocation_log(num_tokens)
         else:
-            self._log_reservation(num_tokens)
+            self._log_reservation(num_tokens, "; keys and values side by side" if self._pairs else "")
 
 
 class ElasticMLATokenToKVPool(_Elastic, MLATokenToKVPool):

@@ -38,6 +38,8 @@ class Place(Protocol):
     def private(self) -> PrivateMemory: ...
     @property
     def capacity_bytes(self) -> int: ...
+    @property
+    def side_by_side(self) -> bool: ...
     def limit_bytes(self) -> int: ...
     def set_floor(self, floor_bytes: int) -> None: ...
 
@@ -64,6 +66,11 @@ class RankMemory:
     def settings(self) -> Config:
         """The engine's settings."""
         return self._place.settings
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether keys and values lie side by side. Raises UnsupportedError where that cannot be."""
+        return self._place.side_by_side
 
     @property
     def account(self) -> Account:

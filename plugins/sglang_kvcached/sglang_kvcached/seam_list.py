@@ -58,6 +58,8 @@ ENGINE: tuple[Seam, ...] = (
     Seam(_MODEL, "ModelConfig.get_num_kv_heads", ("self", "tensor_parallel_size")),
     Seam(_SIZES, "KVCacheConfigurator.mambaish_config", kind="attribute"),
     Seam(_SIZES, "KVCacheConfigurator.kv_cache_dtype_str", kind="attribute"),
+    Seam("sglang.srt.runtime_context", "attention_backends"),
+    Seam("sglang.srt.utils.common", "cpu_has_amx_support"),
     # Kinds of KV cache that are refused by name.
     Seam(_MODEL, "is_deepseek_dsa", ("config",)),
     Seam(_MODEL, "is_deepseek_v4", ("config",)),
@@ -69,6 +71,7 @@ ENGINE: tuple[Seam, ...] = (
 MEMORY: tuple[Seam, ...] = (
     Seam(_POOLS, "MHATokenToKVPool._create_buffers", ("self",)),
     Seam(_POOLS, "MHATokenToKVPool._create_buffers_normal", ("self",)),
+    Seam(_POOLS, "MHATokenToKVPool._slot_move_pointer_buffers", ("self",)),
     Seam(_POOLS, "MLATokenToKVPool._create_buffers", ("self",)),
     Seam(_POOLS, "KVCache._finalize_allocation_log", ("self", "num_tokens")),
     Seam(_BASE, "BaseTokenToKVPoolAllocator.create_prefill_budget", ("self", "tree_cache",

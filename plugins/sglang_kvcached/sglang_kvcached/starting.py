@@ -17,7 +17,7 @@ from kvcached_core.errors import ConfigError, InvariantError, KVCachedError
 from kvcached_core.ledger import Account, Runtime
 from kvcached_core.private_memory import PrivateMemory
 from kvcached_core.start import Rank, Start
-from sglang_kvcached import support, weights
+from sglang_kvcached import layouts, support, weights
 
 _log = logging.getLogger(__name__)
 
@@ -134,6 +134,15 @@ class RankStart:
         from sglang.srt.runtime_context import get_parallel
 
         return get_parallel().attn_tp_group.cpu_group
+
+    @property
+    def side_by_side(self) -> bool:
+        """Say whether keys and values lie side by side. Raises UnsupportedError where they cannot."""
+        from sglang.srt.runtime_context import attention_backends
+        from sglang.srt.utils.common import cpu_has_amx_support
+
+        amx = self.on_host and bool(cpu_has_amx_support())
+        return layouts.side_by_side(self.settings.layout, attention_backends(), amx)
 
     def limit_bytes(self) -> int:
         """Return what this rank may hold at most when it starts."""

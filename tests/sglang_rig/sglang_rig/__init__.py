@@ -1,11 +1,14 @@
 """A plugin of SGLang that does, where it is told to, what must never happen: the tests have to notice.
 
+And one thing that SGLang lacks on a CPU: `SGLANG_RIG=windows` offers the attention backend `windows`.
+
 `SGLANG_RIG=saboteur`: a scheduler unmaps on SIGUSR1 every granule but the first, no matter who uses it, and
 overwrites them with noise on SIGUSR2. `SGLANG_RIG=forget`: a scheduler forgets whatever plugins have hooked.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -13,9 +16,13 @@ from typing import Any
 
 import torch
 
+WINDOWS = "windows"
+
 
 def register() -> None:
-    """SGLang's entry point; does nothing outside a scheduler's process."""
+    """SGLang's entry point; does harm in a scheduler's process only."""
+    if os.environ.get("SGLANG_RIG") == WINDOWS:
+        _offer_windows()
     if "sglang.srt.managers.scheduler" not in sys.modules:
         return
     match os.environ.get("SGLANG_RIG"):
@@ -51,3 +58,16 @@ def _overwrite(*_: Any) -> None:
             page = pool.tensor[offset : offset + pool._geometry.page_bytes].view(torch.float32)
             page.normal_(generator=generator)
     print(f"rig: {len(granules)} granules overwritten", flush=True)
+
+
+def _offer_windows() -> None:
+    """Have SGLang know the attention backend of this name, on its command line too."""
+    from sglang.srt.layers.attention.attention_registry import register_attention_backend
+    from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES, add_attention_backend_choices
+
+    def make(runner: Any) -> Any:
+        return importlib.import_module("sglang_rig.windows").WindowsBackend(runner)
+
+    register_attention_backend(WINDOWS)(make)
+    if WINDOWS not in ATTENTION_BACKEND_CHOICES:
+        add_attention_backend_choices([WINDOWS])

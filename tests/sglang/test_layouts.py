@@ -1,0 +1,157 @@
+"""Keys and values side by side: who may have them so, and that what SGLang does with a pool still holds."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+from sglang.srt.mem_cache import memory_pool
+from sglang.srt.mem_cache.layout.paged_view import paged_kv_view
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+from kvcached_core.errors import UnsupportedError
+from sglang_kvcached.layouts import STRIDED_BACKENDS, side_by_side
+from sglang_kvcached.pools import ElasticMHATokenToKVPool
+from tests.sglang.elastic import HEAD_DIM, HEADS, LAYERS, Engine, engine, mha_pool
+
+SLOTS = 240  # one granule of 256 slots with page 0, all of it mapped
+ROW_BYTES = HEADS * HEAD_DIM * 4
+
+
+@pytest.fixture(params=[1, 16])
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """An engine at both kinds of page size, all of whose first granule can be touched."""
+    with engine(tmp_path, request.param) as made:
+        made.place.lay_side_by_side(None)
+        yield made
+
+
+def filled(kvcache: Any) -> Any:
+    """Store keys and values by SGLang's own way in, different ones in every slot and layer."""
+    generator = torch.Generator().manual_seed(3)
+    slots = torch.randperm(SLOTS, generator=generator)[:100] + 1
+    for layer in range(LAYERS):
+        k, v = torch.randn(2, len(slots), HEADS, HEAD_DIM, generator=generator)
+        kvcache.set_kv_buffer(SimpleNamespace(layer_id=layer), slots, k, v)
+    return kvcache
+
+
+def pair(made: Engine, **more: Any) -> tuple[Any, Any]:
+    """Return a stock pool and one with keys and values side by side, filled alike."""
+    stock, elastic = (
+        filled(mha_pool(cls, SLOTS, made.page_size, **more))
+        for cls in (MHATokenToKVPool, ElasticMHATokenToKVPool)
+    )
+    return stock, elastic
+
+
+def same(stock: Any, elastic: Any) -> None:
+    """All slots of all layers hold the same."""
+    for layer in range(LAYERS):
+        for expected, found in zip(stock.get_kv_buffer(layer), elastic.get_kv_buffer(layer), strict=True):
+            assert torch.equal(expected, found)
+
+
+def test_a_granule_is_one_page_of_each_layer_and_rows_of_a_slot_are_neighbours(made: Engine) -> None:
+    kvcache = mha_pool(ElasticMHATokenToKVPool, SLOTS, made.page_size)
+    geometry = kvcache.kv_reservation.sheet.geometry
+    assert len(geometry.starts) == LAYERS
+    assert geometry.stride_bytes == 2 * ROW_BYTES * made.page_size
+    for k, v in zip(kvcache.k_buffer, kvcache.v_buffer, strict=True):
+        assert k.shape == v.shape == (SLOTS + made.page_size, HEADS, HEAD_DIM)
+        assert k.stride() == v.stride() == (2 * HEADS * HEAD_DIM, HEAD_DIM, 1)
+        assert v.data_ptr() - k.data_ptr() == ROW_BYTES
+
+
+def test_what_is_stored_is_read_and_nothing_else_is_written(made: Engine) -> None:
+    stock, elastic = pair(made)
+    same(stock, elastic)
+    view = paged_kv_view(elastic.k_buffer[0], made.page_size, HEADS, HEAD_DIM)
+    assert torch.equal(view.flatten(0, 1), stock.k_buffer[0])
+    assert view.data_ptr() == elastic.k_buffer[0].data_ptr(), "a view, no copy"
+
+
+def _copy_rows(pointers: Any, strides: Any, target: Any, source: Any, count: int, *_: Any) -> None:
+    """Do what SGLang's kernel does: a stride is the distance of two rows and how much of each is copied."""
+    rows = list(zip(target[:count].tolist(), source[:count].tolist(), strict=True))
+    for base, stride in zip(pointers.tolist(), strides.tolist(), strict=True):
+        kept = [ctypes.string_at(base + at * stride, stride) for _, at in rows]
+        for (to, _), row in zip(rows, kept, strict=True):
+            ctypes.memmove(base + to * stride, row, stride)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_slots_that_are_moved_take_keys_and_values_along(
+    made: Engine, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_pool, "copy_all_layer_kv_cache_func", _copy_rows)
+    more = {"enable_kv_cache_copy": not native}  # as SGLang asks where there is a draft model
+    stock, elastic = pair(made, **more)
+    stock.use_native_move_kv_cache = elastic.use_native_move_kv_cache = native
+    before = stock.k_buffer[0].clone()
+    for kvcache in (stock, elastic):
+        kvcache.move_kv_cache(torch.arange(101, 160), torch.arange(1, 60))
+    same(stock, elastic)
+    assert not torch.equal(stock.k_buffer[0], before)
+
+
+def test_the_pointers_and_strides_that_moves_go_by_cover_rows_of_both_and_nothing_between(
+    made: Engine,
+) -> None:
+    kvcache = mha_pool(ElasticMHATokenToKVPool, SLOTS, made.page_size)
+    assert kvcache.data_ptrs.tolist() == [buffer.data_ptr() for buffer in kvcache.k_buffer]
+    assert kvcache.data_strides.tolist() == [2 * ROW_BYTES] * LAYERS
+    assert all(buffer.is_contiguous() for buffer in kvcache._slot_move_pointer_buffers())
+
+
+def test_a_copy_on_the_host_and_back_is_the_same(made: Engine) -> None:
+    stock, elastic = pair(made)
+    slots = torch.arange(1, 120)
+    kept = elastic.get_cpu_copy(slots)
+    for buffer in (*elastic.k_buffer, *elastic.v_buffer):
+        buffer[slots] = 0.0
+    elastic.load_cpu_copy(kept, slots)
+    same(stock, elastic)
+
+
+def test_the_log_says_so(made: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        mha_pool(ElasticMHATokenToKVPool, SLOTS, made.page_size)
+    assert "keys and values side by side" in caplog.text
+
+
+def test_every_backend_that_may_have_it_is_one_of_sglangs() -> None:
+    assert set(ATTENTION_BACKENDS) >= STRIDED_BACKENDS
+
+
+@pytest.mark.parametrize("backends", [(name, name) for name in sorted(STRIDED_BACKENDS)])
+def test_the_default_is_side_by_side_for_backends_that_read_it(backends: tuple[str, str]) -> None:
+    assert side_by_side("auto", backends, False) and side_by_side("block", backends, False)
+    assert not side_by_side("engine", backends, False)
+
+
+@pytest.mark.parametrize(
+    ("backends", "amx", "name"),
+    [
+        (("trtllm_mha", "trtllm_mha"), False, "trtllm_mha"),
+        (("fa4", "fa4"), False, "fa4"),
+        (("fa3", "hpc_ops"), False, "hpc_ops"),
+        ((None, None), False, "None"),
+        (("torch_native", "torch_native"), True, "the AMX kernels"),
+    ],
+)
+def test_any_other_backend_has_lanes_of_stock_and_is_refused_by_name_where_block_is_asked_for(
+    backends: tuple[str | None, str | None], amx: bool, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        assert not side_by_side("auto", backends, amx)
+    assert name in caplog.text and "fa3 and" not in caplog.text
+    with pytest.raises(UnsupportedError, match=f"KVCACHED_LAYOUT=block: .*{name}.*--attention-backend fa3"):
+        side_by_side("block", backends, amx)

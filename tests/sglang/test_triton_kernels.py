@@ -1,0 +1,23 @@
+"""SGLang's Triton attention reads keys and values side by side: its kernels, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_triton_attention_and_moves_give_the_same_with_keys_and_values_side_by_side(tmp_path: Path) -> None:
+    # A process of its own: Triton looks at the variable when a kernel is imported.
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sglang.triton_kernels", str(tmp_path)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "SGLANG_USE_CPU_ENGINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = {"move", "decode 1", "decode 16", "extend 1", "extend 16"}
+    assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(expected, True)
