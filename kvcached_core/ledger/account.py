@@ -234,6 +234,12 @@ class Account(Starter):
                 self._add("create_failures", 1 if bytes_never_ready else 0)
             ring_waiting(self._folder, self._seat.file, self._seat.slot)
 
+    def recount(self, granules: int) -> None:
+        """Count so many granules more as created, and as released since; nothing that exists changes."""
+        with self._mutex:
+            self._add("created_granules", granules)
+            self._add("released_granules", granules)
+
     def refuse(self, unmet_bytes: int) -> None:
         """Record what is wanted and was not got; 0 when nothing is."""
         with self._mutex:
