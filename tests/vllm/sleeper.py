@@ -1,4 +1,4 @@
-"""An elastic scheduler and a worker's real memory on one host ledger: an engine that sleeps, without a model."""
+"""An engine that sleeps, without a model: an elastic scheduler and a real worker's memory on one ledger."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ MIB = 1 << 20
 class Sleeper:
     """Takes an engine's calls in the order in which vLLM's engine core makes them."""
 
-    def __init__(self, config: Any, runtime_dir: Path, **settings: Any) -> None:
-        options = {"headroom": "0", "spare": "1MiB", "idle_seconds": 0.5, "grant_seconds": 0, "floor": "2MiB"}
+    def __init__(self, config: Any, runtime_dir: Path, name: str, **settings: Any) -> None:
+        config.instance_id = name
+        options = {"headroom": "0", "spare": "1MiB", "idle_seconds": 0.5, "grant_seconds": 0, "floor": "2MiB",
+                   "start_seconds": 5}  # fmt: skip
         self.runtime = Runtime.open(runtime_dir)
         self.memory: WorkerMemory = worker(config, runtime_dir=str(runtime_dir), **{**options, **settings})
         self.memory.open(CPU)
         self.memory.wait_for_room()
         size = self.memory.virtual_bytes(SPECS)
         self.memory.allocate(kv_config(size // BLOCK_BYTES), size)
+        self.pool.supply_thread.start = lambda: None  # type: ignore[method-assign]  # it is called by hand
         self.memory.begin_service(0)
         self.scheduler = scheduler(ElasticScheduler, config, size // BLOCK_BYTES)
         self.now = 1000.0
@@ -46,17 +49,20 @@ class Sleeper:
         assert self.memory._pool is not None
         return self.memory._pool
 
+    @property
+    def blocks_per_granule(self) -> int:
+        return int(self.scheduler.kv_memory.granules.blocks_per_granule)
+
     def owner(self) -> OwnerSnapshot:
         """Return what the ledger shows of this engine."""
-        instance = self.memory._start.account._texts["instance"]
         owners = [owner for device in snapshot(self.runtime) for owner in device.owners]
-        return next(owner for owner in owners if owner.instance == instance)
+        return next(owner for owner in owners if owner.slot == self.memory._start.account.slot)
 
     @property
     def held_bytes(self) -> int:
-        """What the driver says is there."""
-        driver = self.memory._opened()
-        return sum(driver.book.sizes()) if hasattr(driver, "book") else self.owner().ready_bytes
+        """Bytes of the handles that exist."""
+        driver: Any = self.memory._opened()
+        return int(sum(driver._book.sizes.values()))
 
     def step(self) -> Any:
         """Run one step, and whatever the supply thread can do after it."""
@@ -72,18 +78,20 @@ class Sleeper:
         self.pool.sleep.take_turn()
         return output
 
-    def idle(self, bound: int = 200) -> None:
-        """Step for as long as the engine says that it has work."""
-        for _ in range(bound):
+    def idle(self, beside: Sleeper | None = None) -> None:
+        """Step for as long as the engine says that it has work; one beside it does after each step, too."""
+        for _ in range(400):
             if not self.scheduler.has_requests():
                 return
             self.step()
+            if beside is not None:
+                beside.idle()
         raise AssertionError("the engine does not come to rest")
 
     def sleep(self, mode: str = "abort") -> None:
         """Pause, come to rest, reset the caches, and let the workers sleep."""
         self.pause(mode)
-        with self.memory.sleep.falling(TAGS - self.sleeping or TAGS):
+        with self.memory.sleep.falling(TAGS):
             pass
         self.sleeping |= TAGS
 
@@ -125,10 +133,10 @@ class Sleeper:
 
 
 @contextmanager
-def sleeper(config: Any, runtime_dir: Path, **settings: Any) -> Iterator[Sleeper]:
+def sleeper(config: Any, runtime_dir: Path, name: str = "one", **settings: Any) -> Iterator[Sleeper]:
     """An engine that ends with its worker; vLLM is left as it was."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EngineCoreProc, "_process_input_queue", EngineCoreProc._process_input_queue)
-        made = Sleeper(config, runtime_dir, **settings)
+        made = Sleeper(config, runtime_dir, name, **settings)
         yield made
         made.close()

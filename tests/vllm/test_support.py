@@ -24,7 +24,9 @@ def vllm_config(changes: Mapping[str, Any] | None = None) -> Any:
         ),
         cache_config=SimpleNamespace(num_gpu_blocks_override=None),
         scheduler_config=SimpleNamespace(scheduler_cls=SCHEDULER),
-        model_config=SimpleNamespace(enable_sleep_mode=False, sleep_mode_backend="cumem", is_encoder_decoder=False),
+        model_config=SimpleNamespace(
+            enable_sleep_mode=False, sleep_mode_backend="cumem", is_encoder_decoder=False
+        ),
         kv_transfer_config=None, ec_transfer_config=None, speculative_config=None, lora_config=None,
         additional_config={}, instance_id="abc",
     )  # fmt: skip
