@@ -127,7 +127,8 @@ def test_any_history_of_sleeping_and_waking_adds_up(tmp_path_factory: pytest.Tem
     global _config
     _config = vllm_config(tmp_path_factory.mktemp("model"))
     SleepMachine.TestCase.settings = settings(
-        max_examples=100, stateful_step_count=25, phases=(Phase.explicit, Phase.generate), deadline=None, derandomize=True,
+        max_examples=100, stateful_step_count=25, phases=(Phase.explicit, Phase.generate), deadline=None,
+        derandomize=True,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     SleepMachine.TestCase().runTest()
