@@ -93,6 +93,18 @@ class Child:
         self._llm.collective_rpc("bench_randomize", args=(seed, deviation))
         self._say({"id": id})
 
+    def do_sleep(self, id: int, level: int) -> None:
+        """Sleep; the answer has the seconds it took."""
+        begun = time.monotonic()
+        self._llm.sleep(level)
+        self._say({"id": id, "seconds": time.monotonic() - begun})
+
+    def do_wake(self, id: int) -> None:
+        """Wake; the answer has the seconds it took, waiting for room included."""
+        begun = time.monotonic()
+        self._llm.wake_up()
+        self._say({"id": id, "seconds": time.monotonic() - begun})
+
     def say_ready(self) -> None:
         """Say that the engine serves, and what it goes by."""
         config = self._engine.vllm_config

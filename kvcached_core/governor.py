@@ -154,6 +154,19 @@ class Governor:
         self.granules.set_budget(min(self.held, self.limit))
         self._publish()
 
+    def lost_all(self, released: int) -> None:
+        """Take note that the workers gave back all but granule 0, by themselves; `released` so far in all.
+
+        Raises InvariantError if requests hold blocks that went with it.
+        """
+        with self._evicting() as evict:
+            self.granules.shrink(1, evict)
+        if self.granules.mapped > 1:
+            raise InvariantError(f"requests hold {self.granules.busy} granules of a cache that was dropped")
+        self.granules.extent.take_change()  # the workers have carried it out
+        self.released = self._released_sent = released
+        self.refresh()
+
     @property
     def owes(self) -> bool:
         """Say whether a plan waits to be sent."""

@@ -56,6 +56,9 @@ class LeaseAccount(Protocol):
     def give_back(self, bytes_never_ready: int = 0, granules_released: int = 0) -> None:
         """Lower the promise: by what was never made, and by granules whose handles are gone."""
 
+    def recount(self, granules: int) -> None:
+        """Count so many granules more as created, and as released since."""
+
     def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0,
                 map_times: Sequence[int] = ()) -> None:  # fmt: skip
         """Tell observers what is mapped, what is used besides, (un)maps since, a tally of all maps' times."""
@@ -110,6 +113,7 @@ class PageSupply:
         self._retry_seconds = FIRST_RETRY_SECONDS
         self._retry_at = float("-inf")
         self.growth_ended: DriverError | None = None
+        self.asleep = False  # then nothing is wanted
 
     @property
     def owed(self) -> int:
@@ -181,7 +185,7 @@ class PageSupply:
         """Lease and make what is wanted; return the seconds after which to call again, or None."""
         unit = self._account.granule_bytes
         unmet = self._account.wanted_bytes - self._account.leased_bytes
-        if unmet < unit or self.growth_ended:
+        if unmet < unit or self.growth_ended or self.asleep:
             self._satisfied()
             return None
         if now < self._retry_at and not rung:
@@ -225,6 +229,20 @@ class PageSupply:
     def settled(self) -> bool:
         """Say whether the ledger knows all there is to know."""
         return not (self._untold_created or self._untold_released or self._untold_never_ready)
+
+    def recount(self, created: int) -> None:
+        """Count as though `created` granules had been made so far; those that were not were freed at once.
+
+        All is settled. Raises InvariantError if more than that were made.
+        """
+        more = created - self.created
+        if more < 0:
+            raise InvariantError(f"{self.created} granules were made, not {created}")
+        with self._changed:
+            self.created += more
+            self.released += more
+            self.ordered = self.released
+        self._account.recount(more)
 
     def close(self) -> None:
         """Free every handle that is not mapped; go on after a failure and raise the last one."""

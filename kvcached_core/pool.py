@@ -17,6 +17,7 @@ from kvcached_core.geometry import Geometry
 from kvcached_core.pages import SLICE_GRANULES, LeaseAccount, PageSupply, Usage
 from kvcached_core.pending import Pending
 from kvcached_core.plan import Plan
+from kvcached_core.pool_sleep import PoolSleep
 from kvcached_core.pool_stats import PoolStats
 from kvcached_core.source import Source
 from kvcached_core.supply_thread import SupplyThread
@@ -70,6 +71,9 @@ class ElasticPool:
         self.supply_thread = SupplyThread(
             account, self._supply, self.retire, self.place_ahead, self.usage, private_bytes, clock
         )
+        self.sleep = PoolSleep(
+            driver, self._arena, self._supply, self.supply_thread, self._unmap_later, self._after_steps, clock
+        )
 
     def add(self, geometry: Geometry, size_bytes: int | None = None) -> torch.Tensor:
         """Reserve another arena, map its first granule and return its tensor; before start().
@@ -119,6 +123,8 @@ class ElasticPool:
         if plan is None:
             return
         self.supply_thread.raise_failure()
+        if self._supply.asleep:
+            raise InvariantError(f"{plan} came while the pool sleeps")
         with self._step_first, self._changed:
             if not self._is_next(plan):
                 return
@@ -165,7 +171,7 @@ class ElasticPool:
         no longer than the step would need to map it itself. Returns whether there may be more to map.
         Raises what the driver raises; no handle is lost then.
         """
-        if not self._supply.settled:
+        if not self._supply.settled or self._supply.asleep:
             return False  # I2: what the ledger does not know to be ready is not mapped
         for _ in range(SLICE_GRANULES):
             with self._after_steps():

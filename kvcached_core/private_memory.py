@@ -17,16 +17,19 @@ class PrivateMemory:
         self._reserved = reserved
         self._process = process
         self._kv_bytes = kv_bytes
+        self.absent_bytes = 0  # of `reserved`, what has no memory behind it while the engine sleeps
         self._beside_bytes = 0  # context, communication, graphs: grows while the engine loads
 
     def measure(self) -> int:
         """Ask the driver; not for the step path. Callable from any thread."""
         if self._reserved is None:
             return 0
-        reserved_bytes = self._reserved()
+        reserved_bytes = max(0, self._reserved() - self.absent_bytes)
         self._beside_bytes = max(0, self._process() - reserved_bytes - self._kv_bytes())
         return reserved_bytes + self._beside_bytes
 
     def now(self) -> int:
         """Return what the allocator holds, and the rest as last measured. Callable from any thread."""
-        return 0 if self._reserved is None else self._reserved() + self._beside_bytes
+        if self._reserved is None:
+            return 0
+        return max(0, self._reserved() - self.absent_bytes) + self._beside_bytes

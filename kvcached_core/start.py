@@ -56,7 +56,7 @@ def in_device_order(device: str, wait: Callable[[], None], gather: Gather) -> No
 
 
 class Start:
-    """What happens to a rank between its first line and its first step."""
+    """What happens to a rank between its first line and its first step, and between sleep and waking."""
 
     def __init__(
         self,
@@ -81,6 +81,7 @@ class Start:
         self._loading: Loading | None = None
         self._capacity_bytes = 0
         self._admitted = False
+        self._peak_bytes: int | None = None  # outside the KV cache, to be claimed again by wait_to_wake()
 
     @property
     def account(self) -> Account:
@@ -175,6 +176,31 @@ class Start:
         self.stop()
         self.account.set_private_peak(self.private.measure() + activation_bytes)
 
+    def fell_asleep(self) -> None:
+        """What was taken outside the KV cache is gone, as far as can be measured: others may take it."""
+        if self._peak_bytes is None:
+            self._peak_bytes = self.account.private_peak_bytes
+        self.account.set_private_peak(self.private.measure())
+
+    def wait_to_wake(self, memory: Callable[[], MemoryInfo]) -> None:
+        """Return once what fell_asleep() let go, and the floor, is promised again; the same of all ranks.
+
+        Raises CapacityError on all ranks if one of them is refused, and then nothing is promised.
+        """
+        account = self.account
+        try:
+            in_device_order(account.device.uuid, lambda: self._wait_to_wake(memory), self._gather)
+        except BaseException:
+            account.ask_no_more()
+            if self._peak_bytes is not None:
+                account.set_private_peak(self.private.measure())
+            raise
+
+    def woke(self) -> None:
+        """What was promised is there again, or will be."""
+        self.private.measure()
+        self._peak_bytes = None
+
     def stop(self) -> None:
         """Show nothing more of the loading; may be repeated."""
         if self._loading is not None:
@@ -192,6 +218,13 @@ class Start:
 
     def _private_now(self) -> int:
         return self.private.measure() if self._admitted else 0
+
+    def _wait_to_wake(self, memory: Callable[[], MemoryInfo]) -> None:
+        if self._peak_bytes is None:
+            return
+        account, seconds = self.account, self._settings.start_seconds
+        wait_for_turn(account, memory, self._peak_bytes, account.floor_bytes, seconds, self._clock,
+                      self._sleep, "wake up")  # fmt: skip
 
     def _wait_for_turn(self, memory: Callable[[], MemoryInfo], private_bytes: int, floor_bytes: int) -> None:
         seconds = self._settings.start_seconds

@@ -47,6 +47,7 @@ class SupplyThread:
         self._stopping = False
         self._failure: BaseException | None = None
         self._device_failed = False
+        self._turns = threading.Lock()
         self._may_place_ahead = True  # until it fails; again with the next ring of the bell
         self._thread = threading.Thread(target=self._run, name="kvcached-supply", daemon=True)
 
@@ -71,6 +72,15 @@ class SupplyThread:
         os.close(self._wake)
         self._wake = -1
 
+    @property
+    def device_failed(self) -> bool:
+        """Say whether the driver failed, so that nothing more is given back."""
+        return self._device_failed
+
+    def fail(self, error: BaseException) -> None:
+        """Let no plan be carried out any more."""
+        self._failure = error
+
     def raise_failure(self) -> None:
         """Raise what ended the thread, if anything did, where the engine will see it."""
         if self._failure is not None:
@@ -80,7 +90,12 @@ class SupplyThread:
         """Do all that can be done now; return the seconds until the next turn, or None for never by itself.
 
         `rung` says that somebody asked for this turn: then unmet demand is tried again at once.
+        Any thread may call it.
         """
+        with self._turns:
+            return self._turn(now, rung)
+
+    def _turn(self, now: float, rung: bool) -> float | None:
         self._account.drain()
         waits = []
         if not self._attempt(self._account.acknowledge):

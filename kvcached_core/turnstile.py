@@ -60,6 +60,7 @@ def wait_for_turn(
     timeout_seconds: float,
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[int, float], None] = wait_for_bell,
+    purpose: str = "start",
 ) -> None:
     """Return once `private_bytes` outside the KV cache and a floor are promised to this engine alone.
 
@@ -84,12 +85,12 @@ def wait_for_turn(
         left_seconds = begun + timeout_seconds - now
         if left_seconds <= 0:
             raise CapacityError(
-                f"no room to start within {timeout_seconds:g} s: {state}. Wait longer "
+                f"no room to {purpose} within {timeout_seconds:g} s: {state}. Wait longer "
                 f"(kvcached.start_seconds), end another engine or lower what it holds (kvctl limit, kvctl "
                 f"floor), or say how much this one takes (kvcached.start_size) if it is less"
             )
         if now >= tell_at:
-            _log.info("kvcached: waiting to start, %.0f s at most: %s", left_seconds, state)
+            _log.info("kvcached: waiting to %s, %.0f s at most: %s", purpose, left_seconds, state)
             tell_at = now + TELL_SECONDS
         wait(account.fileno(), min(ASK_SECONDS, left_seconds))
 

@@ -277,6 +277,11 @@ class FakeAccount:
         self.ready_bytes -= granules_released * self.granule_bytes
         self.leased_bytes -= granules_released * self.granule_bytes + bytes_never_ready
 
+    def recount(self, granules: int) -> None:
+        """Count."""
+        self.created_granules += granules
+        self.released_granules += granules
+
     def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0,
                 map_times: Sequence[int] = ()) -> None:  # fmt: skip
         """Keep."""

@@ -67,6 +67,13 @@ class Desk:
         self._created = least
         return least
 
+    def released(self) -> int:
+        """Return the granules ever released, the most over ranks; 0 while no slot is there.
+
+        More than were ever ordered say that the workers gave back all but granule 0 by themselves.
+        """
+        return max((p.words[p.released_at] for p in self._places if p.is_there()), default=0)
+
     def granule_limit(self) -> int:
         """Return how many granules each rank may hold: a lower limit at once, a higher one when applied."""
         least = -1

@@ -37,6 +37,11 @@ class Starter(Member):
         """What this owner can always get back."""
         return self._own["floor_applied"]
 
+    @property
+    def private_peak_bytes(self) -> int:
+        """What this process may come to take outside its KV cache, as it was said last."""
+        return self._own["private_peak_bytes"]
+
     def set_private_peak(self, peak_bytes: int) -> None:
         """Say what this process may come to take outside its KV cache; others leave that much free."""
         with self._mutex:
@@ -68,7 +73,7 @@ class Starter(Member):
             now, peak = self._own["private_now_bytes"], self._own["private_peak_bytes"]
             promised = max(0, peak - now)  # which is no room for others, but for this engine
             there = self._room(file, rows, memory.free_bytes).of_device + promised
-            claim = max(0, private_bytes - now) + floor_bytes
+            claim = max(0, private_bytes - now) + max(0, floor_bytes - self._own["leased_bytes"])
             # Who needs no more than it was promised waits for nobody, even where outsiders broke promises.
             missing = claim - there if claim > promised else 0
             if missing <= 0 and not ahead:
@@ -82,6 +87,12 @@ class Starter(Member):
             rows = file.rows()  # its own claim is among them now
             self._arbitrate(file, rows, arbiter.survey(rows, self.slot, 0, there - promised, now_ms), now_ms)
             return Turn(False, ahead, max(0, missing), there)
+
+    def ask_no_more(self) -> None:
+        """Withdraw what is claimed and was not admitted."""
+        with self._mutex:
+            self._put("starting_bytes", 0)
+            self._put("queued_at_ms", 0)
 
     def _ahead(self, rows: Mapping[int, Row], now_ms: int) -> int:
         """Return how many wait for their start since before this one; ties go by slot."""

@@ -52,6 +52,18 @@ def test_what_the_driver_counts_beyond_the_allocator_and_the_cache_is_private_to
     assert private.measure() == private.now() == 15 * GIB, "where the driver does not tell"
 
 
+def test_what_the_allocator_counts_of_freed_weights_is_not_private_while_the_engine_sleeps() -> None:
+    process_bytes = 18 * GIB
+    private = PrivateMemory(lambda: 15 * GIB, lambda: process_bytes, lambda: 2 * GIB)
+    assert private.measure() == 16 * GIB
+    process_bytes, private.absent_bytes = 4 * GIB, 14 * GIB
+    assert private.measure() == private.now() == 2 * GIB
+    process_bytes = 0
+    assert private.measure() == private.now() == GIB, "where the driver does not tell"
+    private.absent_bytes = 0
+    assert private.now() == 15 * GIB, "awake again"
+
+
 def test_on_the_host_nothing_is_counted() -> None:
     private = PrivateMemory(None, lambda: GIB, lambda: 0)
     assert private.measure() == private.now() == 0

@@ -126,6 +126,22 @@ class Client:
         """Forget what is cached; says whether it was done, which running requests prevent."""
         return bool(self._http.post("/reset_prefix_cache").raise_for_status().json()["success"])
 
+    def sleep(self, level: int = 1, mode: str = "abort") -> None:
+        """Let the engine sleep."""
+        self._http.post("/sleep", params={"level": level, "mode": mode}).raise_for_status()
+
+    def wake_up(self, *tags: str) -> httpx.Response:
+        """Wake all, or what has these tags; return whatever comes back."""
+        return self._http.post("/wake_up", params={"tags": list(tags)})
+
+    def release_kv_cache_memory(self) -> None:
+        """Give up the KV cache of a paused engine."""
+        self._http.post("/release_kv_cache_memory").raise_for_status()
+
+    def is_sleeping(self) -> bool:
+        """Say whether the engine sleeps."""
+        return bool(self._http.get("/is_sleeping").raise_for_status().json()["is_sleeping"])
+
     def metric(self, name: str) -> float:
         """Return a metric's value, summed over its labels."""
         text = self._http.get("/metrics").raise_for_status().text

@@ -24,7 +24,9 @@ def vllm_config(changes: Mapping[str, Any] | None = None) -> Any:
         ),
         cache_config=SimpleNamespace(num_gpu_blocks_override=None),
         scheduler_config=SimpleNamespace(scheduler_cls=SCHEDULER),
-        model_config=SimpleNamespace(enable_sleep_mode=False, is_encoder_decoder=False),
+        model_config=SimpleNamespace(
+            enable_sleep_mode=False, sleep_mode_backend="cumem", is_encoder_decoder=False
+        ),
         kv_transfer_config=None, ec_transfer_config=None, speculative_config=None, lora_config=None,
         additional_config={}, instance_id="abc",
     )  # fmt: skip
@@ -43,7 +45,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("parallel_config.distributed_executor_backend", "ray", "executor 'ray' is not supported"),
     ("parallel_config.distributed_executor_backend", "external_launcher", "executor 'external_launcher'"),
     ("cache_config.num_gpu_blocks_override", 100, "num_gpu_blocks_override contradicts"),
-    ("model_config.enable_sleep_mode", True, "leave out --enable-sleep-mode"),
+    ("model_config.sleep_mode_backend", "criu", "sleep mode by 'criu' also takes"),
     ("parallel_config.enable_elastic_ep", True, "leave out --enable-elastic-ep"),
     ("parallel_config.enable_dbo", True, "leave out --enable-dbo"),
     ("parallel_config.nnodes", 2, "several nodes are not supported yet"),
@@ -51,6 +53,7 @@ REFUSED: list[tuple[str, Any, str]] = [
 WARNED: list[tuple[str, Any, str]] = [
     ("speculative_config", object(), "speculative decoding"),
     ("parallel_config.data_parallel_size", 2, "data parallelism"),
+    ("model_config.enable_sleep_mode", True, "sleep mode on a device"),
     ("lora_config", object(), "LoRA"),
     ("parallel_config.decode_context_parallel_size", 2, "context parallelism"),
     ("model_config.is_encoder_decoder", True, "encoder-decoder models"),

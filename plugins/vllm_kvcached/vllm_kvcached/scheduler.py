@@ -45,7 +45,10 @@ class _Elastic(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """As in vLLM, with the budget settled before, and the plan attached after."""
         memory, demand = self.kv_memory, self._kv_demand
-        memory.update(demand.blocks(), self.has_unfinished_requests(), demand.growth())
+        # A paused engine admits nobody, and one that sleeps is paused.
+        is_paused = self._pause_state != PauseState.UNPAUSED
+        demanded = demand.growth() if is_paused else demand.blocks()
+        memory.update(demanded, self.has_unfinished_requests(), demand.growth())
         preempted = self._preempt_for_a_floor()
         while (hopeless := demand.hopeless(memory.limit_blocks)) is not None:
             self._fail(hopeless)

@@ -74,6 +74,7 @@ class SchedulerMemory:
     def update(self, demand_blocks: int, busy: bool, growth_blocks: int = 0) -> None:
         """Settle the budget for the next step and ask for what is missing; see Governor.update."""
         deadline = self._governor.deadline
+        self._notice_sleep()
         if busy:
             self._idle_since_ms = 0
         elif not self._idle_since_ms:
@@ -110,6 +111,12 @@ class SchedulerMemory:
         self._preemptions = preemptions
         self._count()
         return self._governor.take_plan()
+
+    def _notice_sleep(self) -> None:
+        """Take note that the workers gave everything back by themselves: the engine sleeps, or slept."""
+        released = self._desk.released()
+        if released > self._governor.released:
+            self._governor.lost_all(released)
 
     def _now_ms(self) -> int:
         return max(1, int(self._clock() * 1000))

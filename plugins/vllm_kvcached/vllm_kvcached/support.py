@@ -56,6 +56,7 @@ def _refusals(vllm_config: VllmConfig) -> list[str]:
     parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
     scheduler_cls = vllm_config.scheduler_config.scheduler_cls
     backend = parallel.distributed_executor_backend
+    sleeper = getattr(vllm_config.model_config, "sleep_mode_backend", "cumem")
     checks = {
         f"worker class {parallel.worker_cls} cannot hold an elastic cache: leave out --worker-cls": (
             parallel.worker_cls != WORKER
@@ -75,8 +76,8 @@ def _refusals(vllm_config: VllmConfig) -> list[str]:
         "num_gpu_blocks_override contradicts a cache that grows and shrinks: set the limit instead": (
             cache.num_gpu_blocks_override is not None
         ),
-        "sleep mode is not supported yet: leave out --enable-sleep-mode": (
-            bool(getattr(vllm_config.model_config, "enable_sleep_mode", False))
+        f"sleep mode by {sleeper!r} also takes the memory of our KV cache: set sleep_mode_backend to cumem": (
+            sleeper != "cumem"
         ),
         "elastic expert parallelism is not supported: leave out --enable-elastic-ep": (
             bool(getattr(parallel, "enable_elastic_ep", False))
@@ -97,6 +98,7 @@ def _untried(vllm_config: VllmConfig) -> list[str]:
     checks = {
         "speculative decoding": vllm_config.speculative_config is not None,
         "data parallelism": parallel.data_parallel_size > 1,
+        "sleep mode on a device": bool(getattr(vllm_config.model_config, "enable_sleep_mode", False)),
         "LoRA": vllm_config.lora_config is not None,
         "context parallelism": getattr(parallel, "decode_context_parallel_size", 1) > 1,
         "encoder-decoder models": bool(getattr(vllm_config.model_config, "is_encoder_decoder", False)),

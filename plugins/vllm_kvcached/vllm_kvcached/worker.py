@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from vllm.platforms import current_platform
 
 from kvcached_core.errors import KVCachedError
+from vllm_kvcached.sleeping import TAGS, others_may_grow
 from vllm_kvcached.support import refuse_unsupported
 from vllm_kvcached.worker_memory import WorkerMemory
 
@@ -162,6 +163,25 @@ class ElasticWorker(_StockWorker):
         if plan is not None:
             self.kv_memory.apply(plan)
         return super().execute_model(scheduler_output, *args, **kwargs)
+
+    def sleep(self, level: int = 1) -> None:
+        """Give the KV cache back, then free weights as vLLM does; others may take both."""
+        with self.kv_memory.sleep.falling(TAGS):
+            if not current_platform.is_cpu():  # whose weights stay, with a warning that nothing happens
+                with others_may_grow():
+                    super().sleep(level)
+
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        """Wait for room for what vLLM restores, then let it. On CapacityError the engine sleeps on."""
+        with self.kv_memory.sleep.waking(tags):
+            if not current_platform.is_cpu():
+                super().wake_up(tags)
+
+    def discard(self, tags: tuple[str, ...]) -> None:
+        """As in vLLM (newer than 0.30), of a KV cache that is ours."""
+        with self.kv_memory.sleep.falling(tags):
+            if not current_platform.is_cpu():
+                super().discard(tags)
 
     def kvcached_stats(self) -> dict[str, int]:
         """Return the pool's counts; callable through vLLM's collective_rpc."""

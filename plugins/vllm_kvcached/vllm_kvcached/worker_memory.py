@@ -24,6 +24,7 @@ from vllm_kvcached.placement import (
     placement,
 )
 from vllm_kvcached.ranks import gather
+from vllm_kvcached.sleeping import RankSleep
 from vllm_kvcached.starting import RankStart
 from vllm_kvcached.support import settings
 
@@ -51,6 +52,7 @@ class WorkerMemory:
         self._device = torch.device("cpu")
         self._driver: Driver | None = None
         self._pool: ElasticPool | None = None
+        self._sleep: RankSleep | None = None
         self._capacity_bytes = 0
 
     # -- starting, in vLLM's order -----------------------------------------------------------------------
@@ -147,6 +149,7 @@ class WorkerMemory:
         self._start.end(int(peak_activation_bytes))
         self._start.account.grow_with(self._vllm_config.parallel_config.world_size)
         self._pool.start()
+        self._sleep = RankSleep(self._pool, self._opened(), self._start)
 
     # -- service -----------------------------------------------------------------------------------------
 
@@ -154,6 +157,13 @@ class WorkerMemory:
         """Carry out a plan; kernels launched after this see its memory."""
         assert self._pool is not None
         self._pool.apply(plan, _stream())
+
+    @property
+    def sleep(self) -> RankSleep:
+        """Sleep mode. Raises InvariantError before the service begins."""
+        if self._sleep is None:
+            raise InvariantError("an engine cannot sleep before it serves")
+        return self._sleep
 
     def stats(self) -> dict[str, int]:
         """Return the pool's counts."""

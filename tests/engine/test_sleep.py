@@ -1,0 +1,117 @@
+"""Sleep mode of a real server: its KV memory is there for others, and it answers as stock when it wakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
+from kvcached_core.ledger import Account, Runtime
+from tests.engine.client import Answers, Client, Prompt, differences
+from tests.engine.conftest import CAPACITY_BYTES, HEADROOM_BYTES, MAIN, MIB
+from tests.engine.server import Server, until
+from tests.engine.watch import is_at_rest, owner, watching
+
+pytestmark = pytest.mark.engine
+
+LEFT_BYTES = 4 * MIB  # more than the null granule of the one that sleeps
+
+
+@contextmanager
+def _other(runtime: Path, floor_bytes: int = 0) -> Iterator[Account]:
+    """Be another engine on the device for a while."""
+    account = Account.attach(
+        Runtime.open(runtime), DeviceIdentity("host", "host"), CAPACITY_BYTES, HEADROOM_BYTES,
+        instance="other", rank=0, name="other", floor_bytes=floor_bytes,
+    )  # fmt: skip
+    account.describe(page_bytes=MIB, granule_bytes=MIB, granule_count=CAPACITY_BYTES // MIB,
+                     blocks_per_granule=1, block_count=CAPACITY_BYTES // MIB, stride_bytes=MIB)  # fmt: skip
+    try:
+        yield account
+    finally:
+        account.give_back(granules_released=account.ready_bytes // MIB)
+        account.detach()
+
+
+def _take(account: Account, size_bytes: int) -> int:
+    """Lease so much and make it ready; returns the bytes."""
+    granted = account.lease(size_bytes, MemoryInfo(CAPACITY_BYTES, CAPACITY_BYTES))
+    account.created(granted // MIB)
+    return granted
+
+
+def _answer_as_stock(client: Client, prompts: list[Prompt], stock: Answers) -> None:
+    assert differences(client.answers(prompts), stock) == []
+    assert client.rpc("kvcached_check") == [None]
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_another_engine_has_all_the_memory_of_one_that_sleeps(
+    client: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]], level: int
+) -> None:
+    cached = extra_prompts["cached"]
+    most_bytes = CAPACITY_BYTES - HEADROOM_BYTES - LEFT_BYTES
+    with watching(runtime):
+        _answer_as_stock(client, cached, stock)
+        assert owner(runtime, MAIN).cached_bytes > MIB
+        client.sleep(level)
+        assert is_at_rest(runtime, MAIN), "when the call returns"
+        assert client.is_sleeping()
+        until(lambda: owner(runtime, MAIN).cached_bytes == 0, 5, "the scheduler has heard of it")
+        with _other(runtime) as other, ThreadPoolExecutor(1) as pool:
+            assert _take(other, most_bytes) == most_bytes
+            waking = pool.submit(client.wake_up)
+            until(lambda: owner(runtime, MAIN).starting_bytes > 0, 5, "it waits for its floor")
+            assert not waking.done() and is_at_rest(runtime, MAIN)
+            other.give_back(granules_released=other.ready_bytes // MIB)
+            assert waking.result(30).is_success
+            assert not client.is_sleeping()
+            _answer_as_stock(client, cached, stock)
+
+
+def test_where_floors_leave_no_room_it_sleeps_on(
+    elastic: Server, client: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
+) -> None:
+    client.sleep()
+    with _other(runtime, CAPACITY_BYTES - HEADROOM_BYTES - owner(runtime, MAIN).floor_applied):
+        assert client.wake_up().is_success, "there is just room"
+        client.sleep()
+    floor_bytes = owner(runtime, MAIN).floor_applied
+    with _other(runtime, CAPACITY_BYTES - floor_bytes):
+        with Client(elastic.url) as asking:  # the server ends the connection
+            assert asking.wake_up().status_code == 500, "headroom is nobody's"
+        assert client.is_sleeping() and is_at_rest(runtime, MAIN)
+    assert client.wake_up().is_success
+    _answer_as_stock(client, extra_prompts["long"], stock)
+
+
+def test_requests_that_a_sleep_keeps_are_answered_as_by_stock_after_it(
+    client: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
+) -> None:
+    talkative = extra_prompts["talkative"]
+    with watching(runtime), ThreadPoolExecutor(len(talkative)) as pool:
+        requests = {prompt: pool.submit(client.ids, prompt) for prompt in talkative}
+        before = client.metric("vllm:generation_tokens_total")
+        until(lambda: client.metric("vllm:generation_tokens_total") > before + 50, 60, "they are under way")
+        client.sleep(mode="keep")
+        assert is_at_rest(runtime, MAIN) and not any(request.done() for request in requests.values())
+        assert client.wake_up("weights").is_success and client.is_sleeping()
+        assert client.wake_up("kv_cache").is_success and not client.is_sleeping()
+        answers = {prompt: request.result(120) for prompt, request in requests.items()}
+    assert differences(answers, stock) == []
+
+
+def test_the_cache_alone_is_released_of_an_engine_that_is_paused(
+    client: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
+) -> None:
+    cached = extra_prompts["cached"]
+    _answer_as_stock(client, cached, stock)
+    client.sleep(0)
+    client.release_kv_cache_memory()
+    assert is_at_rest(runtime, MAIN)
+    assert client.wake_up().is_success
+    _answer_as_stock(client, cached, stock)
