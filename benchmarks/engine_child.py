@@ -93,6 +93,10 @@ class Child:
         self._llm.collective_rpc("bench_randomize", args=(seed, deviation))
         self._say({"id": id})
 
+    def do_flush(self, id: int) -> None:
+        """Forget the prefix cache; nothing runs."""
+        self._say({"id": id, "done": self._llm.reset_prefix_cache()})
+
     def do_check(self, id: int) -> None:
         """Let every rank check its pool: each has done all plans in order, and adds up."""
         self._llm.collective_rpc("kvcached_check")
