@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import deaths, engines
-from benchmarks.engines import Engine, Scale
+from benchmarks.engines import Engine, EngineDiedError, Scale
 from benchmarks.sharing import out_of_memory
 from benchmarks.stage import START_SECONDS, Stage
 from benchmarks.third import Insider, Outsider, Third
 from kvcached_core import nvml
 from kvcached_core.ledger import OwnerSnapshot, Runtime, check, snapshot
+from kvcached_core.ledger.peers import LEAD_GRANULES
 from kvcached_core.units import MIB
 
 RANKS = 2
@@ -29,7 +30,6 @@ PART = 0.7  # of the memory: a burst for which another engine has to give
 SLOT_SECONDS = CLEAN_SECONDS = 1.0
 AS_STOCK_SECONDS = 5.0  # an end may be so much later
 KILLED_REQUESTS, KILLED_PROMPT, KILLED_TOKENS = 32, 200, 1500
-FILL_ERROR_UNITS = 1.5  # a fill ends where half a unit no longer came
 
 
 class Pairs(Stage):
@@ -49,6 +49,11 @@ class Pairs(Stage):
     def ranks_on_a_device(self) -> int:
         """Of an engine of two."""
         return RANKS if self.scale.on_host else 1
+
+    @property
+    def error_units(self) -> float:
+        """How far two fills may differ: one ends where half a unit no longer came, one rank leads."""
+        return 2.5 if self.scale.on_host else 1.5
 
     def start(self, name: str, ranks: int = RANKS, device: int | None = None,
               backend: str = "kvcached") -> Engine:  # fmt: skip
@@ -103,8 +108,9 @@ class Pairs(Stage):
         ranks = self.ranks(name)
         for rank in ranks:
             self.samples.setdefault(f"{name}_{when}_bytes_rank{rank.rank}", []).append(rank.ready_bytes)
-        self.checks[f"both ranks of {name} hold alike {when}"] = (
-            len({(rank.mapped_bytes, engines.content_bytes(rank)) for rank in ranks}) == 1
+        lead = max(rank.ready_bytes for rank in ranks) - min(rank.ready_bytes for rank in ranks)
+        self.checks[f"no rank of {name} is far ahead, {when}"] = (
+            lead <= LEAD_GRANULES * ranks[0].granule_bytes
         )
         return engines.content_bytes(ranks[0])
 
@@ -141,10 +147,10 @@ def lose_a_rank(stage: Pairs, name: str) -> dict[str, float]:
 
 
 def third_process(stage: Pairs) -> None:
-    """Another process takes a quarter of device 1, up to 20 units, under load, and leaves again."""
+    """Another process takes a quarter of device 1 (of the host half), up to 20 units, under load."""
     stage.start("a")
     stage.ready("a")
-    taken = int(min(20.0, stage.room_units() / 4 * stage.ranks_on_a_device)) * stage.scale.gib
+    taken = int(min(20.0, stage.room_units() / 4 * stage.ranks_on_a_device**2)) * stage.scale.gib
     alone = stage.full_bytes("a", "alone")
     stage.flush("a")
     stage.free("before_third")
@@ -158,7 +164,7 @@ def third_process(stage: Pairs) -> None:
     stage.free("after_third")
     stage.samples |= {"third_bytes": [taken], "a_content_bytes": [alone, beside, again]}
     stage.watch.note(f"A had {alone}, beside the third {beside}, then {again}; the third {taken}")
-    error, lost = FILL_ERROR_UNITS * stage.scale.gib, taken / stage.ranks_on_a_device
+    error, lost = stage.error_units * stage.scale.gib, taken / stage.ranks_on_a_device
     stage.checks["requests went on beside the third process"] = went_on
     stage.checks["A's budget was the least of both devices"] = abs(alone - beside - lost) <= error
     stage.checks["A grew back when the third process had left"] = again >= alone - error
@@ -200,7 +206,7 @@ def a_loses_a_rank(stage: Pairs) -> None:
     check_end(stage, "a", lose_a_rank(stage, "a"))
     grown = stage.full_bytes("b", "after_a")
     stage.samples |= {"b_before_death_bytes": [had], "b_after_death_bytes": [grown]}
-    least = stage.room_units() * stage.scale.gib * 0.9
+    least = (stage.room_units() - stage.error_units) * stage.scale.gib
     stage.checks["B grew into what A had"] = grown >= max(least, had)
 
 
@@ -231,14 +237,23 @@ def pair_beside_singles(stage: Pairs) -> None:
 def judge(stage: Pairs) -> None:
     """Check what no single scene can: the plans of the ranks, the ledgers, the logs."""
     stage.third.leave()
-    for name in "bxy":
-        engine = stage.engines[name]
-        stage.flush(name)
-        engine.result(engine.ask("check"), stage.seconds(REST_SECONDS))
-        counts = {(rank.created_granules, rank.released_granules) for rank in stage.ranks(name)}
-        stage.checks[f"each rank of {name} has done the same plans in order"] = len(counts) == 1
     stage.checks["nobody was out of memory"] = not out_of_memory(stage)
     stage.checks["all ledgers add up"] = not any(check(device) for device in snapshot(stage.runtime))
+    living = {name for name, engine in stage.engines.items() if engine.alive}
+    stage.checks["all live that were not killed"] = living == set("bxy")
+    for name in living:
+        stage.flush(name)
+        stage.checks[f"each rank of {name} has done all plans in order"] = is_in_order(stage, name)
+
+
+def is_in_order(stage: Pairs, name: str) -> bool:
+    """Let each rank check its pool, which ends an engine in which a plan came out of order."""
+    engine = stage.engines[name]
+    try:
+        engine.result(engine.ask("check"), stage.seconds(REST_SECONDS))
+    except EngineDiedError:
+        return False
+    return True
 
 
 SCENES: dict[str, Callable[[Any], None]] = {

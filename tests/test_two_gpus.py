@@ -50,7 +50,7 @@ class Fake:
     def __init__(self, **faults: Any) -> None:
         self.faults = faults
         self.scale = SimpleNamespace(gib=1, on_host=False)
-        self.ranks_on_a_device, self.taken = 1, 0
+        self.ranks_on_a_device, self.taken, self.error_units = 1, 0, 1.5
         self.samples: dict[str, list[float]] = {}
         self.checks: dict[str, bool] = {}
         self.ends: dict[str, int | None] = {}
