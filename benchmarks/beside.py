@@ -99,14 +99,14 @@ class Play:
     def run(self, b_alone: list[tuple[int, ...]]) -> None:
         """Play all; `b_alone` is what B answered when there was no A."""
         self.peak(self.a, self.b)
-        self.found.checks["memory moved from A to B"] = self.peak(self.b, self.a) > self.budget / 4
-        self.found.checks["memory moved from B to A"] = self.peak(self.a, self.b) > self.budget / 4
+        self.found.checks["memory moved from vLLM to SGLang"] = self.peak(self.b, self.a) > self.budget / 4
+        self.found.checks["memory moved from SGLang to vLLM"] = self.peak(self.a, self.b) > self.budget / 4
         self.both()
         a_beside, b_beside = (self.beside(*pair) for pair in ((self.a, self.b), (self.b, self.a)))
-        self.found.checks["B answers beside A as alone"] = b_beside == b_alone
+        self.found.checks["SGLang answers beside vLLM as alone"] = b_beside == b_alone
         self.idle()
         self.killed()
-        self.found.checks["A answers beside B as alone"] = self.a.answers() == a_beside
+        self.found.checks["vLLM answers beside SGLang as alone"] = self.a.answers() == a_beside
         distinct = len({token for answer in b_alone for token in answer})
         self.found.note(distinct_tokens_in_answers=distinct)
         self.found.checks["the answers say something"] = distinct > 1
@@ -146,9 +146,10 @@ class Play:
         before = self.eyes.now()
         self.a.flush()
         self.b.flush()
-        self.found.checks["idle servers keep their first granule"] = self.eyes.wait(
-            self.eyes.at_rest, REST_SECONDS
-        )
+        rest = self.eyes.wait(self.eyes.at_rest, REST_SECONDS)
+        self.found.checks["idle servers keep their first granule"] = rest
+        rested = self.eyes.now().at  # maybe of before the rest; the next but one is not
+        self.eyes.wait(lambda: len(self.eyes.between(rested)) > 2, REST_SECONDS)
 
         def freed() -> bool:
             after = self.eyes.now()
@@ -164,28 +165,33 @@ class Play:
         """Kill B in its peak while A wants more: A grows into what B held."""
         size = int(PEAK * self.budget)
         b = self.b.burst(size)
-        peaked = self.eyes.wait(lambda: self.eyes.now().of(B).used > self.budget / 2, WAIT_SECONDS)
+        self.eyes.wait(lambda: self.eyes.now().of(B).used > self.budget / 2 or b.done(), WAIT_SECONDS)
         a = self.a.burst(size)
-        full = self.eyes.wait(lambda: held(self.eyes.now()) > ROUNDING * self.budget, WAIT_SECONDS)
-        alive, last = not (a.done() or b.done()), self.eyes.now()
-        self.found.checks["B was killed in its peak, the device full and A in a burst"] = (
-            peaked and full and alive
+        self.eyes.wait(
+            lambda: held(self.eyes.now()) > ROUNDING * self.budget or a.done() or b.done(), WAIT_SECONDS
         )
-        room, killed = self.budget - last.of(B).held, last.at
+        last = self.eyes.now()
+        in_peak = last.of(B).used > self.budget / 2 and not (a.done() or b.done())
         self.b.kill()
+        what = "SGLang was killed in its peak, the device full and vLLM in a burst"
+        self.found.checks[what] = in_peak and held(last) > ROUNDING * self.budget
         self.eyes.note("sglang is killed in its peak")
-        # A.held > budget - B.held was not possible while B lived
-        self.eyes.wait(lambda: self.eyes.now().of(A).held > room or a.done(), WAIT_SECONDS)
+        self.grown(last, a)
+
+    def grown(self, last: Moment, a: Future[int]) -> None:
+        """Wait for the end of A's burst, and say what it got since the `last` moment before B's death."""
+        room = self.budget - last.of(B).held  # A.held > room was not possible while B lived
         self.end(a)
-        seen = self.eyes.between(killed)
-        seconds = grown_seconds(seen, killed, room)
+        seen = self.eyes.between(last.at)
+        grows = seconds_until(lambda moment: moment.of(A).held > room, seen, last.at)
+        dead = seconds_until(lambda moment: B not in moment.seen, seen, last.at)
         most = max(moment.of(A).held for moment in seen)
-        self.found.note(a_grows_after_kill_seconds=seconds, a_held_at_kill_bytes=last.of(A).held,
-                        b_held_at_kill_bytes=last.of(B).held, a_held_after_kill_bytes=most)  # fmt: skip
-        self.found.checks["A grew into the killed server's memory within a second"] = (
-            0 <= seconds <= GROW_SECONDS
-        )
-        self.eyes.note(f"vllm grew into it after {seconds:.2f} s")
+        self.found.note(a_grows_after_kill_seconds=grows, b_dead_after_kill_seconds=dead,
+                        a_held_at_kill_bytes=last.of(A).held, b_held_at_kill_bytes=last.of(B).held,
+                        a_held_after_kill_bytes=most)  # fmt: skip
+        in_time = 0 <= grows <= GROW_SECONDS
+        self.found.checks["vLLM grew into the killed server's memory within a second"] = in_time
+        self.eyes.note(f"sglang was dead after {dead:.2f} s, vllm grew into it after {grows:.2f} s")
 
     def end(self, asked: Future[int]) -> None:
         """Wait for a burst. Raises TimeoutError."""
@@ -199,27 +205,24 @@ def held(moment: Moment) -> int:
     return moment.of(A).held + moment.of(B).held
 
 
-def grown_seconds(seen: list[Moment], since: float, room: int) -> float:
-    """Return the seconds until A held more than `room`; -1 if it never did."""
-    return next((moment.at - since for moment in seen if moment.of(A).held > room), -1.0)
+def seconds_until(holds: Callable[[Moment], bool], seen: list[Moment], since: float) -> float:
+    """Return the seconds from `since` to the first moment in which something held; -1 if it never did."""
+    return next((moment.at - since for moment in seen if holds(moment)), -1.0)
 
 
-def run(options: argparse.Namespace, folder: Path, found: Found) -> Sight:
+def run(options: argparse.Namespace, where: dict[str, Where], folder: Path, found: Found) -> Sight:
     """Start both servers, play, and end them."""
     on_host = options.device == "cpu"
-    vllm = Where(options.vllm_python, options.vllm_site)
-    sglang = Where(options.sglang_python, options.sglang_site)
-    scale = beside_servers.scale(on_host, options.model, vllm)
+    scale = beside_servers.scale(on_host, options.model, where[A])
     sight, seeds = Sight(Runtime.open(folder), on_host), itertools.count(1)
     with no_survivors(), ExitStack() as stack:
         stack.callback(sight.watch.stop)
-        theirs = beside_servers.start_sglang(scale, sglang, folder)
+        theirs = beside_servers.start_sglang(scale, where[B], folder)
         stack.callback(theirs.close)
         theirs.wait_ready()
         b = Served(B, theirs, scale, seeds)
         b_alone = b.answers()
-        sight.note("sglang has answered alone")
-        ours = beside_servers.start_vllm(scale, vllm, folder)
+        ours = beside_servers.start_vllm(scale, where[A], folder)
         stack.callback(ours.close)
         ours.wait_ready()
         sight.note("vllm serves beside it")
@@ -247,12 +250,15 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Play, write and draw."""
     options, started, found = arguments(), time.time(), Found()
+    where = {A: Where(options.vllm_python, options.vllm_site),
+             B: Where(options.sglang_python, options.sglang_site)}  # fmt: skip
     interrupt_on_signals()
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
-        sight = run(options, Path(folder), found)
+        sight = run(options, where, Path(folder), found)
     series = sight.watch.series((A, B), SERIES_SECONDS)
     notes = {"events": sight.watch.events, "checks": found.checks, "violations": sight.violations[:20],
-             "engines": {A: "vLLM", B: "SGLang"}, "title": "A vLLM and an SGLang server"}  # fmt: skip
+             "engines": {A: "vLLM", B: "SGLang"}, "title": "A vLLM and an SGLang server",
+             "versions": {name: one.versions() for name, one in where.items()}}  # fmt: skip
     write(options.out, sys.argv, series | found.samples, {}, started, notes)
     plots.side_by_side(json.loads(options.out.read_text()), options.out.with_suffix(".png"))
     for what, holds in found.checks.items():

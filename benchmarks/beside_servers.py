@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -25,12 +26,13 @@ PROBES, PROBE_TOKENS, VOCABULARY = 6, 48, 500  # ids below it are known to both 
 DEVIATION = 0.05  # of random weights by which answers depend on the cache
 _MAKE = "import sys; from pathlib import Path; from benchmarks.sglang_outputs import checkpoint; "
 _MAKE += "checkpoint(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))"
+_VERSIONS = "import json; from benchmarks.record import versions; print(json.dumps(versions()))"
 _ON_HOST = {"KVCACHED_HOST_CAPACITY": str(216 * MIB), "KVCACHED_HEADROOM": str(16 * MIB),
             "KVCACHED_SPARE": "4MiB", "KVCACHED_IDLE_SECONDS": "0.5"}  # fmt: skip
 
 
 class Where(NamedTuple):
-    """How an engine is run: a Python, and a folder of packages that comes first, if it has one."""
+    """How an engine is run: a Python, and a folder of packages before those of that Python, if it has one."""
 
     python: str
     site: Path | None = None
@@ -39,6 +41,18 @@ class Where(NamedTuple):
         """Return PYTHONPATH: the packages of this tree, which are found whatever is installed, and `site`."""
         site = [str(self.site)] if self.site else []
         return os.pathsep.join([*(str(ROOT / part) for part in PACKAGES), *site])
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of its Python and of its packages that matter."""
+        printed = self.run("-c", _VERSIONS)
+        return {str(name): str(version) for name, version in json.loads(printed).items()}
+
+    def run(self, *words: str) -> str:
+        """Return what its Python prints. Raises CalledProcessError."""
+        environ = os.environ | {"PYTHONPATH": self.path()}
+        done = subprocess.run([self.python, *words], check=True, cwd=ROOT, env=environ, text=True,
+                              stdout=subprocess.PIPE)  # fmt: skip
+        return done.stdout
 
 
 class Scale(NamedTuple):
@@ -61,8 +75,7 @@ def scale(on_host: bool, model: Path, maker: Where) -> Scale:
     if on_host:
         return Scale(True, tiny_model(), 4096, 900, 124, 2048, 64)
     layers = str(gpu_rig.SHAPE["num_hidden_layers"])
-    command = [maker.python, "-c", _MAKE, str(model.absolute()), str(DEVIATION), layers]
-    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": maker.path()})
+    maker.run("-c", _MAKE, str(model.absolute()), str(DEVIATION), layers)
     return Scale(False, model.absolute(), sglang_rig.BYTES_PER_TOKEN, 1024, 128, 4096, 256)
 
 

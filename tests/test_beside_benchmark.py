@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.beside import A, B, Found, Play, grown_seconds
+from benchmarks.beside import A, B, Found, Play, seconds_until
 from benchmarks.ledger_watch import Moment, Seen
 
 BUDGET, STEP = 1000, 25
@@ -111,6 +111,7 @@ def test_every_scene_leaves_its_bytes_and_seconds() -> None:
     samples = found.samples
     assert len(samples["vllm_peak_used_bytes"]) == 2 and len(samples["sglang_peak_used_bytes"]) == 1
     assert samples["sglang_given_bytes"][1] == samples["vllm_given_bytes"][0] == 2 * 750 - BUDGET
+    assert 0 < samples["b_dead_after_kill_seconds"][0] < 0.1
     assert 0 < samples["a_grows_after_kill_seconds"][0] < 0.1
     assert samples["a_held_after_kill_bytes"][0] > BUDGET - samples["b_held_at_kill_bytes"][0]
     assert samples["free_idle_bytes"] == [BUDGET] and samples["held_idle_bytes"] == [0]
@@ -121,19 +122,23 @@ def test_every_scene_leaves_its_bytes_and_seconds() -> None:
     [
         ({"failed": 1}, "all requests succeeded but those of the killed server"),
         ({"restless": True}, "idle servers keep their first granule"),
-        ({f"{A}_later": [(1, 2), (4,)]}, "A answers beside B as alone"),
-        ({f"{B}_later": [(1, 2), (4,)]}, "B answers beside A as alone"),
+        ({f"{A}_later": [(1, 2), (4,)]}, "vLLM answers beside SGLang as alone"),
+        ({f"{B}_later": [(1, 2), (4,)]}, "SGLang answers beside vLLM as alone"),
         ({f"{A}_most": 450}, "each peak of vllm was above half of what both may hold"),
-        ({"frozen": True}, "A grew into the killed server's memory within a second"),
-        ({"greedy": A}, "memory moved from A to B"),
-        ({"greedy": B}, "memory moved from B to A"),
+        ({"frozen": True}, "vLLM grew into the killed server's memory within a second"),
+        ({"greedy": A}, "memory moved from vLLM to SGLang"),
+        ({"greedy": B}, "memory moved from SGLang to vLLM"),
     ],
 )
 def test_what_does_not_hold_is_a_failed_check(faults: dict[str, Any], what: str) -> None:
     assert not played(**faults).checks[what]
 
 
-def test_growth_counts_from_the_kill_and_only_beyond_what_was_possible_before() -> None:
+def test_seconds_count_from_the_kill_to_the_first_moment_that_shows_it() -> None:
     seen = [Moment(at, {A: Seen(size, 0, 0, 0)}) for at, size in ((10.0, 300), (10.5, 400), (10.7, 401))]
-    assert grown_seconds(seen, 10.0, 400) == pytest.approx(0.7)
-    assert grown_seconds(seen, 10.0, 401) == -1
+
+    def grown(room: int) -> float:
+        return seconds_until(lambda moment: moment.of(A).held > room, seen, 10.0)
+
+    assert grown(400) == pytest.approx(0.7)
+    assert grown(401) == -1
