@@ -59,7 +59,7 @@ class Account:
     def __init__(self, granule_bytes: int) -> None:
         self.granule_bytes = granule_bytes
         self.wanted_bytes = GRANULES * granule_bytes
-        self.leased_bytes = self.ready_bytes = 0
+        self.leased_bytes = self.ready_bytes = self.created_most = 0
 
     def fileno(self) -> int:
         return -1
@@ -77,7 +77,8 @@ class Account:
     def created(self, granules: int) -> None:
         self.ready_bytes += granules * self.granule_bytes
 
-    def give_back(self, bytes_never_ready: int = 0, granules_released: int = 0) -> None:
+    def give_back(self, bytes_never_ready: int = 0, granules_released: int = 0,
+                  granules_withdrawn: int = 0) -> None:  # fmt: skip
         self.ready_bytes -= granules_released * self.granule_bytes
         self.leased_bytes -= granules_released * self.granule_bytes + bytes_never_ready
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvcached_core.errors import KVCachedError
-from kvcached_core.ledger import OwnerSnapshot, Runtime, snapshot
+from kvcached_core.ledger import DeviceSnapshot, OwnerSnapshot, Runtime, snapshot
 from kvcached_core.ledger.storage import LedgerFile
 
 LOOK_SECONDS = 0.02
@@ -39,6 +39,7 @@ class Moment(NamedTuple):
 
     at: float
     seen: dict[str, Seen]
+    free: int = 0  # bytes, where somebody looks
 
     def of(self, name: str) -> Seen:
         return self.seen.get(name, NOTHING)
@@ -56,7 +57,9 @@ def owner_named(runtime: Runtime, name: str) -> OwnerSnapshot:
 class Watch:
     """A thread that samples, and notes of what happened meanwhile."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, look: Callable[[list[DeviceSnapshot]], int] | None = None) -> None:
+        """`look` is called for every moment; it returns the bytes that are free."""
+        self._look = look or (lambda devices: 0)
         self.started = time.monotonic()
         self.moments: list[Moment] = []
         self.events: list[tuple[float, str]] = []
@@ -93,6 +96,9 @@ class Watch:
         for name in names:
             samples[f"{name}_held_bytes"] = [moment.of(name).held for moment in kept]
             samples[f"{name}_used_bytes"] = [moment.of(name).used for moment in kept]
+            samples[f"{name}_cached_bytes"] = [moment.of(name).cached for moment in kept]
+        if any(moment.free for moment in kept):
+            samples["free_bytes"] = [moment.free for moment in kept]
         return samples
 
     def stop(self) -> None:
@@ -103,16 +109,15 @@ class Watch:
     def _run(self) -> None:
         while not self._over.wait(LOOK_SECONDS):
             with contextlib.suppress(KVCachedError):  # a file is just being made
-                owners = [
-                    owner for device in snapshot(self._runtime) for owner in device.owners if owner.live
-                ]
+                devices = snapshot(self._runtime)
+                owners = [owner for device in devices for owner in device.owners if owner.live]
                 seen = {
                     owner.name: Seen(
                         owner.ready_bytes, owner.used_bytes, owner.cached_bytes, owner.starting_bytes
                     )
                     for owner in owners
                 }
-                self.moments.append(Moment(time.monotonic(), seen))
+                self.moments.append(Moment(time.monotonic(), seen, self._look(devices)))
 
 
 class Word(NamedTuple):

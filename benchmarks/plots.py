@@ -17,22 +17,25 @@ COLOURS = {"stock": "#8c8c8c", "kvcached": "#2f6fb7"}
 
 
 def side_by_side(result: dict[str, Any], out: Path) -> None:
-    """Draw what two engines held over time, one upon the other, with the events."""
-    samples = result["samples"]
-    times = samples["time_seconds"]
-    held = [[value / GIB for value in samples[f"{name}_held_bytes"]] for name in "ab"]
+    """Draw what two engines held over time, one upon the other, with the events; what was free, as a line."""
+    samples, notes = result["samples"], result["notes"]
+    times, names = samples["time_seconds"], notes.get("engines", {"a": "A", "b": "B"})
+    held = [[value / GIB for value in samples[f"{name}_held_bytes"]] for name in names]
     figure = Figure(figsize=(12, 6.5))
     axes = figure.subplots()
-    axes.stackplot(times, *held, labels=["A", "B"], colors=["#c0504d", "#4f81bd"], alpha=0.9)
-    top = 1.45 * max(sum(pair) for pair in zip(*held, strict=True))
-    for number, (at, text) in enumerate(result["notes"]["events"]):
+    axes.stackplot(times, *held, labels=list(names.values()), colors=["#c0504d", "#4f81bd"], alpha=0.9)
+    free = [value / GIB for value in samples.get("free_bytes", [])]
+    if free:
+        axes.plot(times, free, color="black", linewidth=1.0, label="free")
+    top = 1.45 * max(*(sum(pair) for pair in zip(*held, strict=True)), *free)
+    for number, (at, text) in enumerate(notes["events"]):
         axes.axvline(at, color="black", linestyle=":", linewidth=0.8)
         right = at > 0.6 * times[-1]
         axes.text(at, top * (0.97 - 0.045 * (number % 6)), f" {text} ", fontsize=8,
                   ha="right" if right else "left")  # fmt: skip
-    begin = result["notes"]["events"][0][0] - 5
+    begin = notes["events"][0][0] - 5
     axes.set(xlim=(begin, times[-1]), ylim=(0, top), xlabel="seconds", ylabel="KV memory held, GiB")
-    axes.set_title(f"Two 8B-shaped vLLM engines on one {result['device']['name']}")
+    axes.set_title(f"{notes.get('title', 'Two 8B-shaped vLLM engines')} on one {result['device']['name']}")
     axes.legend(loc="center left")
     _save(figure, out)
 
@@ -67,6 +70,7 @@ def _save(figure: Figure, out: Path) -> None:
 
 PICTURES = {
     "side_by_side": side_by_side,
+    "beside": side_by_side,
     "vllm_throughput": throughput,
     "sglang_throughput": throughput,
     **plot_ledger.PICTURES,

@@ -45,7 +45,7 @@ def _choices(answer: dict[str, Any]) -> Answer:
     return [(int(token), float(first - second)) for token, (first, second, *_) in pairs]
 
 
-def checkpoint(folder: Path, deviation: float) -> Path:
+def checkpoint(folder: Path, deviation: float, layers: int = LAYERS) -> Path:
     """Write a model folder with random weights, the same every time, if it is not there."""
     done = folder / "model.safetensors.index.json"
     if done.exists():
@@ -53,8 +53,8 @@ def checkpoint(folder: Path, deviation: float) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    shape = gpu_rig.SHAPE | {"num_hidden_layers": LAYERS}
-    gpu_rig.model_folder(folder, num_hidden_layers=LAYERS)
+    shape = gpu_rig.SHAPE | {"num_hidden_layers": layers}
+    gpu_rig.model_folder(folder, num_hidden_layers=layers)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(7)
     names: dict[str, str] = {}

@@ -114,8 +114,8 @@ OPTIONS: tuple[Option, ...] = (
             _number(1024, 1 << 24, int), "262144"),
     _option("page_size", "auto, or a size that is a multiple of the driver's granularity",
             "unit of physical memory", _auto(_absolute), "auto"),
-    _option("layout", "auto, block or engine", "block: the layout with the smallest granule; auto: that if "
-            "attention reads it; engine: leave the choice to the engine",
+    _option("layout", "auto, block or engine", "block: the smallest granule; auto: that where it "
+            "is proven; engine: leave the choice to the engine",
             _choice("auto", "block", "engine"), "auto"),
     _option("headroom", LEGAL_SIZES, "left free on the device for everybody else", parse_size, "256MiB"),
     _option("spare", LEGAL_SIZES, "kept ready ahead of need", parse_size, "64MiB"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from kvcached_core.arena import Handles
-from kvcached_core.driver.base import Driver, MemoryInfo
+from kvcached_core.driver.base import Driver
 from kvcached_core.errors import BusyError, CapacityError, DriverError, InvariantError
+from kvcached_core.lease_account import LeaseAccount
 from kvcached_core.units import format_size
 
 log = logging.getLogger(__name__)
@@ -19,61 +20,6 @@ log = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.02, 0.2
 _TELL_GRANULES = 32  # freed before the ledger is told: it rings those who wait
 SLICE_GRANULES = 32  # made in one turn, so that retiring and releasing never wait long
-
-
-class LeaseAccount(Protocol):
-    """One owner's account in the ledger, for one rank. Every method may raise BusyError."""
-
-    granule_bytes: int
-
-    @property
-    def wanted_bytes(self) -> int:
-        """What the scheduler wants this rank to hold in all; lowered before a plan lets granules go."""
-
-    @property
-    def leased_bytes(self) -> int:
-        """What the ledger has promised."""
-
-    @property
-    def ready_bytes(self) -> int:
-        """What exists as handles."""
-
-    def fileno(self) -> int:
-        """Return the doorbell's descriptor."""
-
-    def drain(self) -> None:
-        """Empty the doorbell."""
-
-    def acknowledge(self) -> None:
-        """Apply what tools have set: limit, floor, weight."""
-
-    def lease(self, want_bytes: int, memory: MemoryInfo) -> int:
-        """Ask for more; return what was granted, in whole granules; the rest is noted as demand."""
-
-    def created(self, granules: int) -> None:
-        """Count granules whose handles exist now."""
-
-    def give_back(self, bytes_never_ready: int = 0, granules_released: int = 0) -> None:
-        """Lower the promise: by what was never made, and by granules whose handles are gone."""
-
-    def recount(self, granules: int) -> None:
-        """Count so many granules more as created, and as released since."""
-
-    def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0,
-                map_times: Sequence[int] = ()) -> None:  # fmt: skip
-        """Tell observers what is mapped, what is used besides, (un)maps since, a tally of all maps' times."""
-
-    def refuse(self, unmet_bytes: int) -> None:
-        """Note demand that could not be met; 0 clears it."""
-
-
-class Usage(NamedTuple):
-    """What is mapped now, and granules mapped and unmapped since the pool began."""
-
-    mapped_bytes: int
-    maps: int
-    unmaps: int
-    map_times: tuple[int, ...] = ()  # the words of a tally
 
 
 class PageSupply:
@@ -108,7 +54,7 @@ class PageSupply:
         self.released = 0
         self.ordered = 0  # released <= ordered, once everything owed has been freed
         self._leaving: list[int] = []  # handles of the one granule that is being freed
-        self._untold_created = self._untold_released = self._untold_never_ready = 0
+        self._untold_created = self._untold_released = self._untold_never_ready = self._untold_withdrawn = 0
         self._demand_bytes = 0
         self._retry_seconds = FIRST_RETRY_SECONDS
         self._retry_at = float("-inf")
@@ -117,8 +63,14 @@ class PageSupply:
 
     @property
     def owed(self) -> int:
-        """Granules that the scheduler has let go and that are neither free nor being freed."""
-        return max(0, self.ordered - self.released - self.leaving)
+        """Granules that the scheduler let go or does not count on, and that are neither free nor leaving."""
+        return max(0, self.ordered - self.released + self._surplus - self.leaving)
+
+    @property
+    def _surplus(self) -> int:
+        """Granules that were made and that the scheduler does not count on, as other ranks made fewer."""
+        most = self._account.created_most
+        return max(0, self.created - max(most, self.released + 1)) if most else 0
 
     @property
     def leaving(self) -> int:
@@ -168,18 +120,24 @@ class PageSupply:
             self._changed.notify_all()
 
     def release_owed(self) -> None:
-        """Free spare granules until as many are freed as the scheduler has let go; the last are to be told
-        of by settle()."""
+        """Free spare granules until none is owed; the last are to be told of by settle()."""
         while self._choose_leaving():
             while self._leaving:
                 self._driver.release(self._leaving[-1])
                 with self._changed:
                     self._leaving.pop()
                     if not self._leaving:
-                        self.released += 1
-            self._untold_released += 1
-            if self._untold_released >= _TELL_GRANULES:
+                        self._note_freed()
+            if self._untold_released + self._untold_withdrawn >= _TELL_GRANULES:
                 self.settle()
+
+    def _note_freed(self) -> None:
+        if self.released < self.ordered:
+            self.released += 1
+            self._untold_released += 1
+        else:
+            self.created -= 1
+            self._untold_withdrawn += 1
 
     def grow(self, now: float, rung: bool) -> float | None:
         """Lease and make what is wanted; return the seconds after which to call again, or None."""
@@ -188,6 +146,8 @@ class PageSupply:
         if unmet < unit or self.growth_ended or self.asleep:
             self._satisfied()
             return None
+        if self._account.created_most:
+            return None  # the scheduler lifts it, and rings, once it sees that the surplus is gone
         if now < self._retry_at and not rung:
             return self._retry_at - now
         asked = min(unmet // unit, SLICE_GRANULES)
@@ -221,14 +181,15 @@ class PageSupply:
             self._untold_created = 0
         if self._untold_created:
             return
-        never_ready, released = self._untold_never_ready, self._untold_released
-        if (never_ready or released) and self._tell(self._account.give_back, never_ready, released):
-            self._untold_never_ready = self._untold_released = 0
+        gone = self._untold_never_ready, self._untold_released, self._untold_withdrawn
+        if any(gone) and self._tell(self._account.give_back, *gone):
+            self._untold_never_ready = self._untold_released = self._untold_withdrawn = 0
 
     @property
     def settled(self) -> bool:
         """Say whether the ledger knows all there is to know."""
-        return not (self._untold_created or self._untold_released or self._untold_never_ready)
+        gone = self._untold_never_ready or self._untold_released or self._untold_withdrawn
+        return not (self._untold_created or gone)
 
     def recount(self, created: int) -> None:
         """Count as though `created` granules had been made so far; those that were not were freed at once.
@@ -262,7 +223,7 @@ class PageSupply:
 
     def _choose_leaving(self) -> bool:
         with self._changed:
-            if not self._leaving and self.released < self.ordered and self.spare:
+            if not self._leaving and self.owed and self.spare:
                 self._leaving = list(self.spare.popleft())
             return bool(self._leaving)
 

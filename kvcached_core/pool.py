@@ -14,7 +14,8 @@ from kvcached_core.arenas import Arenas
 from kvcached_core.driver.base import Driver, Handle
 from kvcached_core.errors import InvariantError
 from kvcached_core.geometry import Geometry
-from kvcached_core.pages import SLICE_GRANULES, LeaseAccount, PageSupply, Usage
+from kvcached_core.lease_account import LeaseAccount, Usage
+from kvcached_core.pages import SLICE_GRANULES, PageSupply
 from kvcached_core.pending import Pending
 from kvcached_core.plan import Plan
 from kvcached_core.pool_sleep import PoolSleep

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from kvcached_core.errors import BusyError, CapacityError, DriverError, InvariantError
 from kvcached_core.interpreter import short_waits
-from kvcached_core.pages import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, LeaseAccount, PageSupply, Usage
+from kvcached_core.lease_account import LeaseAccount, Usage
+from kvcached_core.pages import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, PageSupply
 
 log = logging.getLogger(__name__)
 

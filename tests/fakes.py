@@ -219,7 +219,7 @@ class FakeAccount:
         self.limit_bytes = limit_bytes
         self.wanted_bytes = 0
         self.leased_bytes = self.ready_bytes = 0
-        self.created_granules = self.released_granules = 0
+        self.created_granules = self.released_granules = self.created_most = 0
         self.demand_bytes = 0
         self.published = (0, 0)
         self.maps = self.unmaps = 0
@@ -270,12 +270,15 @@ class FakeAccount:
         if self.created_granules >= self._notify_at:
             self.reached.set()
 
-    def give_back(self, bytes_never_ready: int = 0, granules_released: int = 0) -> None:
+    def give_back(self, bytes_never_ready: int = 0, granules_released: int = 0,
+                  granules_withdrawn: int = 0) -> None:  # fmt: skip
         """Lower the promise."""
         self._lock()
         self.released_granules += granules_released
-        self.ready_bytes -= granules_released * self.granule_bytes
-        self.leased_bytes -= granules_released * self.granule_bytes + bytes_never_ready
+        self.created_granules -= granules_withdrawn
+        gone = (granules_released + granules_withdrawn) * self.granule_bytes
+        self.ready_bytes -= gone
+        self.leased_bytes -= gone + bytes_never_ready
 
     def recount(self, granules: int) -> None:
         """Count."""

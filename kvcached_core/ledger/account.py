@@ -46,6 +46,12 @@ class Account(Starter):
         most = None if self._peers is None else self._peers.most()
         return wanted if most is None else min(wanted, most * self.granule_bytes)
 
+    @property
+    def created_most(self) -> int:
+        """Granules that the scheduler counts on, of those ever created: it waits for the others to be
+        withdrawn. 0: it counts on all that every rank has."""
+        return self._seat.get("created_most")
+
     def grow_with(self, ranks: int) -> None:
         """From now on lease in step with the other ranks of this engine, all of which are described.
 
@@ -216,14 +222,16 @@ class Account(Starter):
             self._reporter.report("ready", granules=granules, ready_bytes=ready)
         self._seat.engine_bell.ring()
 
-    def give_back(self, bytes_never_ready: int = 0, granules_released: int = 0) -> None:
-        """Give back promises that the driver could not keep, and granules whose handles are released.
+    def give_back(self, bytes_never_ready: int = 0, granules_released: int = 0,
+                  granules_withdrawn: int = 0) -> None:  # fmt: skip
+        """Give back promises that the driver could not keep, and granules whose handles are gone.
 
+        Those withdrawn are counted as though they had never been created: see `created_most`.
         Under the lock if it is to be had, so that whoever is short has recorded it before, and is rung, or
         sees the bytes. Without the lock that waiter's own timer finds them.
         """
         with self._mutex:
-            released = granules_released * self.granule_bytes
+            released = (granules_released + granules_withdrawn) * self.granule_bytes
             ready, leased = self.ready_bytes - released, self.leased_bytes - released - bytes_never_ready
             if not 0 <= ready <= leased:
                 raise InvariantError(f"giving back leaves {ready} bytes ready of {leased} leased")
@@ -231,6 +239,7 @@ class Account(Starter):
                 self._put("mapped_bytes", min(self._own["mapped_bytes"], ready))
                 self._put("ready_bytes", ready)
                 self._add("released_granules", granules_released)
+                self._add("created_granules", -granules_withdrawn)
                 self._put("leased_bytes", leased)
                 self._put("ceiling_bytes", max(self.limit_bytes, min(self._own["ceiling_bytes"], leased)))
                 self._add("create_failures", 1 if bytes_never_ready else 0)

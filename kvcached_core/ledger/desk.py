@@ -56,16 +56,45 @@ class Desk:
         return tuple(place.geometry for place in self._places)
 
     def created(self) -> int:
-        """Return the granules ever created, the least over ranks. Raises LedgerError if a slot is gone."""
+        """Return the granules ever created, the least over ranks. Raises LedgerError if a slot is gone.
+
+        It never falls: a rank withdraws only what it was told is not counted on (`created_most`).
+        """
         least = -1
         for place in self._places:
             if not place.is_there():
                 return self.created() if self._find_again() else self._created
             count = place.words[place.created_at]
+            if most := place.words[place.most_at]:
+                count = self._counted_on(place, count, most)
             if count < least or least < 0:
                 least = count
         self._created = least
         return least
+
+    @staticmethod
+    def _counted_on(place: Place, count: int, most: int) -> int:
+        """Return what of a rank's granules is counted on; all again, once what it had above that is gone."""
+        if count > most > place.words[place.released_at]:
+            return most
+        place.set("created_most", 0)
+        place.ringer.ring()  # it grows again
+        return count
+
+    def _even_out(self, usage: EngineUsage) -> None:
+        """Have ranks withdraw what they made beyond the least of all, once no more is wanted of these.
+
+        Without that a rank that had come farther when growth ended would keep the rest, over its limit too.
+        """
+        if len(self._places) == 1:
+            return
+        least = self.created()
+        if usage.wanted_granules > least - usage.released_granules:
+            return
+        for place in self._places:
+            if place.is_there() and place.words[place.created_at] > least and not place.words[place.most_at]:
+                place.set("created_most", least)
+                place.ringer.ring()
 
     def released(self) -> int:
         """Return the granules ever released, the most over ranks; 0 while no slot is there.
@@ -127,6 +156,7 @@ class Desk:
                     place.ringer.ring()
         if not all(place.is_there() for place in self._places):
             self._find_again()
+        self._even_out(usage)
 
     def count(self, evictions: int, preemptions: int, busy: bool, idle_since_ms: int) -> None:
         """Write what happened since the engine began, and whether requests run now, else since when not."""

@@ -99,7 +99,7 @@ SLOT = (
     Field("ceiling_bytes", "owner", False, "max(limit, what was leased when the limit was lowered)"),
     Field("private_now_bytes", "owner", False, "taken outside the KV cache now", _COUNTED),
     Field("private_peak_bytes", "owner", False, "what that may become", _COUNTED),
-    Field("created_granules", "owner", False, "ever created; only grows"),
+    Field("created_granules", "owner", False, "ever created, less those withdrawn"),
     Field("released_granules", "owner", False, "ever released; only grows"),
     Field("demand_bytes", "owner", False, "wanted and not leased"),
     Field("reclaim_bytes", "any", True, "asked to give back"),
@@ -137,6 +137,7 @@ SLOT = (
     Field("reclaims", "any", True, "times asked to give back"),
     # Minor 2.
     Field("timed_claim", "owner", True, "the claim for which the words below hold"),
+    Field("created_most", "engine", False, "of those created, what is counted on: the rest is to go; 0: all"),
     Field("asked_since_ms", "any", True, "when what is asked was asked first"),
     *_times(MAP, "counts of maps of a granule by how long they took, each once, and the sum"),
     *_times(RECLAIM, "likewise from being asked to give back until it is met"),

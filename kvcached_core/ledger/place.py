@@ -49,6 +49,7 @@ class Place:
         self.claim = file.words[base]
         self.rank = file.get(slot, "rank")
         self.created_at, self.released_at = self.at["created_granules"], self.at["released_granules"]
+        self.most_at = self.at["created_most"]
         self.demand_at, self.coming_at = self.at["demand_bytes"], self.at["coming_bytes"]
         self.target_at, self.must_at = self.at["target_bytes"], self.at["must_bytes"]
         self.asked_until_at = self.at["asked_until_ms"]

@@ -87,6 +87,7 @@ class OwnerSnapshot:
     queued_at_ms: int
     reclaims: int
     timed_claim: int
+    created_most: int
     asked_since_ms: int
     map_seconds: Durations
     reclaim_seconds: Durations

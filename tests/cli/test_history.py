@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -97,6 +98,9 @@ def test_history_json_keeps_every_number(runtime: Runtime, run: Run, write: Writ
     }  # fmt: skip
 
 
-def test_history_without_a_runtime_directory_is_empty(run: Run) -> None:
+def test_history_without_a_runtime_directory_is_empty(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCACHED_RUNTIME_DIR", str(tmp_path / "none"))
     code, out, _ = run("history", "--json")
     assert (code, json.loads(out)["events"]) == (0, [])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from kvcached_core.interpreter import SWITCH_SECONDS, short_waits
-from kvcached_core.pages import Usage
+from kvcached_core.lease_account import Usage
 from kvcached_core.supply_thread import SupplyThread
 from tests.fakes import FakeAccount, FakeDriver
 from tests.small_pool import ready

@@ -54,8 +54,8 @@ class Client:
 
     path = "/v1/completions"
 
-    def __init__(self, url: str) -> None:
-        limits = httpx.Limits(max_connections=64, max_keepalive_connections=32)
+    def __init__(self, url: str, connections: int | None = 64) -> None:
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         self._http = httpx.Client(base_url=url, timeout=180.0, limits=limits)
 
     def __enter__(self) -> Self:

@@ -39,6 +39,49 @@ def test_desk_sees_the_least_of_all_ranks(runtime: Runtime) -> None:
     assert desk.refused()
 
 
+def test_i2_a_rank_that_came_farther_than_the_others_gives_that_back_and_the_count_never_falls(
+    runtime: Runtime,
+) -> None:
+    far, least = attach(runtime, "a", 0), attach(runtime, "a", 1, device=GPU)
+    desk = Desk.find(runtime, "a", 2)
+    hold(far, 5)
+    hold(least, 3)
+    desk.publish(Usage(0, 0, 0, wanted_granules=5, released_granules=0))
+    assert (far.created_most, least.created_most) == (0, 0), "the others are on their way"
+    desk.publish(Usage(0, 0, 0, wanted_granules=2, released_granules=1))
+    assert (far.created_most, least.created_most) == (3, 0)
+    hold(least, 1)
+    assert desk.created() == 3, "what is to go is not counted on any more"
+    far.drain()
+    far.give_back(granules_withdrawn=2)
+    assert desk.created() == 3 and far.created_most == 0, "done: all that is there counts again"
+    assert rung(far.fileno()) == 1, "it may grow again"
+    assert far.leased_bytes == far.ready_bytes == 3 * GRANULE
+    far.check()
+    assert [check(device) for device in snapshot(runtime)] == [[], []]
+
+
+def test_a_rank_alone_is_never_told_to_withdraw(runtime: Runtime) -> None:
+    account = attach(runtime, "a")
+    desk = Desk.find(runtime, "a", 1)
+    hold(account, 5)
+    desk.publish(Usage(0, 0, 0, wanted_granules=1, released_granules=0))
+    assert account.created_most == 0
+
+
+def test_an_order_to_withdraw_ends_with_what_it_was_about(runtime: Runtime) -> None:
+    far, least = attach(runtime, "a", 0), attach(runtime, "a", 1, device=GPU)
+    desk = Desk.find(runtime, "a", 2)
+    hold(far, 5)
+    hold(least, 3)
+    desk.publish(Usage(0, 0, 0, wanted_granules=3, released_granules=0))
+    assert far.created_most == 3
+    for account, gone, more in ((far, 4, 1), (least, 2, 3)):  # they fell asleep
+        account.give_back(granules_released=gone)
+        account.recount(more)
+    assert desk.created() == 6 and far.created_most == 0
+
+
 def test_what_the_desk_publishes_is_shown_and_read_by_the_worker(runtime: Runtime) -> None:
     accounts = [attach(runtime, "a", rank) for rank in range(2)]
     desk = Desk.find(runtime, "a", 2)

@@ -17,7 +17,7 @@ from sglang.srt.mem_cache.layout.paged_view import paged_kv_view
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
 from kvcached_core.errors import UnsupportedError
-from sglang_kvcached.layouts import STRIDED_BACKENDS, side_by_side
+from sglang_kvcached.layouts import PROVEN_BACKENDS, STRIDED_BACKENDS, side_by_side
 from sglang_kvcached.pools import ElasticMHATokenToKVPool
 from tests.sglang.elastic import HEAD_DIM, HEADS, LAYERS, Engine, engine, mha_pool
 
@@ -132,9 +132,11 @@ def test_every_backend_that_may_have_it_is_one_of_sglangs() -> None:
 
 
 @pytest.mark.parametrize("backends", [(name, name) for name in sorted(STRIDED_BACKENDS)])
-def test_the_default_is_side_by_side_for_backends_that_read_it(backends: tuple[str, str]) -> None:
-    assert side_by_side("auto", backends, False) and side_by_side("block", backends, False)
-    assert not side_by_side("engine", backends, False)
+def test_side_by_side_can_be_asked_for_where_it_is_read_and_is_the_default_where_it_is_proven(
+    backends: tuple[str, str],
+) -> None:
+    assert side_by_side("block", backends, False) and not side_by_side("engine", backends, False)
+    assert side_by_side("auto", backends, False) == (backends[0] in PROVEN_BACKENDS)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +154,6 @@ def test_any_other_backend_has_lanes_of_stock_and_is_refused_by_name_where_block
 ) -> None:
     with caplog.at_level(logging.INFO):
         assert not side_by_side("auto", backends, amx)
-    assert name in caplog.text and "fa3 and" not in caplog.text
+    assert name in caplog.text
     with pytest.raises(UnsupportedError, match=f"KVCACHED_LAYOUT=block: .*{name}.*--attention-backend fa3"):
         side_by_side("block", backends, amx)

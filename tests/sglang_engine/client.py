@@ -17,10 +17,7 @@ class SglangClient(Client):
     path = "/generate"
 
     def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self._http.close()
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        self._http = httpx.Client(base_url=url, timeout=180.0, limits=limits)
+        super().__init__(url, connections=None)
 
     @staticmethod
     def body(prompt: Prompt) -> dict[str, Any]:

@@ -15,6 +15,8 @@ _log = logging.getLogger(__name__)
 
 # They, and what stores keys and values for them, go by the buffers' own strides and copy nothing.
 STRIDED_BACKENDS = frozenset({"triton", "flashinfer", "fa3", "torch_native"})
+# With them servers gave stock's answers that way; the others, on a GPU, have it where it is asked for.
+PROVEN_BACKENDS = frozenset({"torch_native"})
 
 
 def side_by_side(layout: str, backends: Iterable[str | None], has_amx_kernels: bool) -> bool:
@@ -24,16 +26,20 @@ def side_by_side(layout: str, backends: Iterable[str | None], has_amx_kernels: b
     """
     if layout == "engine":
         return False
-    strangers = sorted({str(name) for name in backends} - STRIDED_BACKENDS)
+    known = STRIDED_BACKENDS if layout == "block" else PROVEN_BACKENDS
+    strangers = sorted({str(name) for name in backends} - known)
     if has_amx_kernels:
         strangers.append("the AMX kernels that store keys and values")
     if not strangers:
         return True
-    reason = f"keys and values cannot lie side by side for {' and '.join(strangers)}"
     if layout == "block":
         raise UnsupportedError(
-            f"--kv-cache-backend kvcached: KVCACHED_LAYOUT=block: {reason}: leave it out, or choose one of "
+            "--kv-cache-backend kvcached: KVCACHED_LAYOUT=block: keys and values cannot lie side by side for "
+            f"{' and '.join(strangers)}: leave it out, or choose one of "
             f"--attention-backend {', '.join(sorted(STRIDED_BACKENDS))}"
         )
-    _log.info("kvcached: %s, so each has lanes of its own", reason)
+    _log.info(
+        "kvcached: keys and values have lanes of their own: side by side is not proven for %s",
+        " and ".join(strangers),
+    )
     return False
