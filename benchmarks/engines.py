@@ -196,10 +196,13 @@ class Engine:
 
 
 def _places(core: int | None, ranks: int) -> dict[str, str]:
-    """Return the environment of vLLM on the CPU: each rank on a core, as far as there are any."""
-    cores = sorted(os.sched_getaffinity(0))
-    bound = [] if core is None else [str(cores[(core + rank) % len(cores)]) for rank in range(ranks)]
-    return {"VLLM_CPU_KVCACHE_SPACE": "1"} | ({"VLLM_CPU_OMP_THREADS_BIND": "|".join(bound)} if bound else {})
+    """Return the environment of an engine on the CPU: each rank on a core, as far as there are any."""
+    places = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    if core is not None:
+        cores = sorted(os.sched_getaffinity(0))
+        bound = "|".join(str(cores[(core + rank) % len(cores)]) for rank in range(ranks))
+        places |= {"VLLM_CPU_OMP_THREADS_BIND": bound, "SGLANG_CPU_OMP_THREADS_BIND": bound}
+    return places
 
 
 def block_bytes(owner: OwnerSnapshot) -> int:

@@ -30,6 +30,7 @@ PART = 0.7  # of the memory: a burst for which another engine has to give
 SLOT_SECONDS = CLEAN_SECONDS = 1.0
 AS_STOCK_SECONDS = 5.0  # an end may be so much later
 KILLED_REQUESTS, KILLED_PROMPT, KILLED_TOKENS = 32, 200, 1500
+LOAD_SECONDS = 1.0  # from when the requests came until the rank is killed
 
 
 class Pairs(Stage):
@@ -135,8 +136,7 @@ def lose_a_rank(stage: Pairs, name: str) -> dict[str, float]:
     engine = stage.engines[name]
     engine.result(engine.burst(4, KILLED_PROMPT, 8, 77), stage.seconds(END_SECONDS))
     load = engine.burst(KILLED_REQUESTS, KILLED_PROMPT, KILLED_TOKENS, 78)
-    stage.seconds(1.0)
-    first = deaths.first_seconds({"answered": load.done}, 1.0)
+    first = deaths.first_seconds({"answered": load.done}, stage.seconds(LOAD_SECONDS))
     stage.checks[f"{name} lost its rank under load"] = not first
     seconds = deaths.kill_rank(engine, 1, stage.runtime, stage.seconds(END_SECONDS))
     stage.samples |= {f"{name}_{what}_seconds": [value] for what, value in seconds.items()}
