@@ -13,6 +13,7 @@ from benchmarks.engine_child import arguments
 
 RUNNING = 64  # requests
 PAGE_TOKENS = 16
+HOST_TOKENS = 1 << 16
 
 
 class Child:
@@ -56,6 +57,8 @@ def main() -> None:
     """Load and serve until the input ends."""
     options = arguments(__doc__)
     more = {"load_format": "dummy", "page_size": PAGE_TOKENS} | options.arguments
+    if options.backend == "stock" and not sglang_rig.on_gpu():
+        more["max_total_tokens"] = HOST_TOKENS  # stock takes most of the machine otherwise
     engine = sglang_rig.engine(
         options.backend, options.model, None, options.options, RUNNING, ranks=options.ranks, **more
     )
