@@ -93,6 +93,15 @@ class Child:
         self._llm.collective_rpc("bench_randomize", args=(seed, deviation))
         self._say({"id": id})
 
+    def do_flush(self, id: int) -> None:
+        """Forget the prefix cache; nothing runs."""
+        self._say({"id": id, "done": self._llm.reset_prefix_cache()})
+
+    def do_check(self, id: int) -> None:
+        """Let every rank check its pool: each has done all plans in order, and adds up."""
+        self._llm.collective_rpc("kvcached_check")
+        self._say({"id": id})
+
     def do_sleep(self, id: int, level: int) -> None:
         """Sleep; the answer has the seconds it took."""
         begun = time.monotonic()
@@ -160,17 +169,26 @@ def read_commands(commands: queue.SimpleQueue[dict[str, Any] | None]) -> None:
     commands.put(None)
 
 
-def main() -> None:
-    """Load and serve."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments(description: str | None) -> argparse.Namespace:
+    """Read the command line of a child, whatever its engine."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--backend", choices=gpu_rig.BACKENDS, default="kvcached")
+    parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--answers", type=int, required=True, help="descriptor")
     parser.add_argument("--options", type=json.loads, default={}, help="settings of kvcached, as JSON")
-    parser.add_argument("--arguments", type=json.loads, default={}, help="arguments of vLLM, as JSON")
+    parser.add_argument("--arguments", type=json.loads, default={}, help="arguments of the engine, as JSON")
     parser.add_argument("--vocabulary", type=int, required=True)
     options = parser.parse_args()
     os.set_inheritable(options.answers, False)
-    llm = gpu_rig.engine("kvcached", options.model, None, options.options, **options.arguments)
+    return options
+
+
+def main() -> None:
+    """Load and serve."""
+    options = arguments(__doc__)
+    more = {"tensor_parallel_size": options.ranks} | options.arguments
+    llm = gpu_rig.engine(options.backend, options.model, None, options.options, **more)
     with os.fdopen(options.answers, "w") as answers:
         child = Child(llm, options.vocabulary, answers)
         child.say_ready()

@@ -24,6 +24,7 @@ from kvcached_core.units import GIB, MIB
 
 KILL_SECONDS = 30.0
 FILL_UNITS = 8
+CHILDREN = {"vllm": "engine_child", "sglang": "sglang_child"}
 _LOOK_SECONDS = 0.2  # how often a wait looks whether the process lives
 
 
@@ -76,8 +77,10 @@ class Engine:
     """A child process that serves; made at once, ready later."""
 
     def __init__(self, name: str, scale: Scale, logs: Path, options: Mapping[str, str] | None = None,
-                 core: int | None = None) -> None:  # fmt: skip
-        """`options` are settings of kvcached; `core` is where an engine on the CPU computes."""
+                 core: int | None = None, ranks: int = 1, backend: str = "kvcached", engine: str = "vllm",
+                 environ: Mapping[str, str] | None = None) -> None:  # fmt: skip
+        """`options` are settings of kvcached; `core` is where an engine on the CPU computes, its first rank
+        if there are several; `environ` is added to ours."""
         self.name = name
         self.log = logs / f"{name}.log"
         self.started = time.monotonic()
@@ -87,22 +90,19 @@ class Engine:
         self._waiting: dict[int, Future[dict[str, Any]]] = {0: Future()}
         self._ready = self._waiting[0]
         self._lock = threading.Lock()
-        self._process, answers = self._spawn(scale, logs, {**scale.options, **(options or {})}, core)
-        threading.Thread(target=self._read, args=(answers,), name=f"read-{name}", daemon=True).start()
-
-    def _spawn(self, scale: Scale, logs: Path, options: dict[str, str], core: int | None) -> tuple[Any, int]:
-        ours, theirs = os.pipe()
         command = [
-            sys.executable, "-m", "benchmarks.engine_child", "--model", str(scale.model),
-            "--answers", str(theirs), "--vocabulary", str(scale.vocabulary),
-            "--options", json.dumps(options | {"name": self.name}),
+            sys.executable, "-m", f"benchmarks.{CHILDREN[engine]}", "--model", str(scale.model),
+            "--vocabulary", str(scale.vocabulary), "--backend", backend, "--ranks", str(ranks),
+            "--options", json.dumps({**scale.options, **(options or {}), "name": name}),
             "--arguments", json.dumps(scale.arguments),
         ]  # fmt: skip
-        environ = dict(os.environ)
-        if scale.on_host:
-            environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
-            cores = sorted(os.sched_getaffinity(0))
-            environ |= {} if core is None else {"VLLM_CPU_OMP_THREADS_BIND": str(cores[core % len(cores)])}
+        environ = {**os.environ, **(_places(core, ranks) if scale.on_host else {}), **(environ or {})}
+        self._process, answers = self._spawn(command, environ, logs)
+        threading.Thread(target=self._read, args=(answers,), name=f"read-{name}", daemon=True).start()
+
+    def _spawn(self, command: list[str], environ: dict[str, str], logs: Path) -> tuple[Any, int]:
+        ours, theirs = os.pipe()
+        command = [*command, "--answers", str(theirs)]
         logs.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True,
@@ -113,6 +113,17 @@ class Engine:
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    @property
+    def status(self) -> int | None:
+        """How it ended, as subprocess says; None while it lives."""
+        status: int | None = self._process.poll()
+        return status
+
+    @property
+    def group(self) -> int:
+        """The process group of it and all that it started."""
+        return int(self._process.pid)
 
     def wait_ready(self, seconds: float) -> float:
         """Return the seconds from its start until it served. Raises EngineDiedError, TimeoutError."""
@@ -182,6 +193,16 @@ class Engine:
         told = [line[-300:] for line in lines if "Error: " in line][-2:] or lines[-2:]
         status = self._process.poll()
         return EngineDiedError(f"engine {self.name} ended with status {status}: {' | '.join(told)}")
+
+
+def _places(core: int | None, ranks: int) -> dict[str, str]:
+    """Return the environment of an engine on the CPU: each rank on a core, as far as there are any."""
+    places = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    if core is not None:
+        cores = sorted(os.sched_getaffinity(0))
+        bound = "|".join(str(cores[(core + rank) % len(cores)]) for rank in range(ranks))
+        places |= {"VLLM_CPU_OMP_THREADS_BIND": bound, "SGLANG_CPU_OMP_THREADS_BIND": bound}
+    return places
 
 
 def block_bytes(owner: OwnerSnapshot) -> int:

@@ -63,6 +63,7 @@ def engine(backend: str, model: Path, kv_bytes: int | None, options: dict[str, A
     """Start vLLM with the stock or the elastic backend; `kv_bytes` bounds the KV cache of either."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["NCCL_NVLS_ENABLE"] = "0"  # no multicast
     from vllm import LLM
 
     import vllm_kvcached
@@ -85,9 +86,9 @@ def engine(backend: str, model: Path, kv_bytes: int | None, options: dict[str, A
     return LLM(**(arguments | more))
 
 
-def free_bytes(llm: Any) -> int:
-    """Return the device's free memory, as the worker sees it."""
-    return int(llm.collective_rpc("bench_memory")[0][0])
+def free_bytes(llm: Any) -> list[int]:
+    """Return the free memory of each rank's device, as its worker sees it."""
+    return [int(free) for free, _ in llm.collective_rpc("bench_memory")]
 
 
 def prompts(count: int, length: int, seed: int, vocabulary: int = 100_000) -> list[dict[str, Any]]:

@@ -63,6 +63,7 @@ def compare(options: argparse.Namespace) -> int:
             command += ["--backend", backend, "--part", str(part), "--model", str(options.model)]
             command += ["--requests", str(options.requests), "--rounds", str(options.rounds)]
             command += ["--kv-gib", str(options.kv_gib), "--deviation", str(options.deviation)]
+            command += ["--tensor-parallel", str(options.tensor_parallel)]
             command += [f"--option={pair}" for pair in options.option]
             options.logs.mkdir(parents=True, exist_ok=True)
             with (options.logs / f"outputs-{index}-{backend}.log").open("w") as log:
@@ -97,7 +98,8 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, default=Path("build/bench"))
     parser.add_argument("--requests", type=int, default=64, help="in a round")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--kv-gib", type=float, default=8.0)
+    parser.add_argument("--kv-gib", type=float, default=8.0, help="on each rank")
+    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="RANKS")
     parser.add_argument("--gap", type=float, default=0.01)
     parser.add_argument("--deviation", type=float, default=0.05, help="of the random weights")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of kvcached")

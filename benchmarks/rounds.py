@@ -30,7 +30,8 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--growing", type=int, default=3, help="rounds")
     parser.add_argument("--full", type=int, default=4, help="rounds")
     parser.add_argument("--steady", type=int, default=2, help="rounds")
-    parser.add_argument("--kv-gib", type=float, default=24.0)
+    parser.add_argument("--kv-gib", type=float, default=24.0, help="on each rank")
+    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="RANKS")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of kvcached")
     return parser.parse_args()
 
@@ -59,8 +60,8 @@ class Rounds(ABC):
         """Forget the prefix cache."""
 
     @abstractmethod
-    def free_bytes(self) -> int:
-        """Return the device's free memory."""
+    def free_bytes(self) -> list[int]:
+        """Return the free memory of each rank's device."""
 
     def round(self, count: int | None = None) -> float:
         """Return the tokens generated in a second by one round of new prompts."""
@@ -72,11 +73,16 @@ class Rounds(ABC):
         tokens = self.generate(prompts, options.generate)
         return tokens / (time.perf_counter() - started)
 
-    def settle(self) -> int:
-        """Forget the prefix cache, leave the engine alone for a while, and return the free memory."""
+    def look(self, name: str) -> None:
+        """Note the free memory of each device: the first under this name, others with `_rankN` behind it."""
+        for rank, size_bytes in enumerate(self.free_bytes()):
+            self.seen.setdefault(f"{name}_rank{rank}" if rank else name, []).append(size_bytes)
+
+    def settle(self, name: str) -> None:
+        """Forget the prefix cache, leave the engine alone for a while, and note the free memory."""
         self.flush()
         time.sleep(SETTLE_SECONDS)
-        return self.free_bytes()
+        self.look(name)
 
     def steady(self) -> list[float]:
         """Return rounds with memory that is already there: it was used a moment ago, and is clean."""
@@ -90,15 +96,15 @@ class Rounds(ABC):
         """Run every phase, and write what was seen as JSON."""
         options, seen = self.options, self.seen
         self.round(16)  # what is compiled late is compiled now
-        seen["free_idle_bytes"] = self.settle()
-        seen["growing"], seen["free_peak_bytes"], seen["free_after_bytes"] = [], [], []
+        self.settle("free_idle_bytes")
+        seen["growing"] = []
         for _ in range(options.growing):
             seen["growing"].append(self.round())
-            seen["free_peak_bytes"].append(self.free_bytes())
-            seen["free_after_bytes"].append(self.settle())
+            self.look("free_peak_bytes")
+            self.settle("free_after_bytes")
         seen["filling"] = [self.round() for _ in range(2)]  # 2 x 20 GiB: now it is full
         seen["full"] = [self.round() for _ in range(options.full)]
-        seen["free_full_bytes"] = self.free_bytes()
+        self.look("free_full_bytes")
         seen["steady"] = self.steady()
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(seen))

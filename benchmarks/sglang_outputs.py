@@ -22,6 +22,7 @@ def generate(options: argparse.Namespace) -> list[Answer]:
     engine = sglang_rig.engine(
         options.backend, model, int(options.kv_gib * 2**30) * LAYERS // 32, settings(options),
         options.requests, token_bytes=sglang_rig.BYTES_PER_TOKEN * LAYERS // 32,
+        ranks=options.tensor_parallel,
     )  # fmt: skip
     try:
         return [

@@ -18,19 +18,23 @@ def on_gpu() -> bool:
     return Path("/dev/nvidiactl").exists()
 
 
-def engine(backend: str, model: Path, kv_bytes: int, settings: dict[str, Any], requests: int,
-           token_bytes: int = BYTES_PER_TOKEN, **more: Any) -> Any:  # fmt: skip
-    """Start SGLang with the stock or the elastic backend; `kv_bytes` bounds the KV cache of either.
+def engine(backend: str, model: Path, kv_bytes: int | None, settings: dict[str, Any], requests: int,
+           token_bytes: int = BYTES_PER_TOKEN, ranks: int = 1, **more: Any) -> Any:  # fmt: skip
+    """Start SGLang with the stock or the elastic backend; `kv_bytes` bounds the KV cache of either
+    (None: as the engine finds it).
 
-    On a machine without a GPU it runs on the processor, for trying these scripts out.
+    `kv_bytes` are of each rank, `token_bytes` of all of them. On a machine without a GPU it runs on
+    the processor, for trying these scripts out.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["NCCL_NVLS_ENABLE"] = "0"  # no multicast
     arguments: dict[str, Any] = {
         "model_path": str(model),
         "skip_tokenizer_init": True,
         "context_length": 4096,
         "max_running_requests": requests,
         "random_seed": 1,
+        "tp_size": ranks,
         "log_level": "info",
     }
     if on_gpu():
@@ -44,9 +48,9 @@ def engine(backend: str, model: Path, kv_bytes: int, settings: dict[str, Any], r
     if backend == "kvcached":
         import sglang_kvcached
 
-        context = sglang_kvcached.elastic(**({"limit": str(kv_bytes)} | settings))
-    else:
-        arguments["max_total_tokens"] = kv_bytes // token_bytes
+        context = sglang_kvcached.elastic(**(({"limit": str(kv_bytes)} if kv_bytes else {}) | settings))
+    elif kv_bytes:
+        arguments["max_total_tokens"] = kv_bytes * ranks // token_bytes
     import sglang
 
     with context:
@@ -69,10 +73,12 @@ def flush(of: Any) -> None:
         time.sleep(0.05)
 
 
-def free_bytes() -> int:
-    """Return the free memory of the first device, or of the machine where there is none."""
+def free_bytes(ranks: int = 1) -> list[int]:
+    """Return the free memory of the first devices, or of the machine where there is none."""
     if not on_gpu():
         meminfo = Path("/proc/meminfo").read_text()
-        return int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024
-    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "--id=0"]
-    return int(subprocess.run(query, check=True, capture_output=True, text=True).stdout) * 2**20
+        return [int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024] * ranks
+    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    query += [f"--id={','.join(map(str, range(ranks)))}"]
+    shown = subprocess.run(query, check=True, capture_output=True, text=True).stdout
+    return [int(line) * 2**20 for line in shown.split()]

@@ -14,8 +14,9 @@ class SglangRounds(Rounds):
     def start(self, kv_bytes: int, settings: dict[str, Any]) -> None:
         model = gpu_rig.model_folder(self.options.model)
         self.engine = sglang_rig.engine(
-            self.options.backend, model, kv_bytes, settings, self.options.requests, load_format="dummy"
-        )
+            self.options.backend, model, kv_bytes, settings, self.options.requests,
+            ranks=self.options.tensor_parallel, load_format="dummy",
+        )  # fmt: skip
 
     def generate(self, prompts: list[list[int]], tokens: int) -> int:
         answers = sglang_rig.generate(self.engine, prompts, tokens)
@@ -24,8 +25,8 @@ class SglangRounds(Rounds):
     def flush(self) -> None:
         sglang_rig.flush(self.engine)
 
-    def free_bytes(self) -> int:
-        return sglang_rig.free_bytes()
+    def free_bytes(self) -> list[int]:
+        return sglang_rig.free_bytes(self.options.tensor_parallel)
 
     def run(self) -> None:
         try:

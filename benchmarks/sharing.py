@@ -16,8 +16,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks import engines
 from benchmarks.ledger_watch import Moment
@@ -144,19 +145,10 @@ def prefill_beside_a_full_cache(stage: Stage) -> None:
     stage.probe()
 
 
-SCENES: dict[str, Callable[[Stage], None]] = {
-    "three at once": three_at_once,
-    "peaks": peaks,
-    "killed in its peak": killed_in_its_peak,
-    "start beside a full cache": start_beside_a_full_cache,
-    "prefill beside a full cache": prefill_beside_a_full_cache,
-}
-
-
-def play(stage: Stage, save: Callable[[Stage], None]) -> None:
-    """Play every scene, whatever became of those before."""
+def play(stage: Any, save: Callable[[Any], None], scenes: Mapping[str, Callable[[Any], None]]) -> None:
+    """Play every scene on a Stage, whatever became of those before."""
     try:
-        for name, scene in SCENES.items():
+        for name, scene in scenes.items():
             stage.watch.note(f"scene: {name}")
             try:
                 stage.seconds(1.0)
@@ -165,25 +157,35 @@ def play(stage: Stage, save: Callable[[Stage], None]) -> None:
                 stage.failures[name] = f"{type(error).__name__}: {error}"
                 stage.watch.note(f"scene failed: {stage.failures[name][:300]}")
             save(stage)
-        judge(stage)
-        save(stage)
     finally:
         stage.watch.stop()
         for engine in stage.engines.values():
             engine.kill()
 
 
+def out_of_memory(stage: Stage) -> list[str]:
+    """Return the lines of the engines' logs that say so."""
+    logs = [engine.log.read_text(errors="replace") for engine in stage.engines.values()]
+    return [line for text in logs for line in text.splitlines() if any(w in line for w in OUT_OF_MEMORY)]
+
+
 def judge(stage: Stage) -> None:
     """Check what no single scene can."""
-    logs = {name: engine.log.read_text(errors="replace") for name, engine in stage.engines.items()}
-    lines = [
-        line for text in logs.values() for line in text.splitlines() if any(w in line for w in OUT_OF_MEMORY)
-    ]
-    stage.checks["nobody was out of memory"] = not lines
+    stage.checks["nobody was out of memory"] = not out_of_memory(stage)
     stage.checks["all but C live"] = {n for n, e in stage.engines.items() if e.alive} == set("abd")
     stage.checks["A says the same at the start, in the middle and at the end"] = len(
         stage.probes
     ) == 3 and not any(stage.samples["probes_different"])
+
+
+SCENES: dict[str, Callable[[Stage], None]] = {
+    "three at once": three_at_once,
+    "peaks": peaks,
+    "killed in its peak": killed_in_its_peak,
+    "start beside a full cache": start_beside_a_full_cache,
+    "prefill beside a full cache": prefill_beside_a_full_cache,
+    "at the end": judge,
+}
 
 
 def main() -> int:
@@ -213,7 +215,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
         os.environ["KVCACHED_RUNTIME_DIR"] = folder
         stage = Stage(scale, options.logs, Runtime.open(folder), options.most_seconds)
-        play(stage, save)
+        play(stage, save, SCENES)
     for what, holds in stage.checks.items():
         print(f"{'yes' if holds else 'NO '}  {what}")
     return 1 if stage.failures or not all(stage.checks.values()) else 0

@@ -41,7 +41,11 @@ def serve(name: str, model: Path) -> None:
         started = time.perf_counter()
         outputs = llm.generate(gpu_rig.prompts(count, length, seed), sampling, use_tqdm=False)
         tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-        answer = {"tokens": tokens, "seconds": time.perf_counter() - started, "free": gpu_rig.free_bytes(llm)}
+        answer = {
+            "tokens": tokens,
+            "seconds": time.perf_counter() - started,
+            "free": gpu_rig.free_bytes(llm)[0],
+        }
         print(f"\nDONE {json.dumps(answer)}", flush=True)
 
 

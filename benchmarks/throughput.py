@@ -21,7 +21,7 @@ from benchmarks.record import Ratio, write
 
 PHASES = ("growing", "full", "steady")
 ORDER = ("stock", "kvcached", "kvcached", "stock")
-MEMORY = ("free_idle_bytes", "free_peak_bytes", "free_after_bytes", "free_full_bytes")
+MEMORY = "free_"  # how the names of free memory begin, one for each rank
 
 
 def measure(engine: str, backend: str, out: Path, more: list[str], log: Path) -> dict[str, Any]:
@@ -39,7 +39,8 @@ def collect(seen: list[tuple[str, dict[str, Any]]]) -> dict[str, list[float]]:
     """Return samples by name: what and which backend."""
     samples: dict[str, list[float]] = {}
     for backend, run in seen:
-        for name in (*PHASES, *MEMORY, "load_seconds"):
+        memory = [name for name in run if name.startswith(MEMORY)]
+        for name in (*PHASES, *memory, "load_seconds"):
             values = run[name] if isinstance(run[name], list) else [run[name]]
             unit = "_tokens_per_second" if name in PHASES else ""
             samples.setdefault(f"{name}{unit}_{backend}", []).extend(values)
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--logs", type=Path, default=Path("build/bench"))
     parser.add_argument("--order", nargs="+", default=ORDER)
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of kvcached")
+    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="RANKS")
     parser.add_argument("more", nargs="*", help="arguments of the rounds, after --")
     options = parser.parse_args()
     started = time.time()
@@ -62,7 +64,8 @@ def main() -> None:
         for index, backend in enumerate(options.order):
             log = options.logs / f"throughput-{index}-{backend}.log"
             out = Path(folder) / f"{index}.json"
-            more = [*options.more, *(f"--option={pair}" for pair in options.option)]
+            more = [*options.more, f"--tensor-parallel={options.tensor_parallel}",
+                    *(f"--option={pair}" for pair in options.option)]  # fmt: skip
             seen.append((backend, measure(options.engine, backend, out, more, log)))
             print(f"{time.time() - started:6.0f} s  {backend}: {seen[-1][1]}", flush=True)
     samples = collect(seen)

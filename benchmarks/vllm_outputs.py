@@ -16,8 +16,9 @@ def generate(options: argparse.Namespace) -> list[Answer]:
     from vllm import SamplingParams
 
     llm = gpu_rig.engine(
-        options.backend, gpu_rig.model_folder(options.model), int(options.kv_gib * 2**30), settings(options)
-    )
+        options.backend, gpu_rig.model_folder(options.model), int(options.kv_gib * 2**30), settings(options),
+        tensor_parallel_size=options.tensor_parallel,
+    )  # fmt: skip
     llm.collective_rpc("bench_randomize", args=(7, options.deviation))
     sampling = SamplingParams(
         temperature=0.0, max_tokens=TOKENS, ignore_eos=True, logprobs=2, detokenize=False

@@ -13,7 +13,8 @@ class VllmRounds(Rounds):
 
     def start(self, kv_bytes: int, settings: dict[str, Any]) -> None:
         model = gpu_rig.model_folder(self.options.model)
-        self.llm = gpu_rig.engine(self.options.backend, model, kv_bytes, settings)
+        ranks = self.options.tensor_parallel
+        self.llm = gpu_rig.engine(self.options.backend, model, kv_bytes, settings, tensor_parallel_size=ranks)
 
     def generate(self, prompts: list[list[int]], tokens: int) -> int:
         from vllm import SamplingParams
@@ -26,7 +27,7 @@ class VllmRounds(Rounds):
     def flush(self) -> None:
         self.llm.reset_prefix_cache()
 
-    def free_bytes(self) -> int:
+    def free_bytes(self) -> list[int]:
         return gpu_rig.free_bytes(self.llm)
 
 

@@ -1,0 +1,77 @@
+"""benchmarks.engine_child with SGLang: bursts come one after the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any, TextIO
+
+from benchmarks import gpu_rig, sglang_rig
+from benchmarks.engine_child import arguments
+
+RUNNING = 64  # requests
+PAGE_TOKENS = 16
+HOST_TOKENS = 1 << 16
+
+
+class Child:
+    """Does what lines of JSON ask for, each at its turn."""
+
+    def __init__(self, engine: Any, vocabulary: int, answers: TextIO) -> None:
+        self._engine = engine
+        self._vocabulary = vocabulary
+        self._answers = answers
+
+    def do_burst(
+        self, id: int, count: int, length: int, generate: int, seed: int, salt: str, keeps: bool
+    ) -> None:
+        """Generate for `count` prompts of `length` random tokens. Raises ValueError for a salt."""
+        if salt:
+            raise ValueError(f"the salt {salt!r} was given: SGLang has none, use another seed")
+        drawn = gpu_rig.prompts(count, length, seed, self._vocabulary)
+        started = time.monotonic()
+        prompts = [prompt["prompt_token_ids"] for prompt in drawn]
+        outputs = [each["output_ids"] for each in sglang_rig.generate(self._engine, prompts, generate)]
+        self.say({"id": id, "tokens": sum(map(len, outputs)), "outputs": outputs if keeps else [],
+                  "failed": sum(len(output) != generate for output in outputs),
+                  "started": started, "ended": time.monotonic()})  # fmt: skip
+
+    def do_flush(self, id: int) -> None:
+        """Forget the prefix cache."""
+        sglang_rig.flush(self._engine)
+        self.say({"id": id, "done": True})
+
+    def do_check(self, id: int) -> None:
+        """Answer: a rank that had a plan out of order would have ended, and the engine with it."""
+        self.say({"id": id})
+
+    def say(self, answer: dict[str, Any]) -> None:
+        """Write a line."""
+        self._answers.write(json.dumps(answer) + "\n")
+        self._answers.flush()
+
+
+def main() -> None:
+    """Load and serve until the input ends."""
+    options = arguments(__doc__)
+    more = {"load_format": "dummy", "page_size": PAGE_TOKENS} | options.arguments
+    if options.backend == "stock" and not sglang_rig.on_gpu():
+        more["max_total_tokens"] = HOST_TOKENS  # stock takes most of the machine otherwise
+    engine = sglang_rig.engine(
+        options.backend, options.model, None, options.options, RUNNING, ranks=options.ranks, **more
+    )
+    with os.fdopen(options.answers, "w") as answers:
+        child = Child(engine, options.vocabulary, answers)
+        length = engine.server_args.context_length
+        child.say({"id": 0, "block_tokens": PAGE_TOKENS, "max_model_len": length,
+                   "max_num_batched_tokens": engine.server_args.chunked_prefill_size})  # fmt: skip
+        for line in sys.stdin:
+            command = json.loads(line)
+            getattr(child, f"do_{command.pop('do')}")(**command)
+    engine.shutdown()
+
+
+if __name__ == "__main__":
+    main()
