@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -41,17 +42,22 @@ def _in_the_file(account: Account, act: Callable[[], T]) -> T:
 
 def live(runtime: Runtime, instance: str, lose_the_file: bool) -> None:
     """Start, share a full device with a rival and with whoever else is there, obey tools, and leave."""
-    account = attach(runtime, instance, name=instance, floor_bytes=GRANULE)
+    begun = time.monotonic()
+
+    def clock() -> float:
+        return begun  # the number of write points is the same on a slow machine
+
+    account = attach(runtime, instance, name=instance, floor_bytes=GRANULE, clock=clock)
     account.ask_to_start(2 * GRANULE, GRANULE, PLENTY)
     account.set_private_peak(0)
     _grow(account, 6)
     account.publish(min(account.ready_bytes, 3 * GRANULE), 5, maps=3)
-    desk = _in_the_file(account, lambda: Desk.find(runtime, instance, 1))
+    desk = _in_the_file(account, lambda: Desk.find(runtime, instance, 1, clock=clock))
     desk.publish(Usage(1, 1, 1, 1, 9, 2))
     desk.count(1, 1, False, 5)
     account.lease(CAPACITY, PLENTY)  # more than there is: others are asked for it
     account.created(min(20, (account.leased_bytes - account.ready_bytes) // GRANULE))
-    rival = attach(runtime, f"{instance}-rival", name="rival", floor_bytes=2 * GRANULE)
+    rival = attach(runtime, f"{instance}-rival", name="rival", floor_bytes=2 * GRANULE, clock=clock)
     rival.ask_to_start(4 * GRANULE, 2 * GRANULE, PLENTY)  # waits, and asks
     account.give_back(bytes_never_ready=account.leased_bytes - account.ready_bytes)
     _obey(account, desk)
