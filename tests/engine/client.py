@@ -55,7 +55,8 @@ class Client:
     path = "/v1/completions"
 
     def __init__(self, url: str, connections: int | None = 64) -> None:
-        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+        # None is kept: one thread may close a connection that another has just been given.
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=0)
         self._http = httpx.Client(base_url=url, timeout=180.0, limits=limits)
 
     def __enter__(self) -> Self:
