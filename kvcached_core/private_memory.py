@@ -24,12 +24,14 @@ class PrivateMemory:
         """Ask the driver; not for the step path. Callable from any thread."""
         if self._reserved is None:
             return 0
-        reserved_bytes = max(0, self._reserved() - self.absent_bytes)
+        reserved_bytes = self._present(self._reserved)
         self._beside_bytes = max(0, self._process() - reserved_bytes - self._kv_bytes())
         return reserved_bytes + self._beside_bytes
 
     def now(self) -> int:
         """Return what the allocator holds, and the rest as last measured. Callable from any thread."""
-        if self._reserved is None:
-            return 0
-        return max(0, self._reserved() - self.absent_bytes) + self._beside_bytes
+        return 0 if self._reserved is None else self._present(self._reserved) + self._beside_bytes
+
+    def _present(self, reserved: Callable[[], int]) -> int:
+        """Return what the allocator holds that has memory behind it."""
+        return max(0, reserved() - self.absent_bytes)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
+from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.ledger import Account, Runtime, set_limit
 from tests.engine.client import SEQUENTIAL, Answers, Client, Prompt, differences, long_prompts
 from tests.engine.conftest import CAPACITY_BYTES, ELASTIC, HEADROOM_BYTES, MAIN, MIB
+from tests.engine.neighbour import neighbour
 from tests.engine.server import Fleet, Server, cores, until
 from tests.engine.watch import owner, owners, watching
 from tests.models import smollm2
@@ -22,22 +21,6 @@ pytestmark = pytest.mark.engine
 
 REAL = "real"
 _REAL_FLAGS = ["--max-model-len", "512"]
-
-
-@contextmanager
-def _outsider(runtime: Path) -> Iterator[Account]:
-    """Be another owner on the device for a while; whatever it took is given back."""
-    account = Account.attach(
-        Runtime.open(runtime), DeviceIdentity("host", "host"), CAPACITY_BYTES, HEADROOM_BYTES,
-        instance="outsider", rank=0, name="outsider",
-    )  # fmt: skip
-    account.describe(page_bytes=MIB, granule_bytes=MIB, granule_count=CAPACITY_BYTES // MIB,
-                     blocks_per_granule=1, block_count=CAPACITY_BYTES // MIB, stride_bytes=MIB)  # fmt: skip
-    try:
-        yield account
-    finally:
-        account.give_back(granules_released=account.ready_bytes // MIB)
-        account.detach()
 
 
 def _take(account: Account, leaving_bytes: int = 0) -> int:
@@ -53,7 +36,7 @@ def test_requests_wait_while_another_holds_the_device_and_then_finish(
 ) -> None:
     prompts = extra_prompts["long"]
     with watching(runtime), ThreadPoolExecutor(2) as pool:
-        with _outsider(runtime) as account:
+        with neighbour(runtime, "outsider") as account:
             assert _take(account) > 0.9 * (CAPACITY_BYTES - HEADROOM_BYTES) / MIB
             requests = [pool.submit(client.ids, prompt) for prompt in prompts]
             until(lambda: owner(runtime, MAIN).demand_bytes > 0, 10, "the engine is refused memory")
@@ -71,7 +54,7 @@ def test_requests_that_grow_while_another_holds_the_rest_are_preempted_and_finis
     prompts = extra_prompts["talkative"]
     before = client.metric("vllm:num_preemptions_total")
     with watching(runtime), ThreadPoolExecutor(8) as pool:
-        with _outsider(runtime) as account:
+        with neighbour(runtime, "outsider") as account:
             assert _take(account, leaving_bytes=14 * MIB) > 0
             requests = [pool.submit(client.ids, prompt) for prompt in prompts]
             until(lambda: client.metric("vllm:num_preemptions_total") > before, 30, "one is preempted")

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
-from kvcached_core.ledger import Account, Runtime
+from kvcached_core.driver.base import MemoryInfo
+from kvcached_core.ledger import Account
 from tests.engine.client import Answers, Client, Prompt, differences
 from tests.engine.conftest import CAPACITY_BYTES, HEADROOM_BYTES, MAIN, MIB
+from tests.engine.neighbour import neighbour
 from tests.engine.server import Server, until
 from tests.engine.watch import is_at_rest, owner, watching
 
 pytestmark = pytest.mark.engine
 
 LEFT_BYTES = 4 * MIB  # more than the null granule of the one that sleeps
-
-
-@contextmanager
-def _other(runtime: Path, floor_bytes: int = 0) -> Iterator[Account]:
-    """Be another engine on the device for a while."""
-    account = Account.attach(
-        Runtime.open(runtime), DeviceIdentity("host", "host"), CAPACITY_BYTES, HEADROOM_BYTES,
-        instance="other", rank=0, name="other", floor_bytes=floor_bytes,
-    )  # fmt: skip
-    account.describe(page_bytes=MIB, granule_bytes=MIB, granule_count=CAPACITY_BYTES // MIB,
-                     blocks_per_granule=1, block_count=CAPACITY_BYTES // MIB, stride_bytes=MIB)  # fmt: skip
-    try:
-        yield account
-    finally:
-        account.give_back(granules_released=account.ready_bytes // MIB)
-        account.detach()
 
 
 def _take(account: Account, size_bytes: int) -> int:
@@ -62,7 +45,7 @@ def test_another_engine_has_all_the_memory_of_one_that_sleeps(
         assert is_at_rest(runtime, MAIN), "when the call returns"
         assert client.is_sleeping()
         until(lambda: owner(runtime, MAIN).cached_bytes == 0, 5, "the scheduler has heard of it")
-        with _other(runtime) as other, ThreadPoolExecutor(1) as pool:
+        with neighbour(runtime, "other") as other, ThreadPoolExecutor(1) as pool:
             assert _take(other, most_bytes) == most_bytes
             waking = pool.submit(client.wake_up)
             until(lambda: owner(runtime, MAIN).starting_bytes > 0, 5, "it waits for its floor")
@@ -77,11 +60,11 @@ def test_where_floors_leave_no_room_it_sleeps_on(
     elastic: Server, client: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
 ) -> None:
     client.sleep()
-    with _other(runtime, CAPACITY_BYTES - HEADROOM_BYTES - owner(runtime, MAIN).floor_applied):
+    with neighbour(runtime, "other", CAPACITY_BYTES - HEADROOM_BYTES - owner(runtime, MAIN).floor_applied):
         assert client.wake_up().is_success, "there is just room"
         client.sleep()
     floor_bytes = owner(runtime, MAIN).floor_applied
-    with _other(runtime, CAPACITY_BYTES - floor_bytes):
+    with neighbour(runtime, "other", CAPACITY_BYTES - floor_bytes):
         with Client(elastic.url) as asking:  # the server ends the connection
             assert asking.wake_up().status_code == 500, "headroom is nobody's"
         assert client.is_sleeping() and is_at_rest(runtime, MAIN)

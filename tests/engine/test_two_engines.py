@@ -18,6 +18,7 @@ from tests.engine.conftest import (
     MIB,
     MODEL_FLAGS,
     REST_SECONDS,
+    kept_alive,
 )
 from tests.engine.server import Fleet, Server, cores, kill_group, until
 from tests.engine.watch import is_at_rest, owner, owners, watching
@@ -38,18 +39,7 @@ def _second(fleet: Fleet, model: Path, runtime: Path) -> Iterator[Callable[[], S
                 "KVCACHED_HEADROOM": str(HEADROOM_BYTES), "KVCACHED_SPARE": "4MiB",
                 "KVCACHED_IDLE_SECONDS": str(IDLE_SECONDS),
                 "VLLM_CPU_OMP_THREADS_BIND": cores(2).split("|")[1]}  # fmt: skip
-    servers: list[Server] = []
-
-    def give() -> Server:
-        if not servers:
-            servers.append(Server(OTHER, model, runtime, [*MODEL_FLAGS, *ELASTIC], settings))
-            fleet.add(servers[0])
-            servers[0].wait_ready()
-        return servers[0]
-
-    yield give
-    for server in servers:
-        server.close()
+    yield from kept_alive(fleet, lambda: Server(OTHER, model, runtime, [*MODEL_FLAGS, *ELASTIC], settings))
 
 
 @pytest.fixture
