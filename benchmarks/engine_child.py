@@ -73,8 +73,9 @@ class Child:
         self, id: int, count: int, length: int, generate: int, seed: int, salt: str, keeps: bool
     ) -> None:
         """Generate for `count` prompts of `length` random tokens. `salt` keeps them off the prefix cache."""
+        drawn = gpu_rig.prompts(count, length, seed, self._vocabulary)
         self._bursts[id] = Burst(id, count, generate, keeps)
-        for index, prompt in enumerate(gpu_rig.prompts(count, length, seed, self._vocabulary)):
+        for index, prompt in enumerate(drawn):
             self._add(f"{id}/{index}", prompt | ({"cache_salt": salt} if salt else {}), generate)
 
     def do_background(self, id: int, count: int, length: int, generate: int) -> None:
@@ -101,6 +102,15 @@ class Child:
         """Let every rank check its pool: each has done all plans in order, and adds up."""
         self._llm.collective_rpc("kvcached_check")
         self._say({"id": id})
+
+    def do_profile(self, id: int) -> None:
+        """From now on record what the device does."""
+        self._llm.collective_rpc("bench_profile")
+        self._say({"id": id})
+
+    def do_profiled(self, id: int) -> None:
+        """Return what the first rank's device did since."""
+        self._say({"id": id, "profile": self._llm.collective_rpc("bench_profiled")[0]})
 
     def do_sleep(self, id: int, level: int) -> None:
         """Sleep; the answer has the seconds it took."""

@@ -39,7 +39,7 @@ class Scale:
     prompt: int  # tokens of a usual request
     generate: int
     private_bytes: int  # what an engine takes outside its KV cache, roughly
-    arguments: dict[str, Any] = field(default_factory=dict)  # of vLLM
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the engine
     options: dict[str, str] = field(default_factory=dict)  # of kvcached
 
     @property
@@ -47,8 +47,11 @@ class Scale:
         return self.driver == "host"
 
 
-def scale(host: bool, model: Path | None) -> Scale:
-    """Return the sizes for a GPU, or for the host: a tiny model, and 8 MiB where a GPU would have a GiB."""
+def scale(host: bool, model: Path | None, engine: str = "vllm") -> Scale:
+    """Return the sizes for a GPU, or for the host: a tiny model, and 8 MiB where a GPU would have a GiB.
+
+    Raises SystemExit where the host's model is missing.
+    """
     if not host:
         path = gpu_rig.model_folder(model or Path("build/bench/llama-8b"))
         return Scale("cuda", GIB, path, 100_000, 1024, 128, private_bytes=37 * GIB // 2)
@@ -56,10 +59,11 @@ def scale(host: bool, model: Path | None) -> Scale:
         raise SystemExit(
             "on the host a small model is needed: --model FOLDER (python -m tests.models tiny FOLDER)"
         )
+    arguments = {"enforce_eager": True, "dtype": "float32", "max_model_len": 2048, "max_num_seqs": 64,
+                 "compilation_config": {"mode": 0}}  # fmt: skip
     return Scale(
         "host", 8 * MIB, model, 500, 900, 124, private_bytes=0,
-        arguments={"enforce_eager": True, "dtype": "float32", "max_model_len": 2048, "max_num_seqs": 64,
-                   "compilation_config": {"mode": 0}},
+        arguments=arguments if engine == "vllm" else {"context_length": 2048},
         options={"spare": "4MiB", "idle_seconds": "0.5"},
     )  # fmt: skip
 

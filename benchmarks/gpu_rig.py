@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,24 @@ class RandomWeights:
 
         free, total = torch.cuda.mem_get_info()
         return int(free), int(total)
+
+    def bench_profile(self) -> None:
+        """From now on record what the device does."""
+        from torch import profiler
+
+        kind = profiler.ProfilerActivity
+        on_gpu = kind.CUDA in profiler.supported_activities()
+        self._bench_profiler = profiler.profile(activities=[kind.CUDA if on_gpu else kind.CPU])
+        self._bench_profiler.start()
+
+    def bench_profiled(self) -> dict[str, Any]:
+        """Return what the device did since, as benchmarks.profiles says it."""
+        from benchmarks import profiles
+
+        self._bench_profiler.stop()
+        with tempfile.TemporaryDirectory() as folder:
+            self._bench_profiler.export_chrome_trace(f"{folder}/{profiles.NAME}")
+            return profiles.summary(profiles.read(Path(folder)))
 
 
 def model_folder(path: Path, **changes: Any) -> Path:

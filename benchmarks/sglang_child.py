@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
-from benchmarks import gpu_rig, sglang_rig
+from benchmarks import gpu_rig, profiles, sglang_rig
 from benchmarks.engine_child import arguments
 
 RUNNING = 64  # requests
@@ -23,6 +26,7 @@ class Child:
         self._engine = engine
         self._vocabulary = vocabulary
         self._answers = answers
+        self._traces = Path()
 
     def do_burst(
         self, id: int, count: int, length: int, generate: int, seed: int, salt: str, keeps: bool
@@ -42,6 +46,23 @@ class Child:
         """Forget the prefix cache."""
         sglang_rig.flush(self._engine)
         self.say({"id": id, "done": True})
+
+    def do_profile(self, id: int) -> None:
+        """From now on record what the device does."""
+        self._traces = Path(tempfile.mkdtemp(prefix="kvcached-trace-"))
+        self._engine.start_profile(
+            output_dir=str(self._traces),
+            activities=["GPU" if sglang_rig.on_gpu() else "CPU"],
+            with_stack=False,
+            record_shapes=False,
+        )
+        self.say({"id": id})
+
+    def do_profiled(self, id: int) -> None:
+        """Return what the first rank's device did since."""
+        self._engine.stop_profile()
+        self.say({"id": id, "profile": profiles.summary(profiles.read(self._traces))})
+        shutil.rmtree(self._traces)
 
     def do_check(self, id: int) -> None:
         """Answer: a rank that had a plan out of order would have ended, and the engine with it."""

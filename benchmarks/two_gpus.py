@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +85,6 @@ def run_benchmark(step: str, engine: str, logs: Path, result: Result) -> None:
             result.check_memory()
 
 
-def sizes(host: bool, model: Path | None, engine: str) -> engines.Scale:
-    """Return the sizes of the scenes, with the arguments of this engine."""
-    scale = engines.scale(host, model)
-    if engine == "vllm":
-        return scale
-    return replace(scale, arguments={"context_length": 2048} if host else {})
-
-
 def run_scenes(options: argparse.Namespace, result: Result, started: float) -> None:
     """Play the scenes in a ledger of their own."""
 
@@ -105,7 +97,7 @@ def run_scenes(options: argparse.Namespace, result: Result, started: float) -> N
 
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
         os.environ["KVCACHED_RUNTIME_DIR"] = folder
-        scale = sizes(options.host, options.model, options.engine)
+        scale = engines.scale(options.host, options.model, options.engine)
         stage = Pairs(scale, options.logs, Runtime.open(folder), options.most_seconds, options.engine)
         try:
             play(stage, save, pairs.SCENES)

@@ -1,0 +1,255 @@
+"""Stock against elastic on one GPU, both resident, round about: a drift of the machine meets both alike.
+
+    python -m benchmarks.alternating --engine vllm --out benchmarks/results/vllm_alternating.json
+
+Of the shape of Llama-8B. While one works the other is idle. A round is `--requests` new prompts at once;
+`growing` begins with no memory mapped, `full` evicts with every block, in `steady` memory is there and clean;
+`prefill` is steady with one token each, `decode` with short prompts and many. At the end one growing and one
+steady round of each are profiled. Without a GPU (or with `--host --model FOLDER`) all is small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import engines
+from benchmarks.engines import Engine, EngineDiedError, Scale
+from benchmarks.record import Ratio, write
+from benchmarks.sglang_rig import BYTES_PER_TOKEN
+from kvcached_core.ledger import OwnerSnapshot, Runtime, snapshot
+
+START_SECONDS, ROUND_SECONDS, REST_SECONDS = 300.0, 240.0, 30.0
+PHASES = ("growing", "full", "steady", "prefill", "decode")
+FILLS = 2  # rounds after which the cache is full
+DECODE_PROMPT = 16  # tokens
+HOST_BUDGET = 48  # units of the scale
+HOST_TOKEN_BYTES = 256 * 2 * 4 * 2
+
+
+class Shape(NamedTuple):
+    """A round: so many prompts of so many tokens, and so many generated for each."""
+
+    requests: int
+    prompt: int
+    generate: int
+
+
+@dataclass
+class Found:
+    """Raw samples, by what and of which engine."""
+
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    profiles: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, backend: str, **values: float) -> None:
+        for name, value in values.items():
+            self.samples.setdefault(f"{name}_{backend}", []).append(value)
+
+
+class Contender:
+    """One engine, asked for rounds."""
+
+    def __init__(
+        self, engine: Engine, seeds: Iterable[int], owner: Callable[[], OwnerSnapshot] | None
+    ) -> None:
+        """`owner` says what the ledger shows of an elastic engine."""
+        self.name = engine.name
+        self._engine = engine
+        self._seeds = iter(seeds)
+        self.owner = owner
+
+    def round(self, shape: Shape) -> float:
+        """Return the tokens it generated in a second. Raises RuntimeError if a request failed."""
+        asked = self._engine.burst(shape.requests, shape.prompt, shape.generate, next(self._seeds))
+        answer = self._engine.result(asked, ROUND_SECONDS)
+        if answer["failed"]:
+            raise RuntimeError(f"{answer['failed']} requests of {self.name} failed: see {self._engine.log}")
+        return float(answer["tokens"] / (answer["ended"] - answer["started"]))
+
+    def flush(self) -> None:
+        """Forget the prefix cache. Raises TimeoutError."""
+        self._until(lambda: bool(self._engine.result(self._engine.ask("flush"), REST_SECONDS)["done"]))
+
+    def rest(self) -> None:
+        """Forget the prefix cache, and wait until an elastic engine has its null granule alone."""
+        self.flush()
+        if owner := self.owner:
+            self._until(lambda: owner().ready_bytes == owner().granule_bytes)
+
+    def profiled(self, shape: Shape) -> dict[str, Any]:
+        """Return what the device did in a round; see benchmarks.profiles."""
+        self._engine.result(self._engine.ask("profile"), REST_SECONDS)
+        self.round(shape)
+        profile: dict[str, Any] = self._engine.result(self._engine.ask("profiled"), ROUND_SECONDS)["profile"]
+        return profile
+
+    def _until(self, done: Callable[[], bool]) -> None:
+        give_up_at = time.monotonic() + REST_SECONDS
+        while not done():
+            if time.monotonic() > give_up_at:
+                raise TimeoutError(f"{self.name} did not come to rest: see {self._engine.log}")
+            time.sleep(0.05)
+
+
+class Play:
+    """The phases, all contenders in turn in each."""
+
+    def __init__(self, contenders: list[Contender], shape: Shape, rounds: int, found: Found) -> None:
+        self._contenders, self._shape, self._rounds, self._found = contenders, shape, rounds, found
+
+    def run(self, profiles: bool) -> None:
+        """Play all phases."""
+        shape = self._shape
+        for contender in self._contenders:
+            contender.round(shape._replace(requests=max(1, shape.requests // 16)))  # what is compiled late
+            contender.rest()
+        self._phase("growing", shape, Contender.rest, Contender.flush)
+        for contender in self._contenders * FILLS:
+            contender.round(shape)
+        self._phase("full", shape)
+        self._phase("steady", shape, Contender.flush)
+        self._phase("prefill", shape._replace(generate=1), Contender.flush)
+        decode = shape._replace(prompt=min(DECODE_PROMPT, shape.prompt), generate=2 * shape.generate)
+        self._phase("decode", decode, Contender.flush)
+        if profiles:
+            self._profiles()
+
+    def _phase(self, name: str, shape: Shape, before: Callable[[Contender], None] | None = None,
+               after: Callable[[Contender], None] | None = None) -> None:  # fmt: skip
+        for _ in range(self._rounds):
+            for contender in self._contenders:
+                if before:
+                    before(contender)
+                self._bytes(contender, f"{name}_before")
+                rate = contender.round(shape)
+                self._found.note(contender.name, **{f"{name}_tokens_per_second": rate})
+                self._bytes(contender, f"{name}_after")
+                if after:
+                    after(contender)
+        print(f"{name}: {self._shown(name)}", flush=True)
+
+    def _bytes(self, contender: Contender, when: str) -> None:
+        if owner := contender.owner:
+            self._found.note(contender.name, **{f"{when}_ready_bytes": owner().ready_bytes})
+
+    def _profiles(self) -> None:
+        for name, before in (("growing", Contender.rest), ("steady", Contender.flush)):
+            for contender in self._contenders:
+                before(contender)
+                try:
+                    profile = contender.profiled(self._shape)
+                except (TimeoutError, EngineDiedError) as error:  # what was measured before is worth keeping
+                    profile = {"error": str(error)}
+                self._found.profiles[f"{name}_{contender.name}"] = profile
+
+    def _shown(self, phase: str) -> str:
+        rates = {
+            one.name: self._found.samples[f"{phase}_tokens_per_second_{one.name}"] for one in self._contenders
+        }
+        (stock,) = (values for name, values in rates.items() if name == "stock")
+        return ", ".join(compared(name, values, stock) for name, values in rates.items())
+
+
+def compared(name: str, rates: list[float], stock: list[float]) -> str:
+    """Return the median, and the mean of ratios round by round with its standard error, as text."""
+    ratios = [mine / theirs for mine, theirs in zip(rates, stock, strict=True)]
+    error = statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
+    return f"{name} {statistics.median(rates):.0f} ({statistics.mean(ratios):.4f} +- {error:.4f})"
+
+
+def contestants(options: argparse.Namespace, scale: Scale) -> list[Engine]:
+    """Start a stock and an elastic engine, the KV cache of either bounded alike."""
+    size_bytes = HOST_BUDGET * scale.gib if scale.on_host else int(options.kv_gib * scale.gib)
+    settings = {"headroom": "16MiB", "host_capacity": str(2 * size_bytes)} if scale.on_host else {}
+    settings |= dict(pair.split("=", 1) for pair in options.option)
+    arguments: dict[str, Any] = {}
+    if options.engine == "sglang":
+        settings |= {"limit": str(size_bytes)}
+        arguments = {"load_format": "dummy", "max_running_requests": options.requests, "page_size": 1}
+        tokens = size_bytes // (HOST_TOKEN_BYTES if scale.on_host else BYTES_PER_TOKEN)
+        stock: dict[str, Any] = {"max_total_tokens": tokens}
+    else:
+        arguments = {"kv_cache_memory_bytes": size_bytes}
+        stock = {} if scale.on_host else {"gpu_memory_utilization": 0.4}  # asserted, and not what sizes it
+    started = []
+    for core, (backend, more) in enumerate((("stock", stock), ("kvcached", {}))):
+        own = replace(scale, arguments={**scale.arguments, **arguments, **more})
+        started.append(
+            Engine(backend, own, options.logs, settings, core, backend=backend, engine=options.engine)
+        )
+    return started
+
+
+def owner_of(name: str, runtime: Runtime) -> Callable[[], OwnerSnapshot]:
+    """Return what says what the ledger shows of an engine."""
+
+    def owner() -> OwnerSnapshot:
+        owners = [owner for device in snapshot(runtime) for owner in device.owners if owner.live]
+        return next(owner for owner in owners if owner.name == name)
+
+    return owner
+
+
+def run(options: argparse.Namespace, scale: Scale, runtime: Runtime, found: Found) -> None:
+    """Start both, play, and end them."""
+    parties = contestants(options, scale)
+    try:
+        for engine in parties:
+            found.note(engine.name, start_seconds=engine.wait_ready(START_SECONDS))
+        seeds = itertools.count(1)
+        contenders = [
+            Contender(engine, seeds, None if engine.name == "stock" else owner_of(engine.name, runtime))
+            for engine in parties
+        ]
+        shape = Shape(options.requests, options.prompt, options.generate)
+        Play(contenders, shape, options.rounds, found).run(options.profile)
+    finally:
+        for engine in parties:
+            engine.kill()
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--logs", type=Path, default=Path("build/bench/alternating"))
+    parser.add_argument("--host", action="store_true", default=not engines.has_gpu(), help="on the CPU")
+    parser.add_argument("--model", type=Path, help="a folder; default: one is made, as Llama-8B")
+    parser.add_argument("--kv-gib", type=float, default=20.0, help="of each; both have to fit on the GPU")
+    parser.add_argument("--requests", type=int, default=224)
+    parser.add_argument("--prompt", type=int, default=512, help="tokens")
+    parser.add_argument("--generate", type=int, default=128, help="tokens")
+    parser.add_argument("--rounds", type=int, default=6, help="of each phase and engine")
+    parser.add_argument("--profile", action="store_true", help="record kernels of two rounds of each")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of kvcached")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Play, write the JSON and print the ratios."""
+    options, started, found = arguments(), time.time(), Found()
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
+        os.environ["KVCACHED_RUNTIME_DIR"] = folder
+        run(options, engines.scale(options.host, options.model, options.engine), Runtime.open(folder), found)
+    rate = "tokens_per_second"
+    ratios = {phase: Ratio(f"{phase}_{rate}_kvcached", f"{phase}_{rate}_stock") for phase in PHASES}
+    write(options.out, sys.argv, found.samples, ratios, started, {"profiles": found.profiles})
+    print(json.dumps(json.loads(options.out.read_text())["ratios"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""What a device did, from a trace of PyTorch's profiler: kernels by name, and how long it was busy."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+NAME = "kvcached.trace.json"  # of a trace that is written for us
+KINDS = ("kernel", "gpu_memcpy", "gpu_memset")
+KEPT = 30  # kernels, those that took longest
+_NAME_LENGTH = 120
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Return the events of the only trace in a folder. Raises ValueError if there is none, or several."""
+    paths = sorted(path for path in folder.rglob("*") if path.name.endswith((".json", ".json.gz")))
+    if len(paths) != 1:
+        raise ValueError(f"one trace was expected in {folder}, found {[path.name for path in paths]}")
+    raw = paths[0].read_bytes()
+    events: list[dict[str, Any]] = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)[
+        "traceEvents"
+    ]
+    return events
+
+
+def summary(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return, in seconds: `span` from the first to the last kernel, `busy` with at least one running, and of
+    each `kernel` its name, how often it ran and for how long in all."""
+    ran = sorted(
+        (event["ts"], event["ts"] + event["dur"], event["name"])
+        for event in events
+        if event.get("ph") == "X" and event.get("cat") in KINDS
+    )
+    busy, until = 0.0, float("-inf")
+    sums: dict[str, tuple[int, float]] = {}
+    for begun, ended, name in ran:
+        busy += max(0.0, ended - max(begun, until))
+        until = max(until, ended)
+        count, total = sums.get(name, (0, 0.0))
+        sums[name] = (count + 1, total + ended - begun)
+    longest = sorted(sums.items(), key=lambda item: -item[1][1])[:KEPT]
+    return {
+        "span": (until - ran[0][0]) / 1e6 if ran else 0.0,
+        "busy": busy / 1e6,
+        "kernels": [
+            {"name": name[:_NAME_LENGTH], "count": count, "seconds": total / 1e6}
+            for name, (count, total) in longest
+        ],
+    }
