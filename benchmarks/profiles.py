@@ -12,6 +12,7 @@ NAME = "kvcached.trace.json"  # of a trace that is written for us
 KINDS = ("kernel", "gpu_memcpy", "gpu_memset")
 KEPT = 30  # kernels, those that took longest
 _NAME_LENGTH = 120
+_SHORT_GAP = 500.0  # us
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -28,16 +29,20 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 def summary(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Return, in seconds: `span` from the first to the last kernel, `busy` with at least one running, and of
-    each `kernel` its name, how often it ran and for how long in all."""
+    each `kernel` its name, how often it ran and for how long in all. `gaps` are the times without any that
+    were longer than half a millisecond: when each began, from the first kernel, and how long it was."""
     ran = sorted(
         (event["ts"], event["ts"] + event["dur"], event["name"])
         for event in events
         if event.get("ph") == "X" and event.get("cat") in KINDS
     )
     busy, until = 0.0, float("-inf")
+    gaps: list[tuple[float, float]] = []
     sums: dict[str, tuple[int, float]] = {}
     for begun, ended, name in ran:
         busy += max(0.0, ended - max(begun, until))
+        if until + _SHORT_GAP < begun and until > float("-inf"):
+            gaps.append(((until - ran[0][0]) / 1e6, (begun - until) / 1e6))
         until = max(until, ended)
         count, total = sums.get(name, (0, 0.0))
         sums[name] = (count + 1, total + ended - begun)
@@ -45,6 +50,7 @@ def summary(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return {
         "span": (until - ran[0][0]) / 1e6 if ran else 0.0,
         "busy": busy / 1e6,
+        "gaps": gaps,
         "kernels": [
             {"name": name[:_NAME_LENGTH], "count": count, "seconds": total / 1e6}
             for name, (count, total) in longest

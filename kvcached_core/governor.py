@@ -145,15 +145,6 @@ class Governor:
         granules = self.held if self._ledger.refused() else self._asked
         return max(granules, self.granules.mapped) * self.granules.blocks_per_granule
 
-    def give_up_all(self) -> None:
-        """Let go of all that no request uses at once: the cache was flushed."""
-        self.held = self._ledger.created() - self.released
-        self._give_down_to(1)
-        self.wanted = self.needed = max(1, self.granules.mapped)
-        self._decay_at = None
-        self.granules.set_budget(min(self.held, self.limit))
-        self._publish()
-
     def lost_all(self, released: int) -> None:
         """Take note that the workers gave back all but granule 0, by themselves; `released` so far in all.
 

@@ -85,7 +85,7 @@ def test_a_profile_counts_time_once_however_many_kernels_ran() -> None:
             event(0.0, 9 * second, "cudaLaunchKernel", "cuda_runtime"), {"ph": "M", "name": "process"},
         ]
     )  # fmt: skip
-    assert seen["span"] == 4.0 and seen["busy"] == 3.0
+    assert seen["span"] == 4.0 and seen["busy"] == 3.0 and seen["gaps"] == [(2.0, 1.0)]
     assert [kernel["name"] for kernel in seen["kernels"]] == ["a", "late", "b"]
     assert seen["kernels"][0] == {"name": "a", "count": 1, "seconds": 2.0}
 
@@ -98,4 +98,4 @@ def test_a_trace_is_read_packed_or_not_and_must_be_the_only_one(tmp_path: Path, 
     path = tmp_path / f"x.trace.json{'.gz' if packed else ''}"
     path.write_bytes(gzip.compress(raw) if packed else raw)
     assert profiles.read(tmp_path) == [event(0.0, 1.0, "a")]
-    assert profiles.summary([]) == {"span": 0.0, "busy": 0.0, "kernels": []}
+    assert profiles.summary([]) == {"span": 0.0, "busy": 0.0, "gaps": [], "kernels": []}

@@ -136,11 +136,31 @@ def test_nobody_is_admitted_over_the_limit_and_everybody_below_it(kind: Kind, tm
         assert len(twins.requests) == 2
 
 
-def test_a_flush_gives_back_all_but_the_first_granule(kind: Kind, tmp_path: Path) -> None:
+def test_what_was_flushed_serves_at_once_and_goes_back_when_idle(kind: Kind, tmp_path: Path) -> None:
+    with engine(tmp_path, kind.page_size) as made:
+        twins = Twins(made, kind)
+        for _ in range(4):
+            twins.begin(300)
+        held, created = made.held(), made.service.stats().created
+        twins.flush()
+        assert made.mapped == made.held() == held > 1
+        twins.begin(300)
+        twins.check()
+        assert made.service.stats().created == created  # nothing had to come
+        twins.flush()
+        made.idle(IDLE_SECONDS + 0.1)
+        assert made.mapped == made.held() == 1
+        twins.begin(300)
+        twins.check()
+
+
+def test_what_was_flushed_goes_to_others_at_once(kind: Kind, tmp_path: Path) -> None:
     with engine(tmp_path, kind.page_size) as made:
         twins = Twins(made, kind)
         for _ in range(4):
             twins.begin(300)
         twins.flush()
-        twins.begin(300)
+        made.limit(2)
+        made.idle()
+        assert made.mapped == made.held() == 2
         twins.check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,8 +45,12 @@ class Bells:
 
 
 def woken(waker: Waker, poller: zmq.Poller) -> bool:
-    """Sleep as SGLang's idle loop does until the waker has rung: once more where it comes between."""
-    return any(poller.poll(BOUND_MS) and waker.take() for _ in range(1000))
+    """Sleep as SGLang's idle loop does until the waker has rung: again where it comes between."""
+    give_up_at = time.monotonic() + BOUND_MS / 1000
+    while time.monotonic() < give_up_at:
+        if poller.poll(BOUND_MS) and waker.take():
+            return True
+    return False
 
 
 def test_a_scheduler_that_sleeps_wakes_by_the_doorbell() -> None:

@@ -73,16 +73,14 @@ class _Elastic(Capacity):
         return self._sheet
 
     def clear(self) -> None:
-        """As in stock; and all memory goes back but that of the first granule."""
+        """As in stock; memory that is here stays for as long as other idle memory does."""
         if self._sheet is None:
             self._claim()
         super().clear()  # type: ignore[misc]
         service = memory.service()
-        self.sheet.reset()
-        first, end = self.sheet.first_pages
-        self.set_free(torch.arange(first, end, dtype=torch.int64, device=self.device))
+        self.sheet.cleared()
         if service is not None and len(service.books.sheets) == 1:
-            service.flush()  # else who has all of them does
+            service.flushed()  # else who has all of them does
 
     def available_size(self) -> int:
         """Return all slots that nobody holds."""

@@ -199,11 +199,6 @@ class Books:
         pages = -(-over // sheet.units) * sheet.geometry.blocks_per_granule * asked
         return min(pages, sheet.cached_pages)
 
-    def reset(self) -> None:
-        """Unmap all but the first granules: the pools were cleared."""
-        for sheet in self.sheets:
-            sheet.reset()
-
     def look(self) -> None:
         """Find out which granules are empty; waits for the device."""
         for sheet in self.sheets:

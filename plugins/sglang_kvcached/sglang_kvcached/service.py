@@ -40,8 +40,8 @@ class PageGovernor(Governor):
 class Service:
     """The budget of a rank. One thread calls it, SGLang's scheduler.
 
-    The budget changes in `settle`, `idle`, `wait` and `flush` only, which every rank calls alike. Between two
-    of those what may be taken moves by what is taken and freed.
+    The budget changes in `settle`, `idle`, `wait` and `flushed` only, which every rank calls alike. Between
+    two of those what may be taken moves by what is taken and freed.
     """
 
     def __init__(
@@ -131,14 +131,14 @@ class Service:
             self._agreement.wait(governor.wanted + governor.released, self._grant_seconds)
             governor.refresh()
 
-    def flush(self) -> None:
-        """Give everything back but the first granules: the pools were cleared."""
+    def flushed(self) -> None:
+        """Take note that the pools were cleared: all but the first granules is surplus from now on.
+
+        It is kept like other idle memory. Whoever flushes to change weights goes on at once.
+        """
         self._agreement.call(idle=True)
-        self.books.reset()
-        self._tree.forget(self.books.sheets)
-        self.governor.give_up_all()
-        self.carry()
-        self._dirty = True
+        self._dirty = False  # all is known to be empty
+        self._update(False)
 
     def open(self, at: int, pages: int) -> list[Opened]:
         """Open granules of a sheet until it has `pages` more, within the budget; carry() maps them."""

@@ -121,9 +121,9 @@ class Sheet:
         return pages
 
     @property
-    def first_pages(self) -> tuple[int, int]:
-        """The pages [first, end) of granule 0."""
-        return self._whole[0]
+    def mapped_pages(self) -> list[tuple[int, int]]:
+        """The pages [first, end) of each mapped granule, the lowest first."""
+        return [self._whole[granule] for granule in self.extent.granules()]
 
     def unlisted_pages(self, device: object) -> list[torch.Tensor]:
         """Return the pages that are in no mapped granule; looks at all."""
@@ -201,13 +201,11 @@ class Sheet:
         self.listed -= pages
         self._empty -= len(granules)
 
-    def reset(self) -> None:
-        """Unmap all but granule 0, in which nothing is used any more: the pool was cleared."""
-        for granule in self.extent.granules():
-            if granule:
-                self.extent.unmap(granule)
-        first, end = self._whole[0]
-        self.listed, self._empty, self._taken, self.cached_pages = end - first, 0, 0, 0
+    def cleared(self) -> None:
+        """Put every page of the mapped granules into the free list: nothing is used any more."""
+        pages = [torch.arange(first, end, dtype=torch.int64) for first, end in self.mapped_pages]
+        self._list.set_free(torch.cat(pages).to(self._list.free_tensor().device))
+        self._empty, self._taken, self._freed, self.cached_pages = self.extent.mapped - 1, 0, False, 0
 
     def _granules_of(self, pages: torch.Tensor) -> torch.Tensor:
         # As Geometry.granule_of, on the device.

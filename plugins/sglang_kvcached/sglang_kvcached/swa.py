@@ -45,10 +45,10 @@ class ElasticSWAAllocator(Capacity, SWATokenToKVPoolAllocator):
         return super().alloc_decode(seq_lens, seq_lens_cpu, last_loc)
 
     def clear(self) -> None:
-        """As in stock; and all memory goes back but that of the first granules."""
+        """As in stock; memory that is here stays for as long as other idle memory does."""
         super().clear()
         if (service := memory.service()) is not None:
-            service.flush()
+            service.flushed()
 
     def get_kvcache(self) -> Any:
         """Return the pools; their usage is what is held now."""

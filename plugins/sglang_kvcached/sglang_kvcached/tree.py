@@ -25,11 +25,6 @@ class Tree:
         for sheet, count in zip(sheets, tokens, strict=True):
             sheet.cached_pages = min(int(count) // self._page_size, sheet.owned)
 
-    def forget(self, sheets: Sequence[Sheet]) -> None:
-        """Tell every sheet that the cache keeps nothing."""
-        for sheet in sheets:
-            sheet.cached_pages = 0
-
     def evict(self, pages: Sequence[int]) -> int:
         """Take back so many pages of each sheet, the least recently used first; return how many came."""
         from sglang.srt.mem_cache.base_prefix_cache import EvictParams
