@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,18 +105,21 @@ class Contender:
 class Play:
     """The phases, all contenders in turn in each."""
 
-    def __init__(self, contenders: list[Contender], shape: Shape, rounds: int, found: Found) -> None:
+    def __init__(self, contenders: list[Contender], shape: Shape, rounds: int, found: Found,
+                 phases: Sequence[str] = PHASES) -> None:  # fmt: skip
         self._contenders, self._shape, self._rounds, self._found = contenders, shape, rounds, found
+        self._phases = phases
 
     def run(self, profiles: bool) -> None:
-        """Play all phases."""
+        """Play the phases."""
         shape = self._shape
         for contender in self._contenders:
             contender.round(shape._replace(requests=max(1, shape.requests // 16)))  # what is compiled late
             contender.rest()
         self._phase("growing", shape, Contender.rest, Contender.flush)
-        for contender in self._contenders * FILLS:
-            contender.round(shape)
+        if "full" in self._phases:
+            for contender in self._contenders * FILLS:
+                contender.round(shape)
         self._phase("full", shape)
         self._phase("steady", shape, Contender.flush)
         self._phase("prefill", shape._replace(generate=1), Contender.flush)
@@ -127,6 +130,8 @@ class Play:
 
     def _phase(self, name: str, shape: Shape, before: Callable[[Contender], None] | None = None,
                after: Callable[[Contender], None] | None = None) -> None:  # fmt: skip
+        if name not in self._phases:
+            return
         for _ in range(self._rounds):
             for contender in self._contenders:
                 if before:
@@ -213,7 +218,7 @@ def run(options: argparse.Namespace, scale: Scale, runtime: Runtime, found: Foun
             for engine in parties
         ]
         shape = Shape(options.requests, options.prompt, options.generate)
-        Play(contenders, shape, options.rounds, found).run(options.profile)
+        Play(contenders, shape, options.rounds, found, options.phases).run(options.profile)
     finally:
         for engine in parties:
             engine.kill()
@@ -234,6 +239,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=512, help="tokens")
     parser.add_argument("--generate", type=int, default=128, help="tokens")
     parser.add_argument("--rounds", type=int, default=6, help="of each phase and engine")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
     parser.add_argument("--profile", action="store_true", help="record kernels of two rounds of each")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of kvcached")
     return parser.parse_args()
@@ -246,7 +252,7 @@ def main() -> None:
         os.environ["KVCACHED_RUNTIME_DIR"] = folder
         run(options, engines.scale(options.host, options.model, options.engine), Runtime.open(folder), found)
     rate = "tokens_per_second"
-    ratios = {phase: Ratio(f"{phase}_{rate}_kvcached", f"{phase}_{rate}_stock") for phase in PHASES}
+    ratios = {phase: Ratio(f"{phase}_{rate}_kvcached", f"{phase}_{rate}_stock") for phase in options.phases}
     write(options.out, sys.argv, found.samples, ratios, started, {"profiles": found.profiles})
     print(json.dumps(json.loads(options.out.read_text())["ratios"], indent=1))
 
