@@ -56,6 +56,11 @@ class Granules(Generic[BlockT]):
         self._used = [0] * self.granule_count
         self._now = 0.0  # what time it was when expire() was called last: ages are as coarse
         self._idle: dict[int, float] = {}  # when it was last used; oldest latest use first
+        # How many blocks had been lent, in all and when the last used block of a granule left.
+        self._lent_blocks = 0
+        self._rested_at = [0] * self.granule_count
+        # An idle granule is evicted whole once this times what is cached was lent since its latest use.
+        self.stale_turns = 1.25
         self._open: list[int] = []  # heap: every granule with a clean block, and some that were unmapped
         self._empties = Empties(self.granule_count)
         self.budget = 1
@@ -73,7 +78,7 @@ class Granules(Generic[BlockT]):
         """Turn up to `count` clean blocks into used ones and return them.
 
         The lowest mapped granule gives first; a new one is mapped while the budget has room. Fewer are
-        returned when only cached blocks are left: evict with `hold`.
+        returned when only cached blocks are left: evict with `take_stale`, or else `hold`.
         """
         taken: list[BlockT] = []
         clean_of, used, is_open = self._clean, self._used, self._open
@@ -145,12 +150,42 @@ class Granules(Generic[BlockT]):
             count += 1
         if count:
             self._lent(last, count)
+        self._lent_blocks += len(blocks)
         self.free_blocks += len(blocks)
 
     def _lent(self, granule: int, count: int) -> None:
         left = self._used[granule] = self._used[granule] - count
         if not left:
             self._idle[granule] = self._now
+            self._rested_at[granule] = self._lent_blocks
+
+    def take_stale(self, count: int) -> tuple[list[BlockT], list[BlockT]]:
+        """Evict idle granules whole, oldest latest use first, as far as that is long ago: ages stay together.
+
+        Only once `take` has found nothing. Returns up to `count` blocks that are used now and others that are
+        clean; all are to be evicted. If these are too few, evict the oldest blocks with `hold`.
+        """
+        # All that is mapped and not used is cached.
+        cached_blocks = self.extent.mapped * self.blocks_per_granule - self.used_blocks
+        rested_by = self._lent_blocks - self.stale_turns * cached_blocks
+        taken: list[BlockT] = []
+        left: list[BlockT] = []
+        while len(taken) < count and self._idle:
+            granule = next(iter(self._idle))
+            if self._rested_at[granule] > rested_by:
+                break
+            first = self._first[granule]
+            del self._idle[granule]
+            taken += self._blocks[first : first + self.blocks_per_granule]
+            left = taken[count:]
+            self._used[granule] = self.blocks_per_granule - len(left)
+        if left:
+            del taken[count:]
+            self._clean[granule] += reversed(left)
+            self.clean_blocks += len(left)
+            heappush(self._open, granule)
+        self.free_blocks -= len(taken)
+        return taken, left
 
     def hold(self, blocks: Sequence[BlockT]) -> None:
         """Turn cached blocks into used ones: they were evicted to be handed out."""
@@ -287,6 +322,7 @@ class Granules(Generic[BlockT]):
         """The last used block of a granule has gone: it is idle, or empty if nothing in it is cached."""
         if clean < self.blocks_per_granule:
             self._idle[granule] = self._now
+            self._rested_at[granule] = self._lent_blocks
         else:
             self._empties.add(granule)
 

@@ -37,9 +37,15 @@ class GranuleMachine(RuleBasedStateMachine):
 
     steps = 0
     examples = 0
+    stale = 0
 
-    @initialize(page=st.sampled_from(PAGES), granules=st.integers(1, 9), stray=st.integers(0, 3))
-    def start(self, page: tuple[int, int], granules: int, stray: int) -> None:
+    @initialize(
+        page=st.sampled_from(PAGES),
+        granules=st.integers(1, 9),
+        stray=st.integers(0, 3),
+        stale_turns=st.sampled_from([0.0, 0.5, 1.25]),
+    )
+    def start(self, page: tuple[int, int], granules: int, stray: int, stale_turns: float) -> None:
         type(self).examples += 1
         page_bytes, stride = page
         blocks = -(-granules * page_bytes // stride) + stray
@@ -50,6 +56,7 @@ class GranuleMachine(RuleBasedStateMachine):
         self.members = [set(geometry.blocks(granule)) for granule in range(self.count)]
         self.home = {block: granule for granule, all_of in enumerate(self.members) for block in all_of}
         self.granules = Granules(self.blocks, firsts, self.size)
+        self.granules.stale_turns = stale_turns
         self.state = dict.fromkeys(self.home, "unmapped")
         self._become(self.members[0], "clean")
         self.state[0] = "used"
@@ -114,10 +121,23 @@ class GranuleMachine(RuleBasedStateMachine):
         if missing:
             assert self._next_granule() == -1, "nothing is evicted while there is memory"
             assert len(self._all("cached")) >= missing, "what counts as free can be had"
-            evicted = [self.blocks[block] for block in self._all("cached")[:missing]]
-            self.granules.hold(evicted)
-            self._become({block.block_id for block in evicted}, "used")
+            self._evict(missing)
         self.free -= wanted
+
+    def _evict(self, missing: int) -> None:
+        stale, left = self.granules.take_stale(missing)
+        ids = [block.block_id for block in stale + left]
+        type(self).stale += len(ids)
+        homes = list(dict.fromkeys(self.home[block] for block in ids))
+        idle = [g for g in sorted(self.rested, key=self.rested.__getitem__) if self._states(g) == {"cached"}]
+        assert homes == idle[: len(homes)], "the oldest latest use goes first"
+        assert set(ids) == {block for granule in homes for block in self.members[granule]}, "they go whole"
+        assert len(ids) == len(set(ids)) and len(stale) <= missing and not (left and len(stale) < missing)
+        self._become({block.block_id for block in stale}, "used")
+        self._become({block.block_id for block in left}, "clean")
+        evicted = [self.blocks[block] for block in self._all("cached")[: missing - len(stale)]]
+        self.granules.hold(evicted)
+        self._become({block.block_id for block in evicted}, "used")
 
     @rule(data=st.data())
     def free_some(self, data: st.DataObject) -> None:
@@ -216,7 +236,7 @@ def test_i5_i7_i8_i9_hold_after_every_step_of_any_history() -> None:
     )
     record("granules.steps", GranuleMachine.steps)
     record("granules.examples", GranuleMachine.examples)
-    assert GranuleMachine.steps > 5 * GranuleMachine.examples
+    assert GranuleMachine.steps > 5 * GranuleMachine.examples and GranuleMachine.stale > 0
 
 
 def make(count: int, size: int, budget: int) -> tuple[list[Block], Granules[Block]]:

@@ -35,6 +35,7 @@ class TwinMachine(RuleBasedStateMachine):
     @initialize(granules=st.integers(2, 9))
     def start(self, granules: int) -> None:
         self.pools = (stock_pool(granules * SIZE), elastic_pool(granules))
+        granules_of(self.pools[1]).stale_turns = float("inf")  # evicts block by block, as stock does
         self.requests: list[tuple[list[Any], list[Any]]] = []
 
     def _same(self, results: list[Any]) -> Any:
@@ -170,6 +171,19 @@ def test_cached_blocks_are_kept_until_the_budget_is_full() -> None:
     assert removed(pool) == [] and {block.block_id // SIZE for block in taken} == {7}
     pool.get_new_blocks(3)
     assert removed(pool) == [0, 1, 2], "the least recently used is evicted first"
+
+
+def test_a_stale_granule_is_evicted_whole_and_what_is_left_of_it_is_handed_out_next() -> None:
+    pool = cached_pool(budget=4, requests=3)
+    granules_of(pool).stale_turns = 0.5
+    taken = pool.get_new_blocks(SIZE + 1)
+    assert [block.block_id for block in taken] == [4, 5, 6, 7, 8]
+    assert removed(pool) == [5, 6, 7, *range(5)], "what is left first, then what the pool is given"
+    pool.free_block_queue.check()
+    assert [block.block_id for block in pool.get_new_blocks(3)] == [9, 10, 11]
+    assert removed(pool) == [], "they are clean already"
+    assert [len(hits(pool, range(n, n + SIZE))) for n in range(0, 12, SIZE)] == [0, 0, SIZE]
+    pool.free_block_queue.check()
 
 
 def test_iterating_after_a_cursor_goes_on_there_or_begins_anew_if_it_has_left() -> None:

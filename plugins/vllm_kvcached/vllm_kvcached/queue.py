@@ -52,10 +52,37 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):
         popped = self._granules.take(n)
         self.num_free_blocks -= len(popped)
         if len(popped) < n:
+            popped += self._evict_stale(n - len(popped))
+        if len(popped) < n:
             evicted = super().popleft_n(n - len(popped))
             self._granules.hold(evicted)
             popped += evicted
         return popped
+
+    def _evict_stale(self, count: int) -> list[KVCacheBlock]:
+        """Return up to `count` blocks of stale granules, to be evicted by the pool; evict what is left."""
+        taken, left = self._granules.take_stale(count)
+        if taken:
+            self.num_free_blocks -= len(taken)
+            self._unlink(taken + left)
+        if left:
+            self._pool._notify_reuse(left)
+            for block in left:
+                self._pool._maybe_evict_cached_block(block)
+        return taken
+
+    @staticmethod
+    def _unlink(blocks: list[KVCacheBlock]) -> None:
+        # A request's blocks are listed last first: their neighbours are linked once for each run of them.
+        after = blocks[-1]
+        before = after.prev_free_block
+        for block in reversed(blocks):
+            if block is not after:
+                before.next_free_block, after.prev_free_block = after, before
+                before = block.prev_free_block
+            after = block.next_free_block
+            block.prev_free_block = block.next_free_block = None
+        before.next_free_block, after.prev_free_block = after, before
 
     def remove(self, block: KVCacheBlock) -> None:
         """Take a cached block out of the middle: a request hit it."""
