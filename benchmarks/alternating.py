@@ -105,10 +105,13 @@ class Contender:
 class Play:
     """The phases, all contenders in turn in each."""
 
-    def __init__(self, contenders: list[Contender], shape: Shape, rounds: int, found: Found,
-                 phases: Sequence[str] = PHASES) -> None:  # fmt: skip
+    def __init__(
+        self, contenders: list[Contender], shape: Shape, rounds: int, found: Found,
+        phases: Sequence[str] = PHASES, save: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """`save` is called after each phase: what was measured is not lost by what comes later."""
         self._contenders, self._shape, self._rounds, self._found = contenders, shape, rounds, found
-        self._phases = phases
+        self._phases, self._save = phases, save
 
     def run(self, profiles: bool) -> None:
         """Play the phases."""
@@ -142,6 +145,7 @@ class Play:
                 self._bytes(contender, f"{name}_after")
                 if after:
                     after(contender)
+        self._save()
         print(f"{name}: {self._shown(name)}", flush=True)
 
     def _bytes(self, contender: Contender, when: str) -> None:
@@ -157,6 +161,7 @@ class Play:
                 except (TimeoutError, EngineDiedError) as error:  # what was measured before is worth keeping
                     profile = {"error": str(error)}
                 self._found.profiles[f"{name}_{contender.name}"] = profile
+                self._save()
 
     def _shown(self, phase: str) -> str:
         rates = {
@@ -206,7 +211,8 @@ def owner_of(name: str, runtime: Runtime) -> Callable[[], OwnerSnapshot]:
     return owner
 
 
-def run(options: argparse.Namespace, scale: Scale, runtime: Runtime, found: Found) -> None:
+def run(options: argparse.Namespace, scale: Scale, runtime: Runtime, found: Found,
+        save: Callable[[], None]) -> None:  # fmt: skip
     """Start both, play, and end them."""
     parties = contestants(options, scale)
     try:
@@ -218,7 +224,7 @@ def run(options: argparse.Namespace, scale: Scale, runtime: Runtime, found: Foun
             for engine in parties
         ]
         shape = Shape(options.requests, options.prompt, options.generate)
-        Play(contenders, shape, options.rounds, found, options.phases).run(options.profile)
+        Play(contenders, shape, options.rounds, found, options.phases, save).run(options.profile)
     finally:
         for engine in parties:
             engine.kill()
@@ -248,12 +254,24 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Play, write the JSON and print the ratios."""
     options, started, found = arguments(), time.time(), Found()
+
+    def save() -> None:
+        rate = "tokens_per_second"
+        rates = {
+            phase: [f"{phase}_{rate}_{backend}" for backend in ("kvcached", "stock")] for phase in PHASES
+        }
+        ratios = {phase: Ratio(*names) for phase, names in rates.items() if names[0] in found.samples}
+        write(options.out, sys.argv, found.samples, ratios, started, {"profiles": found.profiles})
+
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
         os.environ["KVCACHED_RUNTIME_DIR"] = folder
-        run(options, engines.scale(options.host, options.model, options.engine), Runtime.open(folder), found)
-    rate = "tokens_per_second"
-    ratios = {phase: Ratio(f"{phase}_{rate}_kvcached", f"{phase}_{rate}_stock") for phase in options.phases}
-    write(options.out, sys.argv, found.samples, ratios, started, {"profiles": found.profiles})
+        run(
+            options,
+            engines.scale(options.host, options.model, options.engine),
+            Runtime.open(folder),
+            found,
+            save,
+        )
     print(json.dumps(json.loads(options.out.read_text())["ratios"], indent=1))
 
 

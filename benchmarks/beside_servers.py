@@ -27,6 +27,7 @@ DEVIATION = 0.05  # of random weights by which answers depend on the cache
 _MAKE = "import sys; from pathlib import Path; from benchmarks.sglang_outputs import checkpoint; "
 _MAKE += "checkpoint(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))"
 _VERSIONS = "import json; from benchmarks.record import versions; print(json.dumps(versions()))"
+_PASSED = "VLLM_USE_FLASHINFER_SAMPLER"  # 0 where flashinfer is not installed
 _ON_HOST = {"KVCACHED_HOST_CAPACITY": str(216 * MIB), "KVCACHED_HEADROOM": str(16 * MIB),
             "KVCACHED_SPARE": "4MiB", "KVCACHED_IDLE_SECONDS": "0.5"}  # fmt: skip
 
@@ -112,6 +113,7 @@ def start_sglang(scale: Scale, where: Where, runtime: Path) -> HttpServer:
 def _start(name: str, scale: Scale, where: Where, runtime: Path, port: int, words: list[str],
            more: dict[str, str]) -> HttpServer:  # fmt: skip
     settings = {"KVCACHED_NAME": name, "PYTHONPATH": where.path()} | (_ON_HOST if scale.on_host else {})
+    settings |= {key: value for key, value in os.environ.items() if key == _PASSED}
     words += ["--host", "127.0.0.1", "--port", str(port), "--kv-cache-backend", "kvcached"]
     return HttpServer(f"beside-{name}", runtime, port, words, settings | more)
 
