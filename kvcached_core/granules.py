@@ -11,6 +11,7 @@ of granules, per block it is given. `take`, `free`, `lend` and `hold` see every 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Generic, Protocol, TypeVar
@@ -55,7 +56,8 @@ class Granules(Generic[BlockT]):
         self._clean: list[list[BlockT]] = [[] for _ in first_blocks]
         self._used = [0] * self.granule_count
         self._now = 0.0  # what time it was when expire() was called last: ages are as coarse
-        self._idle: dict[int, float] = {}  # when it was last used; oldest latest use first
+        # When it was last used; oldest latest use first. A plain dictionary would search for its first entry.
+        self._idle: OrderedDict[int, float] = OrderedDict()
         # How many blocks had been lent, in all and when the last used block of a granule left.
         self._lent_blocks = 0
         self._rested_at = [0] * self.granule_count
