@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -63,6 +64,27 @@ def throughput(result: dict[str, Any], out: Path) -> None:
     _save(figure, out)
 
 
+def alternating(result: dict[str, Any], out: Path) -> None:
+    """Draw what kvcached did in every round against stock's round beside it, with mean and standard error."""
+    phases, samples = list(result["ratios"]), result["samples"]
+    figure = Figure(figsize=(9, 5))
+    axes = figure.subplots()
+    axes.axhline(1.0, color=COLOURS["stock"], linewidth=1)
+    for place, phase in enumerate(phases):
+        mine, stock = (samples[f"{phase}_tokens_per_second_{name}"] for name in ("kvcached", "stock"))
+        ratios = [one / other for one, other in zip(mine, stock, strict=True)]
+        axes.scatter([place] * len(ratios), ratios, color=COLOURS["kvcached"], alpha=0.5)
+        error = stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
+        axes.errorbar(place + 0.15, mean(ratios), error, fmt="_", color="black", capsize=4)
+        axes.text(place + 0.22, mean(ratios), f"{mean(ratios):.3f} \u00b1 {error:.3f}", va="center")
+    axes.set_xticks(range(len(phases)), phases)
+    axes.set(xlim=(-0.5, len(phases) - 0.1), ylabel="throughput of kvcached over stock's, one dot a round")
+    engine = next(name for name in ("sglang", "vllm") if name in result["versions"])
+    named = {"sglang": "SGLang", "vllm": "vLLM"}[engine]
+    axes.set_title(f"{named} {result['versions'][engine]}, Llama-8B's shape, {result['device']['name']}")
+    _save(figure, out)
+
+
 def _save(figure: Figure, out: Path) -> None:
     figure.tight_layout()
     FigureCanvasAgg(figure).print_png(str(out))
@@ -73,6 +95,9 @@ PICTURES = {
     "beside": side_by_side,
     "vllm_throughput": throughput,
     "sglang_throughput": throughput,
+    "vllm_alternating": alternating,
+    "vllm_alternating_growing": alternating,
+    "sglang_alternating": alternating,
     **plot_ledger.PICTURES,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from kvcached_core.governor import FLOOR_GRACE_SECONDS
@@ -91,6 +92,26 @@ def test_a_door_that_was_shut_for_lack_of_memory_opens_when_it_is_there(tmp_path
         assert not batch.batch_is_full
         twins.begin(272)
         assert len(twins.requests) == 3
+
+
+def test_a_door_stays_no_longer_shut_for_being_shut_on_a_batch_that_takes_another_s_place(
+    tmp_path: Path,
+) -> None:
+    """SGLang refuses on a batch that it makes the running one only after it asked whether that may decode."""
+    with engine(tmp_path, KIND.page_size) as made:
+        twins = started(made, 2)
+        made.limit(6)
+        twins.begin(272)
+        made.limit(12)
+        twins.decode()  # opens the door of the batch of before
+        before = made.scheduler.running_batch
+        made.scheduler.running_batch = SimpleNamespace(reqs=before.reqs, batch_is_full=True)
+        twins.decode()
+        assert not made.scheduler.running_batch.batch_is_full
+        twins.begin(272)  # SGLang looks: nobody is short any more, and its own conclusions are left alone
+        made.scheduler.running_batch.batch_is_full = True
+        twins.decode()
+        assert made.scheduler.running_batch.batch_is_full
 
 
 def test_a_prompt_over_the_limit_is_refused_and_a_long_answer_is_cut(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ class Capacity:
         """Settle the budget, and return what may begin in this step."""
         service = memory.required_service()
         service.settle()
+        service.looked_at_queue()
         kind = ElasticPrefillBudget if len(service.books.sheets) == 1 else ElasticSWAPrefillBudget
         return kind(service, self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
 

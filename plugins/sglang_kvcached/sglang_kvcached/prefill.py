@@ -63,7 +63,9 @@ class _Physical(PrefillBudget if TYPE_CHECKING else object):  # type: ignore[mis
     def can_allocate_prefill(self, *, paged_input: int, **rest: Any) -> bool:
         """Say whether a request that ignores its end may begin."""
         self._service.count()
-        return bool(self._have(paged_input) and super().can_allocate_prefill(paged_input=paged_input, **rest))
+        if self._have(paged_input) and super().can_allocate_prefill(paged_input=paged_input, **rest):
+            return True
+        return self._refuse(paged_input)
 
     def available_chunk_tokens(self, chunk_limit: int) -> int | None:
         """Return the tokens with which a long prompt goes on; None: not in this step."""

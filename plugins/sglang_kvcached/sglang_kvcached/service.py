@@ -156,12 +156,18 @@ class Service:
         """Note that a request was not admitted which needs so many pages of each sheet in all."""
         self._short = pages
 
+    def looked_at_queue(self) -> None:
+        """Note that SGLang asks who may begin: whoever is short of something says so again."""
+        self._short = None
+
     def _admit_again(self) -> None:
-        """Open SGLang's door once there is what a request was short of: it opens it when one ends."""
+        """Open SGLang's door while there is what a request was short of: it opens it when one ends.
+
+        In every step until SGLang has looked: the door is on a batch that SGLang may be about to replace.
+        """
         if self._short is not None and self.admits:
             most = range(len(self.books.sheets))
             if all(self.attainable_at_most(at) >= self._short[at] for at in most):
-                self._short = None
                 self._demand.admit_again()
 
     # -- what may be had ---------------------------------------------------------------------------------
