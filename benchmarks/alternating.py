@@ -20,21 +20,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import engines
-from benchmarks.engines import Engine, EngineDiedError, Scale
+from benchmarks.engines import Engine, EngineDiedError, Scale, owner_of
+from benchmarks.ratios import pairwise
 from benchmarks.record import Ratio, write
 from benchmarks.sglang_rig import BYTES_PER_TOKEN
-from kvcached_core.ledger import OwnerSnapshot, Runtime, snapshot
+from kvcached_core.ledger import OwnerSnapshot, Runtime
 
 START_SECONDS, ROUND_SECONDS, REST_SECONDS = 300.0, 240.0, 30.0
 PHASES = ("growing", "full", "steady", "prefill", "decode")
 FILLS = 2  # rounds after which the cache is full
 DECODE_PROMPT = 16  # tokens
 HOST_BUDGET = 48  # units of the scale
-HOST_TOKEN_BYTES = 256 * 2 * 4 * 2
+HOST_TOKEN_BYTES = 4096  # of the tiny model
 
 
 class Shape(NamedTuple):
@@ -167,15 +169,13 @@ class Play:
         rates = {
             one.name: self._found.samples[f"{phase}_tokens_per_second_{one.name}"] for one in self._contenders
         }
-        (stock,) = (values for name, values in rates.items() if name == "stock")
-        return ", ".join(compared(name, values, stock) for name, values in rates.items())
+        return ", ".join(compared(name, values, rates["stock"]) for name, values in rates.items())
 
 
 def compared(name: str, rates: list[float], stock: list[float]) -> str:
     """Return the median, and the mean of ratios round by round with its standard error, as text."""
-    ratios = [mine / theirs for mine, theirs in zip(rates, stock, strict=True)]
-    error = statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
-    return f"{name} {statistics.median(rates):.0f} ({statistics.mean(ratios):.4f} +- {error:.4f})"
+    rounds = pairwise(rates, stock)
+    return f"{name} {statistics.median(rates):.0f} ({rounds.mean:.4f} +- {rounds.error:.4f})"
 
 
 def contestants(options: argparse.Namespace, scale: Scale) -> list[Engine]:
@@ -183,7 +183,7 @@ def contestants(options: argparse.Namespace, scale: Scale) -> list[Engine]:
     size_bytes = HOST_BUDGET * scale.gib if scale.on_host else int(options.kv_gib * scale.gib)
     settings = {"headroom": "16MiB", "host_capacity": str(2 * size_bytes)} if scale.on_host else {}
     settings |= dict(pair.split("=", 1) for pair in options.option)
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any]
     if options.engine == "sglang":
         settings |= {"limit": str(size_bytes)}
         arguments = {"load_format": "dummy", "max_running_requests": options.requests, "page_size": 1}
@@ -201,16 +201,6 @@ def contestants(options: argparse.Namespace, scale: Scale) -> list[Engine]:
     return started
 
 
-def owner_of(name: str, runtime: Runtime) -> Callable[[], OwnerSnapshot]:
-    """Return what says what the ledger shows of an engine."""
-
-    def owner() -> OwnerSnapshot:
-        owners = [owner for device in snapshot(runtime) for owner in device.owners if owner.live]
-        return next(owner for owner in owners if owner.name == name)
-
-    return owner
-
-
 def run(options: argparse.Namespace, scale: Scale, runtime: Runtime, found: Found,
         save: Callable[[], None]) -> None:  # fmt: skip
     """Start both, play, and end them."""
@@ -220,7 +210,9 @@ def run(options: argparse.Namespace, scale: Scale, runtime: Runtime, found: Foun
             found.note(engine.name, start_seconds=engine.wait_ready(START_SECONDS))
         seeds = itertools.count(1)
         contenders = [
-            Contender(engine, seeds, None if engine.name == "stock" else owner_of(engine.name, runtime))
+            Contender(
+                engine, seeds, None if engine.name == "stock" else partial(owner_of, engine.name, runtime)
+            )
             for engine in parties
         ]
         shape = Shape(options.requests, options.prompt, options.generate)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu_rig
-from kvcached_core.ledger import OwnerSnapshot
+from kvcached_core.ledger import OwnerSnapshot, Runtime, snapshot
 from kvcached_core.units import GIB, MIB
 
 KILL_SECONDS = 30.0
@@ -207,6 +207,12 @@ def _places(core: int | None, ranks: int) -> dict[str, str]:
         bound = "|".join(str(cores[(core + rank) % len(cores)]) for rank in range(ranks))
         places |= {"VLLM_CPU_OMP_THREADS_BIND": bound, "SGLANG_CPU_OMP_THREADS_BIND": bound}
     return places
+
+
+def owner_of(name: str, runtime: Runtime) -> OwnerSnapshot:
+    """Return what the ledger shows of an engine of one rank. Raises StopIteration if nothing."""
+    owners = (owner for device in snapshot(runtime) for owner in device.owners if owner.live)
+    return next(owner for owner in owners if owner.name == name)
 
 
 def block_bytes(owner: OwnerSnapshot) -> int:

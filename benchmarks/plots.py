@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks import plot_ledger
+from benchmarks.ratios import pairwise
 
 GIB = 2**30
 COLOURS = {"stock": "#8c8c8c", "kvcached": "#2f6fb7"}
@@ -72,11 +72,10 @@ def alternating(result: dict[str, Any], out: Path) -> None:
     axes.axhline(1.0, color=COLOURS["stock"], linewidth=1)
     for place, phase in enumerate(phases):
         mine, stock = (samples[f"{phase}_tokens_per_second_{name}"] for name in ("kvcached", "stock"))
-        ratios = [one / other for one, other in zip(mine, stock, strict=True)]
-        axes.scatter([place] * len(ratios), ratios, color=COLOURS["kvcached"], alpha=0.5)
-        error = stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
-        axes.errorbar(place + 0.15, mean(ratios), error, fmt="_", color="black", capsize=4)
-        axes.text(place + 0.22, mean(ratios), f"{mean(ratios):.3f} \u00b1 {error:.3f}", va="center")
+        rounds = pairwise(mine, stock)
+        axes.scatter([place] * len(rounds.ratios), rounds.ratios, color=COLOURS["kvcached"], alpha=0.5)
+        axes.errorbar(place + 0.15, rounds.mean, rounds.error, fmt="_", color="black", capsize=4)
+        axes.text(place + 0.22, rounds.mean, f"{rounds.mean:.3f} \u00b1 {rounds.error:.3f}", va="center")
     axes.set_xticks(range(len(phases)), phases)
     axes.set(xlim=(-0.5, len(phases) - 0.1), ylabel="throughput of kvcached over stock's, one dot a round")
     engine = next(name for name in ("sglang", "vllm") if name in result["versions"])

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -35,3 +36,19 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float], statistic: s
     if below == 0:
         raise ValueError("a ratio over zero")
     return STATISTICS[statistic](numerator) / below
+
+
+class Rounds(NamedTuple):
+    """Ratios of rounds that were measured beside each other; `error` is the standard error of their mean."""
+
+    ratios: list[float]
+    mean: float
+    error: float
+
+
+def pairwise(numerator: Sequence[float], denominator: Sequence[float]) -> Rounds:
+    """Compare round by round. Raises ValueError unless there are as many of either, and StatisticsError
+    without any."""
+    ratios = [above / below for above, below in zip(numerator, denominator, strict=True)]
+    error = statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
+    return Rounds(ratios, statistics.mean(ratios), error)

@@ -120,8 +120,7 @@ class Played:
 
     def owner(self) -> OwnerSnapshot:
         """See Party."""
-        owners = [owner for device in snapshot(self._runtime) for owner in device.owners if owner.live]
-        return next(owner for owner in owners if owner.name == self._engine.name)
+        return engines.owner_of(self._engine.name, self._runtime)
 
     def randomize(self) -> None:
         """Draw weights by which answers depend on the cache."""

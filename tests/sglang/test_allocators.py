@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.sglang.elastic import IDLE_SECONDS, engine
+from tests.sglang.elastic import IDLE_SECONDS, Engine, engine
 from tests.sglang.twins import KINDS, STRADDLING, Kind, Twins
 
 
@@ -17,6 +17,14 @@ from tests.sglang.twins import KINDS, STRADDLING, Kind, Twins
 def kind(request: pytest.FixtureRequest) -> Iterator[Kind]:
     """Every kind of pool."""
     yield request.param
+
+
+def with_requests(made: Engine, kind: Kind, tokens: int) -> Twins:
+    """Return an engine, and its stock twin, with four requests of so many tokens."""
+    twins = Twins(made, kind)
+    for _ in range(4):
+        twins.begin(tokens)
+    return twins
 
 
 MOVE = st.one_of(
@@ -97,9 +105,7 @@ def test_memory_comes_with_use_and_goes_when_it_was_idle(kind: Kind, tmp_path: P
 
 def test_i2_over_a_lower_limit_cached_slots_go_first_and_then_requests(kind: Kind, tmp_path: Path) -> None:
     with engine(tmp_path, kind.page_size) as made:
-        twins = Twins(made, kind)
-        for _ in range(4):
-            twins.begin(280)
+        twins = with_requests(made, kind, 280)
         twins.end(0, keep=True)
         limit = made.mapped - 1
         made.limit(limit)
@@ -138,9 +144,7 @@ def test_nobody_is_admitted_over_the_limit_and_everybody_below_it(kind: Kind, tm
 
 def test_what_was_flushed_serves_at_once_and_goes_back_when_idle(kind: Kind, tmp_path: Path) -> None:
     with engine(tmp_path, kind.page_size) as made:
-        twins = Twins(made, kind)
-        for _ in range(4):
-            twins.begin(300)
+        twins = with_requests(made, kind, 300)
         held, created = made.held(), made.service.stats().created
         twins.flush()
         assert made.mapped == made.held() == held > 1
@@ -156,9 +160,7 @@ def test_what_was_flushed_serves_at_once_and_goes_back_when_idle(kind: Kind, tmp
 
 def test_what_was_flushed_goes_to_others_at_once(kind: Kind, tmp_path: Path) -> None:
     with engine(tmp_path, kind.page_size) as made:
-        twins = Twins(made, kind)
-        for _ in range(4):
-            twins.begin(300)
+        twins = with_requests(made, kind, 300)
         twins.flush()
         made.limit(2)
         made.idle()

@@ -120,11 +120,6 @@ class Sheet:
             pages -= sum(self._size - self._count(g) for g in self._partial if g not in mapped)
         return pages
 
-    @property
-    def mapped_pages(self) -> list[tuple[int, int]]:
-        """The pages [first, end) of each mapped granule, the lowest first."""
-        return [self._whole[granule] for granule in self.extent.granules()]
-
     def unlisted_pages(self, device: object) -> list[torch.Tensor]:
         """Return the pages that are in no mapped granule; looks at all."""
         listed = torch.zeros(self.page_count + 1, dtype=torch.bool)
@@ -203,7 +198,7 @@ class Sheet:
 
     def cleared(self) -> None:
         """Put every page of the mapped granules into the free list: nothing is used any more."""
-        pages = [torch.arange(first, end, dtype=torch.int64) for first, end in self.mapped_pages]
+        pages = [torch.arange(*self._whole[g], dtype=torch.int64) for g in self.extent.granules()]
         self._list.set_free(torch.cat(pages).to(self._list.free_tensor().device))
         self._empty, self._taken, self._freed, self.cached_pages = self.extent.mapped - 1, 0, False, 0
 

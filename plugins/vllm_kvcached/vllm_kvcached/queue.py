@@ -66,9 +66,7 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):
             self.num_free_blocks -= len(taken)
             self._unlink(taken + left)
         if left:
-            self._pool._notify_reuse(left)
-            for block in left:
-                self._pool._maybe_evict_cached_block(block)
+            self._forget(left)
         return taken
 
     @staticmethod
@@ -122,10 +120,14 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):
     def evict(self, blocks: list[KVCacheBlock]) -> None:
         """Forget cached blocks whose memory is about to go; whoever still reads them is told first."""
         self.evictions += len(blocks)
+        self._forget(blocks)
+        for block in blocks:
+            super().remove(block)
+
+    def _forget(self, blocks: list[KVCacheBlock]) -> None:
         self._pool._notify_reuse(blocks)
         for block in blocks:
             self._pool._maybe_evict_cached_block(block)
-            super().remove(block)
 
     def forget_unhashed(self) -> None:
         """Make clean all listed blocks that lost their hash, as after a reset of the prefix cache."""
