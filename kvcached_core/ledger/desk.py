@@ -142,17 +142,16 @@ class Desk:
         return least
 
     def publish(self, usage: EngineUsage) -> None:
-        """Write what the engine does; rings the workers if more is wanted or more was let go."""
+        """Write what the engine does; rings the workers that have to make more or to let some go."""
         before, self._usage = self._usage, usage
-        act = (
-            before is None
-            or usage.wanted_granules > before.wanted_granules
-            or usage.released_granules != before.released_granules
-        )
+        lets_go = before is None or usage.released_granules != before.released_granules
+        grows = before is not None and usage.wanted_granules > before.wanted_granules
         for place in self._places:
             if place.is_there():
                 _write(place, usage)
-                if act:
+                # What a rank has made is taken from it by us alone: who has enough stays so without a ring.
+                held = place.words[place.created_at] - usage.released_granules
+                if lets_go or (grows and held < usage.wanted_granules):
                     place.ringer.ring()
         if not all(place.is_there() for place in self._places):
             self._find_again()

@@ -115,6 +115,27 @@ def test_the_worker_is_rung_only_when_it_has_to_act(runtime: Runtime) -> None:
     assert rings == [1, 0, 1, 0, 1]
 
 
+def test_a_rank_that_has_what_is_wanted_is_not_rung_and_one_that_lacks_it_is(runtime: Runtime) -> None:
+    accounts = [attach(runtime, "a", rank) for rank in range(2)]
+    for account, granules in zip(accounts, (5, 3), strict=True):
+        hold(account, granules)
+    desk = Desk.find(runtime, "a", 2)
+    rings = []
+    for usage in (
+        Usage(wanted_granules=1),
+        Usage(wanted_granules=3),  # both have them
+        Usage(wanted_granules=5),  # the second lacks two
+        Usage(wanted_granules=2, released_granules=2),
+        Usage(wanted_granules=3, released_granules=2),  # of five the first keeps three
+        Usage(wanted_granules=4, released_granules=2),
+    ):
+        desk.publish(usage)
+        rings.append([rung(account.fileno()) for account in accounts])
+        for account in accounts:
+            account.drain()
+    assert rings == [[1, 1], [0, 0], [0, 1], [1, 1], [0, 1], [1, 1]]
+
+
 def test_the_scheduler_is_rung_when_memory_is_ready_or_a_limit_changed(runtime: Runtime) -> None:
     account = attach(runtime, "a")
     desk = Desk.find(runtime, "a", 1)
