@@ -228,7 +228,11 @@ class PageSupply:
             return bool(self._leaving)
 
     def _make_promised(self, promised: int) -> int:
-        """Make granules until `promised` exist or one fails; return how many were made."""
+        """Make granules until `promised` exist or one fails; return how many were made.
+
+        The ledger is told of the first, the second, the fourth and so on, and of the last: who waits for a
+        few has them at once, and much memory costs little of the engine's interpreter.
+        """
         for made in range(promised):
             try:
                 handles = self._make()
@@ -243,7 +247,9 @@ class PageSupply:
                 self._changed.notify_all()
             # Told after it is spare: a plan that the scheduler makes from it finds it.
             self._untold_created += 1
-            self.settle()
+            count = made + 1
+            if count == promised or count & (count - 1) == 0:
+                self.settle()
         return promised
 
     def _make(self) -> Handles:

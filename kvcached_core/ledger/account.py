@@ -211,7 +211,10 @@ class Account(Starter):
                 self._put(name, value)
 
     def created(self, granules: int) -> None:
-        """Say that handles for `granules` more now exist. Rings nobody: a scheduler looks by itself."""
+        """Say that handles for `granules` more now exist.
+
+        The scheduler is rung once all that was promised is there: one that has work looks by itself.
+        """
         with self._mutex:
             ready = self.ready_bytes + granules * self.granule_bytes
             if ready > self.leased_bytes:
@@ -220,7 +223,7 @@ class Account(Starter):
             self._add("created_granules", granules)
         if ready == self.leased_bytes:
             self._reporter.report("ready", granules=granules, ready_bytes=ready)
-        self._seat.engine_bell.ring()
+            self._seat.engine_bell.ring()
 
     def give_back(self, bytes_never_ready: int = 0, granules_released: int = 0,
                   granules_withdrawn: int = 0) -> None:  # fmt: skip
@@ -244,6 +247,8 @@ class Account(Starter):
                 self._put("ceiling_bytes", max(self.limit_bytes, min(self._own["ceiling_bytes"], leased)))
                 self._add("create_failures", 1 if bytes_never_ready else 0)
                 self._note_met()
+            if bytes_never_ready:
+                self._seat.engine_bell.ring()  # no more of what was promised will come
             ring_waiting(self._folder, self._seat.file, self._seat.slot)
 
     def _note_met(self) -> None:

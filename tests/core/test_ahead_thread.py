@@ -174,3 +174,23 @@ def test_i11_close_while_the_thread_maps_ahead_leaves_nothing(account: FakeAccou
     assert not driver.book.sizes and not driver.book.mappings and not driver.book.ranges
     assert (account.leased_bytes, account.ready_bytes) == (0, 0)
     pool.check()
+
+
+def test_the_ledger_hears_of_the_first_granules_at_once_and_of_many_seldom(
+    account: FakeAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    created = account.created
+
+    def note(granules: int) -> None:
+        told.append(granules)
+        created(granules)
+
+    monkeypatch.setattr(account, "created", note)
+    pool = ElasticPool(FakeDriver(1 << 20), GEOMETRY, account)
+    assert told == [1]
+    account.want(1 + 43)
+    pool.supply_thread.turn(0.0)
+    pool.supply_thread.turn(0.0)
+    assert told == [1, *(1, 1, 2, 4, 8, 16), *(1, 1, 2, 4, 3)]
+    assert account.ready_bytes == account.leased_bytes

@@ -152,6 +152,32 @@ def test_the_scheduler_is_rung_when_memory_is_ready_or_a_limit_changed(runtime: 
     assert rung(*desk.filenos()) == 0
 
 
+def test_the_scheduler_is_rung_once_all_that_was_promised_is_there_or_will_not_come(runtime: Runtime) -> None:
+    account = attach(runtime, "a")
+    desk = Desk.find(runtime, "a", 1)
+    rings = []
+
+    def note() -> None:
+        rings.append(rung(*desk.filenos()))
+        desk.drain()
+
+    assert account.lease(6 * GRANULE, PLENTY) == 6 * GRANULE
+    account.created(1)
+    note()
+    account.created(2)
+    note()
+    account.created(3)
+    note()
+    assert account.lease(3 * GRANULE, PLENTY) == 3 * GRANULE
+    account.created(1)
+    note()
+    account.give_back(bytes_never_ready=2 * GRANULE)
+    note()
+    account.give_back(granules_released=1)
+    note()
+    assert rings == [0, 0, 1, 0, 1, 0]
+
+
 def test_ringing_without_a_listener_or_a_thousand_times_over_is_harmless(runtime: Runtime) -> None:
     account = attach(runtime, "a")
     hold(account, 1)  # no scheduler listens yet
