@@ -155,7 +155,7 @@ class FarEnd:
             run()
         except Exception as error:
             if not self._ended:
-                _log.error("kvcached: the line to the scheduler of these ranks is broken: %s", error)
+                _log.warning("kvcached: the scheduler of these ranks cannot be reached any more: %s", error)
                 self._end(json.dumps({"failed": str(error)}).encode())
 
     def _end(self, last_message: bytes) -> None:

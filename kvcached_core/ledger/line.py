@@ -236,12 +236,12 @@ class HomeEnd:
         for second in range(self._silence_seconds):
             if self._answered.wait(1.0):
                 return
-            if second == self._warn_seconds:
-                _log.warning("kvcached: node %d has not answered for %d s; this engine ends after %d s",
-                             self._node, self._warn_seconds, self._silence_seconds)  # fmt: skip
-        self._lose(
-            f"node {self._node} has not answered for {self._silence_seconds} s: it has ended, or hangs"
-        )
+            if second == WARN_SECONDS:
+                _log.warning(
+                    "kvcached: node %d has not answered for %d s; this engine ends after %d s",
+                    self._node, second, self._silence_seconds,
+                )  # fmt: skip
+        self._lose(f"node {self._node} has not answered for {self._silence_seconds} s")
 
     def _lose(self, why: str) -> None:
         """Note that nothing more will be heard; an idle scheduler looks, and ends the engine."""

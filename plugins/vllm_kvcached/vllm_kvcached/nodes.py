@@ -142,36 +142,14 @@ def _compare(node: int, mine: dict[str, str], theirs: dict[str, str]) -> None:
         raise UnsupportedError(f"node {node} has {'; '.join(other)}: give all nodes the same")
 
 
-class _EndOfStore:
-    """Held by rank 0, with whose process the store goes: ends all lines before that.
+def far_end(vllm_config: VllmConfig, settings: Config, instance: str, rank: int) -> FarEnd | None:
+    """Return the end of the line on this node, started, if this rank's process is to hold it.
 
-    Who still waited for the store would log how it fails.
+    All ranks of the node are described.
     """
-
-    def __init__(self, vllm_config: VllmConfig) -> None:
-        self._config = vllm_config
-        self._store = _store(vllm_config)
-
-    def close(self) -> None:
-        """Do it; may be repeated."""
-        with contextlib.suppress(LedgerError), _as_ledger_error(self._config):
-            for node in range(1, self._config.parallel_config.nnodes_within_dp):
-                for queue in (_down(node), _up(node)):
-                    self._store.queue_push(queue, b"")
-                    self._store.queue_len(queue)  # once this is answered, it is there
-
-
-WorkerEnd = FarEnd | _EndOfStore
-
-
-def end_in_worker(vllm_config: VllmConfig, settings: Config, instance: str, rank: int) -> WorkerEnd | None:
-    """Return what this rank's process has to hold, and to close, of the lines; all ranks are described."""
-    parallel = vllm_config.parallel_config
-    node, ranks = parallel.node_rank_within_dp, near_ranks(vllm_config)
-    if not is_far(vllm_config) or rank != ranks[0]:
+    node, ranks = vllm_config.parallel_config.node_rank_within_dp, near_ranks(vllm_config)
+    if node == 0 or rank != ranks[0]:
         return None
-    if node == 0:
-        return _EndOfStore(vllm_config)
     post = StorePost(vllm_config, _up(node), _down(node))
     runtime = Runtime.open(settings.runtime_dir or None)
     end = FarEnd(post, runtime, instance, set(ranks), time.monotonic)

@@ -13,6 +13,7 @@ from kvcached_core.driver.base import Driver
 from kvcached_core.driver.registry import open_driver
 from kvcached_core.errors import ConfigError, InvariantError
 from kvcached_core.geometry import Geometry, choose_page_bytes, make_geometry
+from kvcached_core.ledger.far_end import FarEnd
 from kvcached_core.plan import Plan
 from kvcached_core.pool import ElasticPool
 from kvcached_core.units import format_size
@@ -55,7 +56,7 @@ class WorkerMemory:
         self._driver: Driver | None = None
         self._pool: ElasticPool | None = None
         self._sleep: RankSleep | None = None
-        self._line: nodes.WorkerEnd | None = None
+        self._line: FarEnd | None = None
         self._capacity_bytes = 0
 
     # -- starting, in vLLM's order -----------------------------------------------------------------------
@@ -154,7 +155,7 @@ class WorkerMemory:
         config = self._vllm_config
         self._start.account.grow_with(nodes.near_ranks(config))
         self._pool.start()
-        self._line = nodes.end_in_worker(config, self._settings, instance(config), self._rank)
+        self._line = nodes.far_end(config, self._settings, instance(config), self._rank)
         self._sleep = RankSleep(self._pool, self._opened(), self._start)
 
     # -- service -----------------------------------------------------------------------------------------
