@@ -35,7 +35,7 @@ HEARD = (
 )  # fmt: skip
 LOOK_SECONDS = 0.02  # what nobody is rung for is told so often at most
 FIRST_SECONDS = 60.0  # a rank begins to tell before the scheduler is made
-WARN_SECONDS, SILENCE_SECONDS = 10, 300  # the latter is how long vLLM waits for a step
+WARN_SECONDS, SILENCE_SECONDS = 10, 60  # to be told; to be taken for dead
 STOP_SECONDS = 5.0
 
 
