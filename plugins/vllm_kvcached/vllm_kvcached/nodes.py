@@ -111,7 +111,7 @@ def meet(vllm_config: VllmConfig, settings: Config, rank: int, seconds: float = 
         return
     parallel, store = vllm_config.parallel_config, _store(vllm_config)
     here = parallel.node_rank_within_dp
-    mine = {"kvcached-core": kvcached_core.__version__, "page_size": str(settings.page_size),
+    mine = {"kvcached-core": kvcached_core.__version__, "page_size": str(settings.page_size or "auto"),
             "layout": settings.layout}  # fmt: skip
     with _as_ledger_error(vllm_config):
         if rank == near_ranks(vllm_config)[0]:
