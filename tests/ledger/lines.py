@@ -78,22 +78,23 @@ def posts() -> tuple[QueuePost, QueuePost]:
 class TwoNodes:
     """Rank 0 at home, rank 1 far away, a granule each; the scheduler's desk over both."""
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic, name: str = "m") -> None:
         self.runtimes = [Runtime.open(folder / "home"), Runtime.open(folder / "far")]
         self.clocks: list[Callable[[], float]] = [clock, lambda: clock() + AHEAD_SECONDS]
+        self._instances = [f"h-{name}", f"f-{name}"]  # as vLLM's processes choose it, on each node another
         self.accounts: list[Account] = [
-            attach(self.runtimes[0], "h", 0, clock=self.clocks[0]),
-            attach(self.runtimes[1], "f", 1, clock=self.clocks[1]),
+            attach(self.runtimes[rank], self._instances[rank], rank, name, clock=self.clocks[rank])
+            for rank in (0, 1)
         ]
         self.up, self.down = Wire(), Wire()
         self.far = self.new_far_end()
         self.home = HomeEnd(FakePost(self.down, self.up), 1, clock)
         self.mirror = self.home.mirrors[1]
-        self.desk = Desk.find(self.runtimes[0], "h", 2, clock, self.home.mirrors)
+        self.desk = Desk.find(self.runtimes[0], self._instances[0], 2, clock, self.home.mirrors)
 
     def new_far_end(self) -> FarEnd:
         """Return a far end that begins now."""
-        return FarEnd(FakePost(self.up, self.down), self.runtimes[1], "f", {1}, self.clocks[1])
+        return FarEnd(FakePost(self.up, self.down), self.runtimes[1], self._instances[1], {1}, self.clocks[1])
 
     def tell_far(self) -> None:
         """Tell the far end what the scheduler has set, with what was under way before."""

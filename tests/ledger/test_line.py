@@ -153,5 +153,33 @@ def test_a_far_ledger_that_is_written_anew_has_the_words_of_the_scheduler(nodes:
 def test_a_far_rank_that_has_ended_is_an_error_that_names_it(nodes: TwoNodes) -> None:
     die(nodes.accounts[1])
     attach(nodes.runtimes[1], "next", name="next")  # takes the slot
-    with pytest.raises(LedgerError, match="instance f with rank 1"):
+    with pytest.raises(LedgerError, match="instance f-m with rank 1"):
         nodes.far.look()
+
+
+def test_two_engines_that_each_came_far_on_one_of_two_nodes_do_not_wait_for_each_other(
+    runtime: Runtime, tmp_path: Path
+) -> None:
+    engines = [TwoNodes(tmp_path, name=name) for name in ("a", "b")]
+    for number, engine in enumerate(engines):
+        hold(engine.accounts[number], 60)
+        hold(engine.accounts[1 - number], 2)
+        engine.exchange()
+        assert engine.desk.created() == 2
+        engine.desk.count(0, 0, busy=True, idle_since_ms=0)
+        engine.desk.publish(Usage(used_blocks=8, needed_granules=50, wanted_granules=50))
+    for _ in range(6):
+        for engine in engines:
+            for account in engine.accounts:
+                most, created = account.created_most, account._own["created_granules"]
+                account.give_back(granules_withdrawn=max(0, created - most) if most else 0)
+                missing = account.wanted_bytes - account.leased_bytes
+                if missing > 0 and not most:
+                    account.created(account.lease(missing, PLENTY) // GRANULE)
+            engine.exchange()
+            engine.desk.target_granules()
+            engine.desk.created()
+            engine.exchange()
+    assert [engine.desk.created() for engine in engines] == [32, 32]
+    for engine in engines:
+        engine.close()
