@@ -234,7 +234,7 @@ class HomeEnd:
     def _wait_for_answer(self) -> None:
         """Wait as long as the node may be silent; a second in which this process was stopped counts once."""
         for second in range(self._silence_seconds):
-            if self._answered.wait(1.0):
+            if self._answered.wait(1.0) or self._closed or self.lost:
                 return
             if second == WARN_SECONDS:
                 _log.warning(

@@ -85,7 +85,7 @@ def test_memory_comes_and_goes_over_a_line_and_bells_ring_at_both_ends(
             both.desk.drain()
             hold(both.account, 1)
             until(lambda: both.desk.created() == granules)  # noqa: B023
-            assert readable(both.home.mirrors[1].bell_fd) == 1
+            assert readable(both.home.mirrors[1].bell_fd, seconds=BOUND_SECONDS) == 1
         both.desk.count(0, 0, busy=True, idle_since_ms=0)
         until(lambda: both.account._seat.get("busy") == 1)
         both.account._seat.set("target_bytes", GRANULE)  # rings nobody

@@ -26,7 +26,7 @@ MEET_SECONDS = 60.0  # ranks that have met come here within seconds of each othe
 _FOR_EVER = timedelta(days=20)  # the longest that the store can wait at once
 
 
-def is_far(vllm_config: VllmConfig) -> bool:
+def spans_nodes(vllm_config: VllmConfig) -> bool:
     """Say whether the engine has ranks on several nodes."""
     return bool(vllm_config.parallel_config.nnodes_within_dp > 1)
 
@@ -107,7 +107,7 @@ def meet(vllm_config: VllmConfig, settings: Config, rank: int, seconds: float = 
 
     Raises UnsupportedError naming a node that does not, or does otherwise.
     """
-    if not is_far(vllm_config):
+    if not spans_nodes(vllm_config):
         return
     parallel, store = vllm_config.parallel_config, _store(vllm_config)
     here = parallel.node_rank_within_dp
