@@ -119,6 +119,24 @@ def test_a_post_waits_again_when_the_store_gives_up_waiting(
     assert here.receive() == b""
 
 
+def test_a_store_that_has_gone_with_rank_0_is_a_ledger_error() -> None:
+    rank_0 = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)]
+    post = nodes.StorePost(on_node(1, rank_0[0]), "a", "b")
+    errors: list[LedgerError] = []
+
+    def receive() -> None:
+        try:
+            post.receive()
+        except LedgerError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    rank_0.clear()
+    thread.join(BOUND_SECONDS)
+    assert [str(error).partition(":")[0] for error in errors] == ["the store of the ranks at 127.0.0.1"]
+
+
 def test_nodes_that_fit_together_meet(store: Any) -> None:
     others = [
         threading.Thread(target=nodes.meet, args=(on_node(node, store), SETTINGS, node)) for node in (0, 1)
