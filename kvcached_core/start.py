@@ -41,7 +41,8 @@ def in_device_order(device: str, wait: Callable[[], None], gather: Gather) -> No
     """Let the ranks `wait` one device after the other, in an order that all engines share.
 
     So of two engines that want the same devices none holds one while it waits for another that the other
-    holds. What one rank raises, all raise. `gather` returns what every rank says, by rank.
+    holds. `device` names it among those of all machines. What one rank raises, all raise. `gather` returns
+    what every rank says, by rank.
     """
     for current in sorted(set(gather(device))):
         refusal: KVCachedError | None = None
@@ -160,7 +161,7 @@ class Start:
             private_bytes = self._beyond_the_system(private_bytes, floor_bytes)
         account.set_private_peak(0)  # the context that was waited for is there
         in_device_order(
-            account.device.uuid, lambda: self._wait_for_turn(memory, private_bytes, floor_bytes), self._gather
+            account.device_key, lambda: self._wait_for_turn(memory, private_bytes, floor_bytes), self._gather
         )
         # What is there already was not asked for: counted in the peak first, it never looks like a part of
         # what is still to come.
@@ -189,7 +190,7 @@ class Start:
         """
         account = self.account
         try:
-            in_device_order(account.device.uuid, lambda: self._wait_to_wake(memory), self._gather)
+            in_device_order(account.device_key, lambda: self._wait_to_wake(memory), self._gather)
         except BaseException:
             account.ask_no_more()
             if self._peak_bytes is not None:

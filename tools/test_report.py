@@ -33,6 +33,7 @@ MINIMA: dict[str, int] = {
     "ledger.steps": 30_000,
     "ledger.write_points": 700,
     "lint.runs": 10,
+    "nodes.steps": 5_000,
     "pool.steps": 2_000,
     "requests.compared": 800,
     "requests.control_compared": 200,

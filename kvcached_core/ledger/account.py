@@ -8,7 +8,7 @@ between two of them sees too much held rather than too little, and mapped <= rea
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.durations import MAP, RECLAIM
@@ -52,12 +52,12 @@ class Account(Starter):
         withdrawn. 0: it counts on all that every rank has."""
         return self._seat.get("created_most")
 
-    def grow_with(self, ranks: int) -> None:
-        """From now on lease in step with the other ranks of this engine, all of which are described.
+    def grow_with(self, ranks: Collection[int]) -> None:
+        """From now on lease in step with the others of this engine's `ranks` on this machine, all described.
 
         Raises LedgerError naming those that are missing.
         """
-        if ranks > 1:
+        if len(ranks) > 1:
             self._peers = Peers(self._runtime, self._texts["instance"], self._own["rank"], ranks)
 
     def describe(self, *, page_bytes: int, granule_bytes: int, granule_count: int, blocks_per_granule: int,

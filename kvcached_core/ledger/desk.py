@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 from kvcached_core.events import Kind, Value
 from kvcached_core.ledger.bells import drain_bell
-from kvcached_core.ledger.descriptors import close_private
-from kvcached_core.ledger.place import Place, SlotGeometry, find_places
+from kvcached_core.ledger.place import Place, Slot, SlotGeometry, find_again, find_places
 from kvcached_core.ledger.runtime import Runtime
 
 
@@ -34,7 +33,7 @@ class EngineUsage(Protocol):
 class Desk:
     """All ranks of one instance. For one thread. Made by `find`."""
 
-    def __init__(self, runtime: Runtime, instance: str, places: list[Place],
+    def __init__(self, runtime: Runtime, instance: str, places: list[Slot],
                  clock: Callable[[], float]) -> None:  # fmt: skip
         self._runtime = runtime
         self._clock = clock
@@ -45,9 +44,14 @@ class Desk:
 
     @classmethod
     def find(cls, runtime: Runtime, instance: str, ranks: int,
-             clock: Callable[[], float] = time.monotonic) -> Desk:  # fmt: skip
-        """Find the slots of an instance over all devices. Raises LedgerError with what is missing."""
-        places = find_places(runtime, instance, set(range(ranks)))
+             clock: Callable[[], float] = time.monotonic,
+             elsewhere: Mapping[int, Slot] = MappingProxyType({})) -> Desk:  # fmt: skip
+        """Find the slots of an instance over all devices; `elsewhere` has those of ranks on other nodes.
+
+        Raises LedgerError with what is missing. Rank 0 is on this node.
+        """
+        here = find_places(runtime, instance, set(range(ranks)) - elsewhere.keys())
+        places = {**here, **elsewhere}
         return cls(runtime, instance, [places[rank] for rank in range(ranks)], clock)
 
     @property
@@ -73,7 +77,7 @@ class Desk:
         return least
 
     @staticmethod
-    def _counted_on(place: Place, count: int, most: int) -> int:
+    def _counted_on(place: Slot, count: int, most: int) -> int:
         """Return what of a rank's granules is counted on; all again, once what it had above that is gone."""
         if count > most > place.words[place.released_at]:
             return most
@@ -92,9 +96,24 @@ class Desk:
         if usage.wanted_granules > least - usage.released_granules:
             return
         for place in self._places:
-            if place.is_there() and place.words[place.created_at] > least and not place.words[place.most_at]:
-                place.set("created_most", least)
-                place.ringer.ring()
+            if place.is_there():
+                self._keep_at_most(place, least)
+
+    def _give_beyond(self, place: Slot, granules: int) -> None:
+        """Have a rank that may hold so many withdraw what it has above them beyond the least of all.
+
+        Nothing else would give it: it is in nobody's `held`. Two engines that each came far on another one
+        of two nodes would wait for each other.
+        """
+        if self._usage is not None and len(self._places) > 1:
+            self._keep_at_most(place, max(self._created, self._usage.released_granules + granules))
+
+    @staticmethod
+    def _keep_at_most(place: Slot, created: int) -> None:
+        """Order what a rank made above `created`, which is no less than is counted on, to be withdrawn."""
+        if place.words[place.created_at] > created and not place.words[place.most_at]:
+            place.set("created_most", created)
+            place.ringer.ring()
 
     def released(self) -> int:
         """Return the granules ever released, the most over ranks; 0 while no slot is there.
@@ -112,6 +131,7 @@ class Desk:
             words = place.words
             wanted, applied = words[place.wanted_at], words[place.applied_at]
             count = (wanted if wanted < applied else applied) // place.granule_bytes
+            self._give_beyond(place, count)
             if count < least or least < 0:
                 least = count
         self._limit = least
@@ -129,7 +149,7 @@ class Desk:
         """Return likewise what is asked for another's floor: by preemption, if it takes too long."""
         return self._asked(lambda place: place.must_at)
 
-    def _asked(self, index: Callable[[Place], int]) -> int:
+    def _asked(self, index: Callable[[Slot], int]) -> int:
         least = now_ms = 0
         for place in self._places:
             if not place.is_there() or not (asked := place.words[index(place)]):
@@ -138,6 +158,7 @@ class Desk:
             # What was asked lapses unless it is asked again: its waiter may have died.
             if now_ms < place.words[place.asked_until_at]:
                 count = max(1, asked // place.granule_bytes)
+                self._give_beyond(place, count)
                 least = min(least or count, count)
         return least
 
@@ -168,7 +189,9 @@ class Desk:
 
     def report(self, kind: Kind, **data: Value) -> None:
         """Tell of an event, on the device of the first rank: what a scheduler does it does on all."""
-        self._places[0].reporter.report(kind, False, **data)
+        first = self._places[0]
+        assert isinstance(first, Place), "rank 0 is on this node"
+        first.reporter.report(kind, False, **data)
 
     def filenos(self) -> Sequence[int]:
         """Return the bells to poll: they ring when memory is ready or a limit has changed."""
@@ -188,28 +211,16 @@ class Desk:
     def _find_again(self) -> bool:
         """Find the slots that their workers had to write elsewhere; say whether all are there now.
 
-        A file that was cut is its workers' to make again: they are rung. Raises LedgerError if a slot is
-        gone.
+        Raises LedgerError if a slot is gone.
         """
-        lost = {place.rank: at for at, place in enumerate(self._places) if not place.is_there()}
-        cut = {rank for rank, at in lost.items() if not self._places[at].file.is_whole()}
-        found = find_places(self._runtime, self._instance, set(lost), may_miss=cut)
-        for rank, place in found.items():
-            before = self._places[lost[rank]]
-            os.dup2(place.bell_fd, before.bell_fd, inheritable=False)  # pollers keep their number
-            close_private(place.bell_fd)
-            place.bell_fd = before.bell_fd
-            before.close(keep_bell=True)
-            self._places[lost[rank]] = place
+        for place in find_again(self._runtime, self._instance, self._places):
             if self._usage is not None:
                 _write(place, self._usage)
                 place.ringer.ring()
-        for rank in lost.keys() - found.keys():
-            self._places[lost[rank]].ringer.ring()
-        return len(found) == len(lost)
+        return all(place.is_there() for place in self._places)
 
 
-def _write(place: Place, usage: EngineUsage) -> None:
+def _write(place: Slot, usage: EngineUsage) -> None:
     block_bytes = place.geometry.block_bytes
     place.set("used_bytes", usage.used_blocks * block_bytes)
     place.set("cached_bytes", usage.cached_blocks * block_bytes)

@@ -186,6 +186,11 @@ class Member:
         return str(self._folder.ledger)
 
     @property
+    def device_key(self) -> str:
+        """The device among those of all machines: the same for all engines on it."""
+        return f"{self.device.uuid} {self._seat.file.header.generation}"
+
+    @property
     def slot(self) -> int:
         return self._seat.slot
 

@@ -4,10 +4,13 @@ An engine can use what its poorest rank holds. If its ranks leased as they pleas
 devices could each hold most of one and wait for the other's. So the ranks stand in one order, that of their
 devices, which is the same for all engines: the first leads by a slice at most, each other one follows the one
 before it. What is decided on the first device is decided for all (Coffman's circular wait cannot arise), and
-what a refused follower leaves unused on the devices before it is a slice.
+what a refused follower leaves unused on the devices before it is a slice. That holds among the ranks of one
+machine; a rank of several machines that is ahead gives what others ask of it first (`Desk`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from kvcached_core.errors import LedgerError
 from kvcached_core.ledger.place import Place, find_places
@@ -19,10 +22,10 @@ LEAD_GRANULES = 32
 class Peers:
     """The other ranks of an engine, as one of its workers sees them. Numbers are granules."""
 
-    def __init__(self, runtime: Runtime, instance: str, rank: int, ranks: int) -> None:
+    def __init__(self, runtime: Runtime, instance: str, rank: int, ranks: Collection[int]) -> None:
         """Find them. Raises LedgerError naming those that are missing."""
         self._runtime, self._instance, self._rank = runtime, instance, rank
-        self._ranks = set(range(ranks))
+        self._ranks = set(ranks)
         self._order: list[Place] = []
         self._at = 0
         self._find()

@@ -53,6 +53,7 @@ class Header(NamedTuple):
     slot_count: int
     capacity_bytes: int
     headroom_bytes: int
+    generation: int
 
     @property
     def file_bytes(self) -> int:

@@ -235,6 +235,15 @@ def test_if_it_was_another_device_that_one_is_left(device: Device) -> None:
         assert live["GPU-1"] == ["other"] and len(live["GPU-2"]) == 1
 
 
+def test_a_device_has_one_name_for_all_engines_on_it_and_another_on_each_machine(tmp_path: Path) -> None:
+    here, there = Device(tmp_path / "here"), Device(tmp_path / "there")
+    keys = [start.account.device_key for start in (here.entered(), here.entered(), there.entered())]
+    assert keys[0] == keys[1] != keys[2]
+    assert all(key.startswith(DEVICE.uuid) for key in keys), "in the order of devices"
+    for start in (*here.starts, *there.starts):
+        start.close()
+
+
 class Ranks:
     """Threads that speak to each other as ranks do."""
 

@@ -61,6 +61,24 @@ def test_i2_a_rank_that_came_farther_than_the_others_gives_that_back_and_the_cou
     assert [check(device) for device in snapshot(runtime)] == [[], []]
 
 
+def test_what_is_asked_of_a_rank_that_came_farther_it_gives_from_what_the_others_lack(
+    runtime: Runtime,
+) -> None:
+    far, least = attach(runtime, "a", 0), attach(runtime, "a", 1, device=GPU)
+    desk = Desk.find(runtime, "a", 2)
+    hold(far, 9)
+    hold(least, 3)
+    assert desk.created() == 3
+    desk.publish(Usage(wanted_granules=20, released_granules=1))
+    far._seat.set("target_bytes", 5 * GRANULE)
+    far._seat.set("asked_until_ms", 1 << 50)
+    assert (desk.target_granules(), far.created_most) == (5, 6), "it may hold five, and one is released"
+    far.give_back(granules_released=1, granules_withdrawn=3)
+    assert (desk.created(), far.created_most, far.leased_bytes) == (3, 0, 5 * GRANULE)
+    set_limit(runtime, "m", 1 * GRANULE)
+    assert (desk.granule_limit(), far.created_most) == (1, 3), "what is counted on goes by plans alone"
+
+
 def test_a_rank_alone_is_never_told_to_withdraw(runtime: Runtime) -> None:
     account = attach(runtime, "a")
     desk = Desk.find(runtime, "a", 1)

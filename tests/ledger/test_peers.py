@@ -28,7 +28,7 @@ def engine(runtime: Runtime, name: str, wanted: int) -> list[Account]:
     desk.publish(Usage(needed_granules=wanted, wanted_granules=wanted))
     desk.close()
     for account in accounts:
-        account.grow_with(len(DEVICES))
+        account.grow_with(range(len(DEVICES)))
     return accounts
 
 
@@ -122,5 +122,5 @@ def test_a_dead_rank_holds_nobody_back(runtime: Runtime) -> None:
 def test_a_missing_rank_is_named(runtime: Runtime) -> None:
     account = attach(runtime, "a", device=DEVICES[0], capacity_bytes=TOTAL * GRANULE)
     with pytest.raises(LedgerError, match="rank 1"):
-        account.grow_with(2)
+        account.grow_with(range(2))
     leave(account)

@@ -48,7 +48,6 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("model_config.sleep_mode_backend", "criu", "sleep mode by 'criu' also takes"),
     ("parallel_config.enable_elastic_ep", True, "leave out --enable-elastic-ep"),
     ("parallel_config.enable_dbo", True, "leave out --enable-dbo"),
-    ("parallel_config.nnodes", 2, "several nodes are not supported yet"),
 ]  # fmt: skip
 WARNED: list[tuple[str, Any, str]] = [
     ("speculative_config", object(), "speculative decoding"),
@@ -80,6 +79,16 @@ def test_what_is_not_supported_is_refused_by_its_sentence(path: str, value: Any,
         refuse_unsupported(vllm_config({path: value}))
     assert str(error.value).startswith("--kv-cache-backend kvcached: ") and sentence in str(error.value)
     assert ";" not in str(error.value), "one reason"
+
+
+def test_several_nodes_pass_and_data_parallelism_over_them_is_refused() -> None:
+    refuse_unsupported(vllm_config({"parallel_config.nnodes": 2}))
+    with pytest.raises(
+        UnsupportedError, match="parallelism over several nodes is not supported: start an engine"
+    ):
+        refuse_unsupported(
+            vllm_config({"parallel_config.nnodes": 2, "parallel_config.data_parallel_size": 2})
+        )
 
 
 def test_all_reasons_are_told_at_once() -> None:

@@ -86,7 +86,7 @@ class Service:
         if start.world_size > 1:
             circle = Together(start.cpu_group)
             circle.meet()  # all are described now
-        rank.account.grow_with(start.world_size)
+        rank.account.grow_with(range(start.world_size))
         desk = Desk.find(start.runtime, start.instance, start.world_size, clock) if start.rank == 0 else None
         rank.pool.start()
         agreement = Agreement(desk, circle, bool(scheduler.server_args.sleep_on_idle), clock)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kvcached_core.errors import ConfigError
 from kvcached_core.geometry import first_block
 from kvcached_core.governor import Governor
 from kvcached_core.granules import Granules
-from kvcached_core.ledger import Desk, Runtime
+from kvcached_core.ledger import Desk, Runtime, SlotGeometry
 from kvcached_core.plan import Plan
 from kvcached_core.steward import Steward
+from vllm_kvcached import nodes
 from vllm_kvcached.queue import ElasticFreeQueue
 from vllm_kvcached.support import instance, settings
 
@@ -39,7 +41,12 @@ class SchedulerMemory:
         self._grant_seconds = chosen.grant_seconds
         self._watermark = vllm_config.scheduler_config.watermark
         runtime = Runtime.open(chosen.runtime_dir or None)
-        self._desk = Desk.find(runtime, instance(vllm_config), vllm_config.parallel_config.world_size, clock)
+        self._lines = nodes.home_ends(vllm_config, clock)
+        far = {rank: mirror for line in self._lines for rank, mirror in line.mirrors.items()}
+        ranks = vllm_config.parallel_config.world_size
+        self._desk = Desk.find(runtime, instance(vllm_config), ranks, clock, far)
+        if far:
+            _require_one_geometry(self._desk.geometry)
         geometry = self._desk.geometry[0]
         pool = manager.block_pool
         self.granules: Granules[Any] = Granules(
@@ -183,4 +190,25 @@ class SchedulerMemory:
         self._closed = True
         if self._steward is not None:
             self._steward.stop()
+        for line in self._lines:
+            line.close()
         self._desk.close()
+
+
+def _require_one_geometry(ranks: Sequence[SlotGeometry]) -> None:
+    """Raise ConfigError unless the same blocks make the same granules on all ranks."""
+    kinds = [
+        (
+            of.granule_count,
+            of.blocks_per_granule,
+            first_block(of.granule_count, of.page_bytes, of.stride_bytes),
+        )
+        for of in ranks
+    ]
+    for rank, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            raise ConfigError(
+                f"rank 0 has {kinds[0][0]} granules of {kinds[0][1]} blocks, rank {rank} has {kind[0]} of "
+                f"{kind[1]}: give all nodes the same kvcached.page_size, and on the host the same "
+                "vm.max_map_count"
+            )

@@ -22,6 +22,7 @@ _GPU = "vllm.v1.worker.gpu_worker"
 _CPU = "vllm.v1.worker.cpu_worker"
 _ENGINE = "vllm.v1.engine"
 _MODEL = "vllm.config.model"
+_PARALLEL = "vllm.config.parallel"
 _NVML = "vllm.third_party.pynvml"
 
 SEAMS: tuple[Seam, ...] = (
@@ -139,6 +140,14 @@ SEAMS: tuple[Seam, ...] = (
     Seam("vllm.v1.kv_cache_interface", "KVCacheConfig.kv_cache_tensors", kind="attribute"),
     Seam("vllm.v1.kv_cache_interface", "KVCacheConfig.kv_cache_groups", kind="attribute"),
     Seam("vllm.distributed.parallel_state", "get_world_group"),
+    # Several nodes.
+    Seam(_PARALLEL, "ParallelConfig.nnodes", kind="attribute"),
+    Seam(_PARALLEL, "ParallelConfig.nnodes_within_dp", kind="attribute"),
+    Seam(_PARALLEL, "ParallelConfig.node_rank_within_dp", kind="attribute"),
+    Seam(_PARALLEL, "ParallelConfig.local_world_size", kind="attribute"),
+    Seam(_PARALLEL, "ParallelConfig.master_addr", kind="attribute"),
+    Seam(_PARALLEL, "ParallelConfig.master_port", kind="attribute"),
+    Seam(_PARALLEL, "ParallelConfig.data_parallel_size", kind="attribute"),
 )
 
 

@@ -88,7 +88,9 @@ def _refusals(vllm_config: VllmConfig) -> list[str]:
         "a stored start-up plan fixes the size of the cache: unset VLLM_ENABLE_STARTUP_PLAN": (
             bool(getattr(envs, "VLLM_ENABLE_STARTUP_PLAN", False))
         ),
-        "several nodes are not supported yet": getattr(parallel, "nnodes", 1) > 1,
+        "data parallelism over several nodes is not supported: start an engine for each replica": (
+            parallel.nnodes > 1 and parallel.data_parallel_size > 1
+        ),
     }
     return [reason for reason, applies in checks.items() if applies]
 

@@ -13,9 +13,11 @@ from kvcached_core.driver.base import Driver
 from kvcached_core.driver.registry import open_driver
 from kvcached_core.errors import ConfigError, InvariantError
 from kvcached_core.geometry import Geometry, choose_page_bytes, make_geometry
+from kvcached_core.ledger.far_end import FarEnd
 from kvcached_core.plan import Plan
 from kvcached_core.pool import ElasticPool
 from kvcached_core.units import format_size
+from vllm_kvcached import nodes
 from vllm_kvcached.placement import (
     Placement,
     block_step,
@@ -26,7 +28,7 @@ from vllm_kvcached.placement import (
 from vllm_kvcached.ranks import gather
 from vllm_kvcached.sleeping import RankSleep
 from vllm_kvcached.starting import RankStart
-from vllm_kvcached.support import settings
+from vllm_kvcached.support import instance, settings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -48,11 +50,13 @@ class WorkerMemory:
     def __init__(self, vllm_config: VllmConfig, rank: int) -> None:
         self._vllm_config = vllm_config
         self._settings = settings(vllm_config)
+        self._rank = rank
         self._start = RankStart(vllm_config, self._settings, rank)
         self._device = torch.device("cpu")
         self._driver: Driver | None = None
         self._pool: ElasticPool | None = None
         self._sleep: RankSleep | None = None
+        self._line: FarEnd | None = None
         self._capacity_bytes = 0
 
     # -- starting, in vLLM's order -----------------------------------------------------------------------
@@ -87,8 +91,9 @@ class WorkerMemory:
     def wait_for_room(self) -> None:
         """Return once the memory that this engine will take is promised to it, on every rank.
 
-        Raises CapacityError with the numbers.
+        Raises CapacityError with the numbers, UnsupportedError for a node with another kind of cache.
         """
+        nodes.meet(self._vllm_config, self._settings, self._rank)
         self._start.wait_to_load(self._opened().memory, on_host=self._device.type == "cpu")
 
     def preferred_layouts(self, names: list[str]) -> list[str]:
@@ -147,8 +152,10 @@ class WorkerMemory:
         assert self._pool is not None
         self._pool.end_warm_up()
         self._start.end(int(peak_activation_bytes))
-        self._start.account.grow_with(self._vllm_config.parallel_config.world_size)
+        config = self._vllm_config
+        self._start.account.grow_with(nodes.near_ranks(config))
         self._pool.start()
+        self._line = nodes.far_end(config, self._settings, instance(config), self._rank)
         self._sleep = RankSleep(self._pool, self._opened(), self._start)
 
     # -- service -----------------------------------------------------------------------------------------
@@ -178,6 +185,9 @@ class WorkerMemory:
 
     def close(self) -> None:
         """Give everything back and leave the ledger; may be repeated."""
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
         self._start.stop()
         pool, driver = self._pool, self._driver
         self._pool = self._driver = None
