@@ -213,7 +213,7 @@ def seconds_until(holds: Callable[[Moment], bool], seen: list[Moment], since: fl
 def run(options: argparse.Namespace, where: dict[str, Where], folder: Path, found: Found) -> Sight:
     """Start both servers, play, and end them."""
     on_host = options.device == "cpu"
-    scale = beside_servers.scale(on_host, options.model, where[A])
+    scale = beside_servers.scale(on_host, options.model, where[A], options.headroom)
     sight, seeds = Sight(Runtime.open(folder), on_host), itertools.count(1)
     with no_survivors(), ExitStack() as stack:
         stack.callback(sight.watch.stop)
@@ -244,6 +244,7 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}-python", default=sys.executable)
         parser.add_argument(f"--{name}-site", type=Path, help="a folder of packages for it alone")
     parser.add_argument("--model", type=Path, default=Path("build/bench/llama-8b-weights"), help="on a GPU")
+    parser.add_argument("--headroom", help="what both leave of a GPU: a smaller part of it is played on")
     return parser.parse_args()
 
 

@@ -66,18 +66,20 @@ class Scale(NamedTuple):
     generate: int
     length: int  # the longest request
     at_once: int
+    settings: dict[str, str]  # of kvcached, as variables
 
 
-def scale(on_host: bool, model: Path, maker: Where) -> Scale:
-    """Return the sizes: the tiny model on the host, the shape of Llama-8B on a GPU.
+def scale(on_host: bool, model: Path, maker: Where, headroom: str | None = None) -> Scale:
+    """Return the sizes: the tiny model on the host, the shape of Llama-8B on a GPU less `headroom`.
 
     A checkpoint of that (16 GB) is written once, by a process of its own, which leaves no context on the GPU.
     """
     if on_host:
-        return Scale(True, tiny_model(), 4096, 900, 124, 2048, 64)
+        return Scale(True, tiny_model(), 4096, 900, 124, 2048, 64, _ON_HOST)
     layers = str(gpu_rig.SHAPE["num_hidden_layers"])
     maker.run("-c", _MAKE, str(model.absolute()), str(DEVIATION), layers)
-    return Scale(False, model.absolute(), sglang_rig.BYTES_PER_TOKEN, 1024, 128, 4096, 256)
+    settings = {"KVCACHED_HEADROOM": headroom} if headroom else {}
+    return Scale(False, model.absolute(), sglang_rig.BYTES_PER_TOKEN, 1024, 128, 4096, 256, settings)
 
 
 def start_vllm(scale: Scale, where: Where, runtime: Path) -> HttpServer:
@@ -112,7 +114,7 @@ def start_sglang(scale: Scale, where: Where, runtime: Path) -> HttpServer:
 
 def _start(name: str, scale: Scale, where: Where, runtime: Path, port: int, words: list[str],
            more: dict[str, str]) -> HttpServer:  # fmt: skip
-    settings = {"KVCACHED_NAME": name, "PYTHONPATH": where.path()} | (_ON_HOST if scale.on_host else {})
+    settings = {"KVCACHED_NAME": name, "PYTHONPATH": where.path()} | scale.settings
     settings |= {key: value for key, value in os.environ.items() if key == _PASSED}
     words += ["--host", "127.0.0.1", "--port", str(port), "--kv-cache-backend", "kvcached"]
     return HttpServer(f"beside-{name}", runtime, port, words, settings | more)

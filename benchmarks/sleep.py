@@ -142,12 +142,16 @@ def free_of(runtime: Runtime, on_host: bool) -> Callable[[], int]:
     return free_bytes
 
 
-def run(scale: Scale, logs: Path, runtime: Runtime, rounds: int, found: Found) -> None:
-    """Start both engines, play, and end them."""
-    host = {"headroom": "16MiB", "host_capacity": str(27 * scale.gib)} if scale.on_host else {}
-    if not scale.on_host:
+def run(
+    scale: Scale, logs: Path, runtime: Runtime, rounds: int, found: Found, headroom: str | None = None
+) -> None:
+    """Start both engines, play, and end them; `headroom` is what they leave of a GPU."""
+    if scale.on_host:
+        settings = {"headroom": "16MiB", "host_capacity": str(27 * scale.gib)}
+    else:
+        settings = {"headroom": headroom} if headroom else {}
         scale = replace(scale, arguments={**scale.arguments, "enable_sleep_mode": True})
-    parties = [Engine(name, scale, logs, host, core) for core, name in enumerate("ab")]
+    parties = [Engine(name, scale, logs, settings, core) for core, name in enumerate("ab")]
     try:
         seeds = itertools.count(1)
         a, b = (Played(engine, scale, runtime, seeds) for engine in parties)
@@ -170,12 +174,13 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="a folder; default: one is made, as Llama-8B")
     parser.add_argument("--logs", type=Path, default=Path("build/bench/sleep"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--headroom", help="what both leave of a GPU: a smaller part of it is played on")
     options = parser.parse_args()
     started, found = time.time(), Found()
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
         os.environ["KVCACHED_RUNTIME_DIR"] = folder
         scale = engines.scale(options.host, options.model)
-        run(scale, options.logs, Runtime.open(folder), options.rounds, found)
+        run(scale, options.logs, Runtime.open(folder), options.rounds, found, options.headroom)
     notes = {"rounds": options.rounds, "rounds_in_which_a_check_failed": found.broken}
     write(options.out, sys.argv, found.samples, {}, started, notes)
     for what, count in found.broken.items():
