@@ -44,13 +44,13 @@ class Watched:
     def passed(self, fence: Any) -> bool:
         return self._skip_fences or bool(self._driver.passed(fence))
 
-    def unmap(self, address: int, size_bytes: int) -> None:
+    def unmap(self, address: int, page_bytes: int, count: int = 1) -> None:
         # Asked before: what has not completed now was running, or waiting behind what runs, until then.
         if self.sentinel is not None and not self.sentinel.query():
-            self.in_flight += 1
+            self.in_flight += count
         else:
-            self.at_rest += 1
-        self._driver.unmap(address, size_bytes)
+            self.at_rest += count
+        self._driver.unmap(address, page_bytes, count)
 
 
 class Account:

@@ -124,7 +124,7 @@ def edit_seconds(driver: Driver, page_bytes: int, count: int) -> dict[str, list[
             handles.append(driver.create(page_bytes))
     for address, handle in zip(pages, handles, strict=True):
         with timed("map"):
-            driver.map(address, page_bytes, handle)
+            driver.map(address, page_bytes, [handle])
     driver.synchronize()
     for address, handle in zip(pages, handles, strict=True):
         with timed("unmap_release"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 from kvcached_core.arena import Handles
 from kvcached_core.arenas import Arenas
@@ -39,15 +40,16 @@ class Ahead:
         """Return what is mapped ahead."""
         return frozenset(self._zeroed)
 
-    def place(self, granule: int, handles: Handles) -> None:
-        """Map a vacant granule and queue its zeroing; raises what the driver raises.
+    def place(self, first: int, granules: Sequence[Handles]) -> None:
+        """Map a row of vacant granules and queue their zeroing; raises what the driver raises.
 
-        If the map failed nothing has changed. If only the fence did, the granule is here all the same: its
-        zeroing may be running, and whoever needs the fence records it.
+        If the map failed nothing has changed. If only the fence did, all are here all the same: their
+        zeroing may be running, and whoever needs a fence records it.
         """
-        self._arena.map(granule, handles, self._driver.own_stream())
-        self._zeroed[granule] = _NOT_RECORDED
-        self._fence(granule)
+        row = range(first, first + len(granules))
+        self._arena.map(first, granules, self._driver.own_stream())
+        self._zeroed.update(dict.fromkeys(row, _NOT_RECORDED))
+        self._zeroed.update(dict.fromkeys(row, self._fence(first)))
 
     def claim(self, granule: int, stream: int) -> bool:
         """Make a granule an ordinary one, in which later work on `stream` reads zeros.
@@ -62,20 +64,20 @@ class Ahead:
         del self._zeroed[granule]
         return True
 
-    def withdraw(self) -> Handles | None:
+    def withdraw(self) -> list[Handles]:
         """Unmap the highest granule, which is wanted last, and return its handles.
 
-        None if there is none, or while it is being zeroed.
+        Nothing if there is none, or while it is being zeroed.
         """
         if not self._zeroed:
-            return None
+            return []
         granule = max(self._zeroed)
         if not self._driver.passed(self._fence(granule)):
-            return None
-        handles = self._arena.unmap(granule)
+            return []
+        withdrawn = self._arena.unmap(granule)
         del self._zeroed[granule]
         self.vacated(granule)
-        return handles
+        return withdrawn
 
     def forget(self, granule: int) -> None:
         """Count a granule as an ordinary one, if it is here."""
@@ -86,6 +88,15 @@ class Ahead:
         if granule < self._fresh and granule not in self._is_returned:
             self._is_returned.add(granule)
             heapq.heappush(self._returned, granule)
+
+    def vacant_row(self, most: int) -> range:
+        """Return the lowest granule that is not mapped, and those after it up to the next that is; `most` in
+        all."""
+        first = self.lowest_vacant()
+        if first is None:
+            return range(0)
+        end = min(first + most, self._end)
+        return range(first, next((g for g in range(first, end) if g in self._arena.mapped), end))
 
     def lowest_vacant(self) -> int | None:
         """Return the lowest granule that is not mapped, or None."""

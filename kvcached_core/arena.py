@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from kvcached_core.driver.base import Driver, Fence, Handle
+from kvcached_core.driver.base import Driver, Fence, Handle, side_by_side
 from kvcached_core.errors import DriverError, InvariantError
 from kvcached_core.geometry import Geometry
 
@@ -59,30 +59,38 @@ class Arena:
         """Return the int8 tensor over all `size_bytes`; granule 0 must be mapped."""
         return self._driver.tensor(self._base, self._size_bytes)
 
-    def map(self, granule: int, handles: Handles, stream: int) -> None:
-        """Map one granule's pages, all or none; work on `stream` from now on reads zeros there."""
-        page = self._geometry.page_bytes
-        if granule in self.mapped or self._aliases:
-            raise InvariantError(f"granule {granule} is mapped already, or the arena is warming up")
-        with ExitStack() as undo:
-            for offset, handle in zip(self._geometry.ranges(granule), handles, strict=True):
-                self._driver.map(self._base + offset, page, handle, stream)
-                undo.callback(self._take_back, self._base + offset, stream)
-            undo.pop_all()
-        self.mapped[granule] = handles
-        self.maps += 1
+    def map(self, first: int, granules: Sequence[Handles], stream: int) -> None:
+        """Map a row of granules, all or none; work on `stream` from now on reads zeros there.
 
-    def unmap(self, granule: int) -> Handles:
-        """Unmap one granule's pages, all or none, and return their handles; its fence has passed."""
-        handles, page = self.mapped[granule], self._geometry.page_bytes
+        `granules` are the handles of granule `first`, of the next one and so on.
+        """
+        page, row = self._geometry.page_bytes, range(first, first + len(granules))
+        if self._aliases or not self.mapped.keys().isdisjoint(row):
+            raise InvariantError(f"one of {row} is mapped already, or the arena is warming up")
         with ExitStack() as undo:
-            for offset, handle in zip(self._geometry.ranges(granule), handles, strict=True):
-                self._driver.unmap(self._base + offset, page)
-                undo.callback(self._driver.alias, self._base + offset, page, handle)
+            segments = zip(*granules, strict=True)  # what lies in one segment is one row of pages
+            for offset, handles in zip(self._geometry.ranges(first), segments, strict=True):
+                self._driver.map(self._base + offset, page, handles, stream)
+                undo.callback(self._take_back, self._base + offset, len(handles), stream)
             undo.pop_all()
-        del self.mapped[granule]
-        self.unmaps += 1
-        return handles
+        self.mapped.update(zip(row, granules, strict=True))
+        self.maps += len(granules)
+
+    def unmap(self, first: int, count: int) -> list[Handles]:
+        """Unmap a row of granules, all or none, and return their handles; their fences have passed."""
+        page, row = self._geometry.page_bytes, range(first, first + count)
+        granules = [self.mapped[granule] for granule in row]
+        with ExitStack() as undo:
+            for offset, handles in zip(
+                self._geometry.ranges(first), zip(*granules, strict=True), strict=True
+            ):
+                self._driver.unmap(self._base + offset, page, count)
+                undo.callback(self._put_back, self._base + offset, handles)
+            undo.pop_all()
+        for granule in row:
+            del self.mapped[granule]
+        self.unmaps += count
+        return granules
 
     def alias_all(self) -> None:
         """Put scratch memory behind everything that is not mapped, so that warm-up may touch any block."""
@@ -110,10 +118,14 @@ class Arena:
         """Return the addresses; everything is unmapped and the tensor is no longer used."""
         self._driver.unreserve(self._base, self._reserved_bytes)
 
-    def _take_back(self, address: int, stream: int) -> None:
-        # The driver may have queued zeroing of this page on the stream: unmap only behind it.
+    def _take_back(self, address: int, count: int, stream: int) -> None:
+        # The driver may have queued zeroing of these pages on the stream: unmap only behind it.
         wait_passed(self._driver, self._driver.record(stream))
-        self._driver.unmap(address, self._geometry.page_bytes)
+        self._driver.unmap(address, self._geometry.page_bytes, count)
+
+    def _put_back(self, address: int, handles: Handles) -> None:
+        for page, handle in side_by_side(address, self._geometry.page_bytes, handles):
+            self._driver.alias(page, self._geometry.page_bytes, handle)
 
     def _unmapped(self) -> Iterator[tuple[int, int]]:
         """Yield (address, size) of every page that is not mapped, and of the gaps that no page fills."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -77,23 +77,38 @@ class Arenas:
         size = self._unit_pages
         return [handles[at : at + size] for at in range(0, len(handles), size)]
 
-    def map(self, granule: int, handles: Handles, stream: int) -> None:
-        """Map one granule's pages, all or none; work on `stream` from now on reads zeros there."""
-        at, begun = self._at(granule), self._clock()
-        self._arenas[at].map(granule - self.firsts[at], handles, stream)
-        self.map_times.add(self._clock() - begun)
-        self.mapped[granule] = handles
-        self.mapped_units += self.units(granule)
-        self.maps += 1
+    def map(self, first: int, granules: Sequence[Handles], stream: int) -> None:
+        """Map a row of granules of one arena, all or none; work on `stream` from now on reads zeros there.
 
-    def unmap(self, granule: int) -> Handles:
-        """Unmap one granule's pages, all or none, and return their handles; its fence has passed."""
-        at = self._at(granule)
-        handles = self._arenas[at].unmap(granule - self.firsts[at])
-        del self.mapped[granule]
-        self.mapped_units -= self.units(granule)
-        self.unmaps += 1
-        return handles
+        `granules` are the handles of granule `first`, of the next one and so on.
+        """
+        at, begun, count = self._at(first), self._clock(), len(granules)
+        self._arenas[at].map(first - self.firsts[at], granules, stream)
+        self.map_times.add((self._clock() - begun) / count, count)
+        self.mapped.update(zip(range(first, first + count), granules, strict=True))
+        self.mapped_units += count * self.units(first)
+        self.maps += count
+
+    def unmap(self, first: int, count: int = 1) -> list[Handles]:
+        """Unmap a row of granules of one arena, all or none, and return their handles; their fences have
+        passed."""
+        at = self._at(first)
+        granules = self._arenas[at].unmap(first - self.firsts[at], count)
+        for granule in range(first, first + count):
+            del self.mapped[granule]
+        self.mapped_units -= count * self.units(first)
+        self.unmaps += count
+        return granules
+
+    def row(self, granules: Iterable[int], most: int) -> int:
+        """Return how many of these, `most` at most, are a row: each the next after the one before, in one
+        arena."""
+        count, last = 0, -1
+        for granule in granules:
+            if count == most or (count and (granule != last + 1 or granule in self.firsts)):
+                break
+            count, last = count + 1, granule
+        return count
 
     def alias_all(self) -> None:
         """Put scratch memory behind everything that is not mapped."""

@@ -41,11 +41,11 @@ class Tally:
         self._buckets = buckets
         self._words = [0] * len(buckets.words)
 
-    def add(self, seconds: float) -> None:
-        """Count one duration."""
+    def add(self, seconds: float, times: int = 1) -> None:
+        """Count a duration that was seen so many times."""
         took_us = max(0, round(seconds * 1e6))
-        self._words[self._buckets.at(took_us)] += 1
-        self._words[-1] += took_us
+        self._words[self._buckets.at(took_us)] += times
+        self._words[-1] += times * took_us
 
     def words(self) -> tuple[int, ...]:
         """Return the values of the words."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from typing import Any
 
 from kvcached_core.arena import Handles
@@ -103,20 +104,20 @@ class PageSupply:
         self._untold_released += len(granules)
         self.settle()
 
-    def take(self) -> Handles | None:
-        """Return the handles of a spare granule, or None; the caller holds `changed`."""
-        return self.spare.popleft() if self.spare else None
+    def take(self, most: int = 1) -> list[Handles]:
+        """Return the handles of spare granules, as many as there are; the caller holds `changed`."""
+        return [self.spare.popleft() for _ in range(min(most, len(self.spare)))]
 
-    def put(self, handles: Handles, clean: bool = True) -> None:
-        """Make a granule that was counted as cleaning spare again."""
+    def put(self, granules: Sequence[Handles], clean: bool = True) -> None:
+        """Make granules that were counted as cleaning spare again."""
         try:
-            for handle in handles if clean else ():
+            for handle in chain.from_iterable(granules) if clean else ():
                 self._driver.clean(handle)
         except (CapacityError, DriverError):
             log.exception("cleaning a page failed; it is zeroed when it is mapped")
         with self._changed:
-            self.cleaning -= 1
-            self.spare.append(handles)
+            self.cleaning -= len(granules)
+            self.spare.extend(granules)
             self._changed.notify_all()
 
     def release_owed(self) -> None:
@@ -233,24 +234,32 @@ class PageSupply:
         The ledger is told of the first, the second, the fourth and so on, and of the last: who waits for a
         few has them at once, and much memory costs little of the engine's interpreter.
         """
-        for made in range(promised):
-            try:
-                handles = self._make()
-            except (CapacityError, DriverError) as error:
-                self._note_failure(error)
-                self._untold_never_ready += (promised - made) * self._account.granule_bytes
-                self.settle()
-                return made
+        made = 0
+        while made < promised:
+            count = min(max(1, made), promised - made)
+            batch = self._make_batch(count)
             with self._changed:
-                self.spare.append(handles)
-                self.created += 1
+                self.spare.extend(batch)
+                self.created += len(batch)
                 self._changed.notify_all()
+            made += len(batch)
             # Told after it is spare: a plan that the scheduler makes from it finds it.
-            self._untold_created += 1
-            count = made + 1
-            if count == promised or count & (count - 1) == 0:
-                self.settle()
-        return promised
+            self._untold_created += len(batch)
+            if len(batch) < count:
+                self._untold_never_ready += (promised - made) * self._account.granule_bytes
+                promised = made
+            self.settle()
+        return made
+
+    def _make_batch(self, count: int) -> list[Handles]:
+        """Create so many granules' handles, or fewer if one fails, which is noted."""
+        batch: list[Handles] = []
+        try:
+            while len(batch) < count:
+                batch.append(self._make())
+        except (CapacityError, DriverError) as error:
+            self._note_failure(error)
+        return batch
 
     def _make(self) -> Handles:
         """Create one granule's handles, all or none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 
 from kvcached_core.arena import Handles
 from kvcached_core.arenas import Arenas
@@ -42,14 +43,20 @@ class Pending:
         """Make a granule an ordinary one again, as it is; False if it is not here."""
         return self._fences.pop(granule, None) is not None
 
-    def withdraw(self) -> Handles | None:
-        """Unmap the oldest granule and return its handles; None if there is none or it is in use."""
+    def withdraw(self, most: int = 1) -> list[Handles]:
+        """Unmap the oldest granule, and those of its row that came with it, `most` in all.
+
+        Returns their handles; none if nothing waits or kernels may use it.
+        """
         if not self._fences:
-            return None
-        granule, fences = next(iter(self._fences.items()))
+            return []
+        first, fences = next(iter(self._fences.items()))
         if not all(self._driver.passed(fence) for fence in fences):
-            return None
-        handles = self._arena.unmap(granule)
-        del self._fences[granule]
-        self._vacated(granule)
-        return handles
+            return []
+        came_with = takewhile(lambda item: item[1] is fences, self._fences.items())
+        count = self._arena.row((granule for granule, _ in came_with), most)
+        withdrawn = self._arena.unmap(first, count)
+        for granule in range(first, first + count):
+            del self._fences[granule]
+            self._vacated(granule)
+        return withdrawn

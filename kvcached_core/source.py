@@ -54,20 +54,18 @@ class Source:
 
     def _take_unit(self) -> Handles:
         pause, give_up_at = _FIRST_PAUSE_SECONDS, self._clock() + FENCE_BOUND_SECONDS
-        while (handles := self._supply.take() or self._withdraw()) is None:
+        while not (taken := self._supply.take() or self._withdraw()):
             if not self._pending and not self._ahead and not self._supply.cleaning:
                 raise InvariantError("I5: the plan maps more granules than there are handles")
             if self._clock() > give_up_at:
                 raise DriverError("wait for a fence", -1, f"not passed after {FENCE_BOUND_SECONDS:g} s")
             self._changed.wait(pause)
             pause = min(2 * pause, _LAST_PAUSE_SECONDS)
-        return handles
+        return taken[0]
 
-    def _withdraw(self) -> Handles | None:
-        """Unmap the oldest granule that waits for it; one unit is returned, and the rest is spare."""
-        handles = self._pending.withdraw() or self._ahead.withdraw()
-        if handles is None:
-            return None
-        unit, *rest = self._arenas.split(handles)
-        self._supply.spare.extend(rest)
-        return unit
+    def _withdraw(self) -> list[Handles]:
+        """Unmap the oldest granule that waits, if any can be: one unit is returned, others are spare."""
+        withdrawn = self._pending.withdraw() or self._ahead.withdraw()
+        units = [unit for handles in withdrawn for unit in self._arenas.split(handles)]
+        self._supply.spare.extend(units[1:])
+        return units[:1]

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
+from kvcached_core.driver.base import DeviceIdentity, MemoryInfo, side_by_side
 from kvcached_core.driver.book import Book
 from kvcached_core.errors import BusyError, CapacityError, InvariantError
 
@@ -134,30 +134,30 @@ class FakeDriver:
         self.book.check_releasable(handle)
         self.book.released(handle)
 
-    def map(self, address: int, size_bytes: int, handle: int, stream: int = 0) -> None:
-        """Map; zeroing the page is work on the stream."""
-        self.book.check_mappable(address, size_bytes, handle, exclusive=True)
-        self.book.mapped(address, size_bytes, handle)
+    def map(self, address: int, page_bytes: int, handles: Sequence[int], stream: int = 0) -> None:
+        """Map; zeroing the pages is work on the stream."""
         line, work = (self.own, self._zeroed_by) if stream == OWN_STREAM else (self.engine, self._used_by)
+        self.book.check_mappable(address, page_bytes, handles, exclusive=True)
         line.launched += 1
-        work[address] = line.launched
+        for page, handle in side_by_side(address, page_bytes, handles):
+            self.book.mapped(page, page_bytes, handle)
+            work[page] = line.launched
 
     def alias(self, address: int, size_bytes: int, handle: int) -> None:
         """Map once more."""
-        self.book.check_mappable(address, size_bytes, handle, exclusive=False)
+        self.book.check_mappable(address, size_bytes, [handle], exclusive=False)
         self.book.mapped(address, size_bytes, handle)
 
-    def unmap(self, address: int, size_bytes: int) -> None:
+    def unmap(self, address: int, page_bytes: int, count: int = 1) -> None:
         """Unmap; I6 is checked here."""
-        self.book.check_unmappable(address, size_bytes)
-        if (
-            self._used_by.get(address, 0) > self.engine.seen
-            or self._zeroed_by.get(address, 0) > self.own.seen
-        ):
-            raise InvariantError("I6: a page was unmapped while work that touches it may be running")
-        self.book.unmapped(address)
-        self._used_by.pop(address, None)
-        self._zeroed_by.pop(address, None)
+        pages = self.book.unmappable(address, page_bytes, count)
+        for page in pages:
+            if self._used_by.get(page, 0) > self.engine.seen or self._zeroed_by.get(page, 0) > self.own.seen:
+                raise InvariantError("I6: a page was unmapped while work that touches it may be running")
+        for page in pages:
+            self.book.unmapped(page)
+            self._used_by.pop(page, None)
+            self._zeroed_by.pop(page, None)
 
     def tensor(self, address: int, size_bytes: int) -> Any:
         """Return what tells a test which range it was."""

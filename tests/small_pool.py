@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from kvcached_core.geometry import make_geometry
-from kvcached_core.pool import ElasticPool
+from kvcached_core.pool import ROW_PAGES, ElasticPool
 from tests.fakes import FakeAccount, FakeDriver
 from tests.faults import FaultyDriver
 
 PAGE, COUNT = 128, 100
 GEOMETRY = make_geometry(PAGE, PAGE, (0, COUNT * PAGE), COUNT, 64)  # a granule is two pages of one block each
+
+
+ROW = ROW_PAGES // 2  # granules
 
 
 def offsets(*granules: int) -> list[int]:

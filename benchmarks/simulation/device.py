@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 
 from benchmarks.simulation.clockwork import Process
-from kvcached_core.driver.base import DeviceIdentity, Handle, MemoryInfo
+from kvcached_core.driver.base import DeviceIdentity, Handle, MemoryInfo, side_by_side
 from kvcached_core.driver.book import Book
 from kvcached_core.errors import CapacityError
 
@@ -82,22 +83,23 @@ class SimulatedDriver:
         self._book.released(handle)
         self._device.free_bytes += size_bytes
 
-    def map(self, address: int, size_bytes: int, handle: Handle, stream: int = 0) -> None:
+    def map(self, address: int, page_bytes: int, handles: Sequence[Handle], stream: int = 0) -> None:
         """Map."""
-        self._book.check_mappable(address, size_bytes, handle, exclusive=True)
-        self._book.mapped(address, size_bytes, handle)
-        self._owe()
+        self._book.check_mappable(address, page_bytes, handles, exclusive=True)
+        for page, handle in side_by_side(address, page_bytes, handles):
+            self._book.mapped(page, page_bytes, handle)
+            self._owe()
 
     def alias(self, address: int, size_bytes: int, handle: Handle) -> None:
         """Map once more."""
-        self._book.check_mappable(address, size_bytes, handle, exclusive=False)
+        self._book.check_mappable(address, size_bytes, [handle], exclusive=False)
         self._book.mapped(address, size_bytes, handle)
 
-    def unmap(self, address: int, size_bytes: int) -> None:
+    def unmap(self, address: int, page_bytes: int, count: int = 1) -> None:
         """Unmap."""
-        self._book.check_unmappable(address, size_bytes)
-        self._book.unmapped(address)
-        self._owe()
+        for page in self._book.unmappable(address, page_bytes, count):
+            self._book.unmapped(page)
+            self._owe()
 
     def tensor(self, address: int, size_bytes: int) -> None:
         """Return nothing: no kernel runs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ class MemoryInfo(NamedTuple):
 
     free_bytes: int
     total_bytes: int
+
+
+def side_by_side(address: int, page_bytes: int, handles: Sequence[Handle]) -> Iterator[tuple[int, Handle]]:
+    """Yield the address of each page of a row, and its handle."""
+    return zip(range(address, address + page_bytes * len(handles), page_bytes), handles, strict=True)
 
 
 @runtime_checkable
@@ -58,14 +64,16 @@ class Driver(Protocol):
     def release(self, handle: Handle) -> None:
         """Free the memory of an unmapped handle; it is free for others when this returns."""
 
-    def map(self, address: int, size_bytes: int, handle: Handle, stream: int = 0) -> None:
-        """Map a handle for reading and writing. It reads as zero to all later work on `stream`."""
+    def map(self, address: int, page_bytes: int, handles: Sequence[Handle], stream: int = 0) -> None:
+        """Map a row of pages, all or none, for reading and writing. They read as zero to all later work on
+        `stream`."""
 
     def alias(self, address: int, size_bytes: int, handle: Handle) -> None:
         """Map a handle at one more address, contents as they are; for warm-up only."""
 
-    def unmap(self, address: int, size_bytes: int) -> None:
-        """Take the page away at once. No running kernel may use it: wait for a fence before."""
+    def unmap(self, address: int, page_bytes: int, count: int = 1) -> None:
+        """Take a row of pages away at once, all or none. No running kernel may use them: wait for a fence
+        before."""
 
     def tensor(self, address: int, size_bytes: int) -> torch.Tensor:
         """Return an int8 tensor of shape (size_bytes,) over the range; its first page is mapped."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from kvcached_core.driver.base import Handle
+from kvcached_core.driver.base import Handle, side_by_side
 from kvcached_core.errors import InvariantError
 
 
@@ -28,28 +29,36 @@ class Book:
         self.ranges = ranges or {}  # reserved: address -> size
         self._uses: Counter[Handle] = Counter()
 
-    def check_mappable(self, address: int, size_bytes: int, handle: Handle, exclusive: bool) -> None:
-        """Raise InvariantError unless `handle` fits `address`, which is reserved and free."""
-        if self.sizes.get(handle) != size_bytes:
-            raise InvariantError(f"handle {handle} is not a live page of {size_bytes} bytes")
-        if exclusive and self._uses[handle]:
-            raise InvariantError(f"handle {handle} is mapped already")
-        if address in self.mappings:
-            raise InvariantError(f"address {address:#x} is mapped already")
-        end = address + size_bytes
+    def check_mappable(
+        self, address: int, page_bytes: int, handles: Sequence[Handle], exclusive: bool
+    ) -> None:
+        """Raise InvariantError unless each of `handles` fits its address in a row, reserved and free."""
+        if not handles or len(set(handles)) < len(handles):
+            raise InvariantError(f"{handles} is not a row of different handles")
+        for page, handle in side_by_side(address, page_bytes, handles):
+            if self.sizes.get(handle) != page_bytes:
+                raise InvariantError(f"handle {handle} is not a live page of {page_bytes} bytes")
+            if exclusive and self._uses[handle]:
+                raise InvariantError(f"handle {handle} is mapped already")
+            if page in self.mappings:
+                raise InvariantError(f"address {page:#x} is mapped already")
+        end = address + page_bytes * len(handles)
         if not any(base <= address and end <= base + size for base, size in self.ranges.items()):
-            raise InvariantError(f"address {address:#x} + {size_bytes} bytes is not reserved")
+            raise InvariantError(f"address {address:#x} to {end:#x} is not reserved")
 
     def mapped(self, address: int, size_bytes: int, handle: Handle) -> None:
         """Note a page that is mapped now."""
         self.mappings[address] = Mapping(size_bytes, handle)
         self._uses[handle] += 1
 
-    def check_unmappable(self, address: int, size_bytes: int) -> None:
-        """Raise InvariantError unless exactly this page is mapped."""
-        found = self.mappings.get(address)
-        if found is None or found.size_bytes != size_bytes:
-            raise InvariantError(f"address {address:#x} is not a mapped page of {size_bytes} bytes")
+    def unmappable(self, address: int, page_bytes: int, count: int) -> range:
+        """Return the addresses of a row of pages. Raises InvariantError unless exactly these are mapped."""
+        pages = range(address, address + page_bytes * count, page_bytes)
+        for page in pages:
+            found = self.mappings.get(page)
+            if found is None or found.size_bytes != page_bytes:
+                raise InvariantError(f"address {page:#x} is not a mapped page of {page_bytes} bytes")
+        return pages
 
     def unmapped(self, address: int) -> None:
         """Note a page that is gone."""

@@ -9,10 +9,11 @@ import mmap
 import os
 import threading
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from kvcached_core.driver.base import DeviceIdentity, Fence, Handle, MemoryInfo
+from kvcached_core.driver.base import DeviceIdentity, Fence, Handle, MemoryInfo, side_by_side
 from kvcached_core.driver.book import Book
 from kvcached_core.driver.machine import Machine
 from kvcached_core.errors import CapacityError, DriverError
@@ -174,28 +175,34 @@ class HostDriver:
         self._dirty.discard(handle)
         self._forget(offset, size_bytes)
 
-    def map(self, address: int, size_bytes: int, handle: Handle, stream: int = 0) -> None:
-        """Map a page that is mapped nowhere else, and zero it unless it is clean."""
-        self._book.check_mappable(address, size_bytes, handle, exclusive=True)
-        self._place(address, size_bytes, handle)
-        if handle in self._dirty:
-            ctypes.memset(address, 0, size_bytes)
-        self._dirty.add(handle)
+    def map(self, address: int, page_bytes: int, handles: Sequence[Handle], stream: int = 0) -> None:
+        """Map pages that are mapped nowhere else, and zero those that are not clean."""
+        self._book.check_mappable(address, page_bytes, handles, exclusive=True)
+        with ExitStack() as undo:
+            for page, handle in side_by_side(address, page_bytes, handles):
+                self._place(page, page_bytes, handle)
+                undo.callback(self.unmap, page, page_bytes)
+            undo.pop_all()
+        for page, handle in side_by_side(address, page_bytes, handles):
+            if handle in self._dirty:
+                ctypes.memset(page, 0, page_bytes)
+            self._dirty.add(handle)
 
     def alias(self, address: int, size_bytes: int, handle: Handle) -> None:
         """Map a page once more, as it is."""
-        self._book.check_mappable(address, size_bytes, handle, exclusive=False)
+        self._book.check_mappable(address, size_bytes, [handle], exclusive=False)
         self._place(address, size_bytes, handle)
         self._dirty.add(handle)
 
-    def unmap(self, address: int, size_bytes: int) -> None:
-        """Put inaccessible addresses in the page's place."""
-        self._book.check_unmappable(address, size_bytes)
+    def unmap(self, address: int, page_bytes: int, count: int = 1) -> None:
+        """Put inaccessible addresses in the pages' place."""
+        pages = self._book.unmappable(address, page_bytes, count)
         try:
-            self._system.mmap(address, size_bytes, PROT_NONE, NOTHING | MAP_FIXED, -1, 0)
+            self._system.mmap(address, page_bytes * count, PROT_NONE, NOTHING | MAP_FIXED, -1, 0)
         except OSError as error:
             raise _typed(error) from error
-        self._book.unmapped(address)
+        for page in pages:
+            self._book.unmapped(page)
 
     def tensor(self, address: int, size_bytes: int) -> torch.Tensor:
         """Return an int8 tensor over the range, which must stay reserved as long as it is used."""

@@ -21,37 +21,62 @@ from kvcached_core.pool import ElasticPool
 from tests.fakes import FakeAccount, FakeDriver
 from tests.faults import FaultyDriver
 from tests.report import record
-from tests.small_pool import PAGE, offsets, ready
+from tests.small_pool import PAGE, ROW, offsets, ready
 
 
 def test_i6_a_claim_follows_an_unfinished_zeroing(account: FakeAccount) -> None:
     driver = FakeDriver(1 << 20)
-    pool = ready(account, driver, 4)
+    pool = ready(account, driver, 1 + 3 * ROW)
     pool.place_ahead()
-    driver.complete_own(2)  # granule 1
-    pool.apply(Plan(0, (), (1,), 0), stream=7)
+    first, second, third = (1 + row * ROW for row in range(3))
+    driver.complete_own(2)  # the first row: one call in each segment
+    pool.apply(Plan(0, (), (first,), 0), stream=7)
     assert driver.follows == 0, "its zeroing was seen to be complete"
-    pool.apply(Plan(1, (), (2,), 0), stream=7)
+    pool.apply(Plan(1, (), (second,), 0), stream=7)
     assert driver.follows == 1
-    driver.launch(offsets(0, 1, 2), stream=7)
-    driver.launch(offsets(0, 1), stream=8)
+    driver.launch(offsets(0, first, second), stream=7)
+    driver.launch(offsets(0, first), stream=8)
     with pytest.raises(InvariantError, match="zeroed"):
-        driver.launch(offsets(2), stream=8)
+        driver.launch(offsets(second), stream=8)
     with pytest.raises(InvariantError, match="zeroed"):
-        driver.launch(offsets(3), stream=7)
+        driver.launch(offsets(third), stream=7)
     assert driver.own.completed == 2, "and nobody has waited"
 
 
 def test_a_claimed_granule_costs_no_driver_map_in_apply(account: FakeAccount) -> None:
     driver = FakeDriver(1 << 20)
     faulty = FaultyDriver(driver)
-    pool = ready(account, faulty, 5)
+    pool = ready(account, faulty, 1 + 2 * ROW)
     pool.place_ahead()
-    driver.complete_own(4)  # granules 1 and 2
+    driver.complete_own(2)  # the first row
     before = Counter(faulty.calls)
-    pool.apply(Plan(0, (), (1, 2, 3), 0))
+    pool.apply(Plan(0, (), (ROW - 1, ROW, ROW + 1), 0))
     assert faulty.calls - before == {"passed": 3, "follow": 1}
-    assert pool.stats()[:3] == (4, 0, 1)
+    assert pool.stats()[:3] == (4, 0, 2 * ROW - 3)
+
+
+def test_granules_in_a_row_are_one_call_in_each_segment(account: FakeAccount) -> None:
+    """A call gives Python's lock away, for which its thread and the engine's loop compete."""
+    driver = FakeDriver(1 << 20, patience=0)
+    faulty = FaultyDriver(driver)
+    pool = ready(account, faulty, 1 + 4 * ROW)
+    before = Counter(faulty.calls)
+    assert pool.place_ahead() is False and pool.stats().ahead == 4 * ROW
+    assert faulty.calls - before == {"map": 4 * 2, "record": 4, "own_stream": 8}
+    ahead, rest = tuple(range(1, 1 + 4 * ROW)), (*range(40, 40 + ROW), 60)
+    pool.apply(Plan(0, (), ahead, 0))
+    account.want(1 + 5 * ROW + 1)
+    while pool._supply.grow(0.0, True) == 0.0:
+        pass
+    before = Counter(faulty.calls)
+    pool.apply(Plan(1, (), rest, 0))
+    assert (faulty.calls - before)["map"] == 2 * 2, "a row, and one beyond"
+    driver.launch(offsets(*ahead, *rest))
+    pool.apply(Plan(2, (*ahead[1:], *rest), (), 0))
+    before = Counter(faulty.calls)
+    assert pool.retire() == 0
+    assert (faulty.calls - before)["unmap"] == 2 * (4 + 2), "15 in rows of 4, then the last plan's two"
+    pool.check()
 
 
 def test_i5_a_wrong_guess_gives_its_handles_back(account: FakeAccount) -> None:
@@ -121,19 +146,19 @@ def test_i8_place_that_fails_loses_no_handle(
 ) -> None:
     driver = FakeDriver(1 << 20, patience=2)
     faulty = FaultyDriver(driver, verb, error=lambda: error, forever=forever)
-    pool = ready(account, faulty, 4)
+    pool = ready(account, faulty, 2 + 2 * ROW)
     for _ in range(2 if forever else 1):
         faulty.nth = faulty.calls[verb] + (1 if faulty.injected else nth)
         with pytest.raises(type(error)):
             pool.place_ahead()
         stats = pool.stats()
-        assert stats.mapped == 1 and stats.ahead + stats.spare == 3
+        assert stats.mapped == 1 and stats.ahead + stats.spare == 1 + 2 * ROW
         assert len(driver.book.mappings) == 2 * (1 + stats.ahead), "whole granules"
         pool.check()
     faulty.heal()
-    pool.apply(Plan(0, (), (1, 2, 3), 0))
-    driver.launch(offsets(0, 1, 2, 3))
-    assert pool.stats()[:4] == (4, 0, 0, 0)
+    pool.apply(Plan(0, (), tuple(range(1, 2 + 2 * ROW)), 0))
+    driver.launch(offsets(*range(2 + 2 * ROW)))
+    assert pool.stats()[:4] == (2 + 2 * ROW, 0, 0, 0)
     pool.close()
     assert not driver.book.sizes and not driver.book.ranges
     record("driver.injected_failures", faulty.injected)
@@ -250,26 +275,30 @@ def test_the_guess_is_the_lowest_vacant_granule(moves: list[tuple[str, int]]) ->
     arena.add(make_geometry(PAGE, PAGE, (0,), 12, 64), 12 * PAGE)
     ahead = Ahead(driver, arena, 1, 12)
     spare: list[Handles] = [(driver.create(PAGE),) for _ in range(12)]
-    arena.map(0, spare.pop(), 0)
+    arena.map(0, [spare.pop()], 0)
     ordinary: set[int] = set()
     for move, granule in moves:
         lowest = ahead.lowest_vacant()
         assert lowest == min(set(range(12)) - arena.mapped.keys(), default=None)
         if move == "place" and lowest is not None:
-            ahead.place(lowest, spare.pop())
+            row = ahead.vacant_row(min(granule % 4, len(spare)))
+            assert list(row) == [g for g in range(lowest, lowest + len(row)) if g not in arena.mapped]
+            assert len(row) == min(granule % 4, len(spare)) or row.stop in arena.mapped or row.stop == 12
+            if row:
+                ahead.place(lowest, [spare.pop() for _ in row])
         elif move == "map" and granule not in arena.mapped:
-            arena.map(granule, spare.pop(), 0)
+            arena.map(granule, [spare.pop()], 0)
             ordinary.add(granule)
         elif move == "claim" and ahead.claim(granule, 0):
             ordinary.add(granule)
         elif move == "unmap" and granule in ordinary:
             driver.synchronize()
-            spare.append(arena.unmap(granule))
+            spare += arena.unmap(granule)
             ordinary.remove(granule)
             ahead.vacated(granule)
         elif move == "withdraw" and ahead:
             highest, handles = max(ahead.granules()), ahead.withdraw()
-            spare += [handles] if handles else []
-            assert handles is None or highest not in ahead
+            spare += handles
+            assert not handles or highest not in ahead
         assert ahead.granules() | ordinary | {0} == arena.mapped.keys()
         assert len(ahead._returned) <= 12

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -101,15 +101,15 @@ class HeldDriver(FakeDriver):
         self.inside, self.go_on = threading.Event(), threading.Event()
         self.streams: list[int] = []
 
-    def map(self, address: int, size_bytes: int, handle: int, stream: int = 0) -> None:
+    def map(self, address: int, page_bytes: int, handles: Sequence[int], stream: int = 0) -> None:
         self.streams.append(stream)
         if self.streams.count(OWN_STREAM) == self.nth and stream == OWN_STREAM:
             self.inside.set()
             assert self.go_on.wait(10)
-        super().map(address, size_bytes, handle, stream)
+        super().map(address, page_bytes, handles, stream)
 
 
-def test_a_step_waits_for_one_granule_at_most(account: FakeAccount) -> None:
+def test_a_step_waits_for_one_row_at_most(account: FakeAccount) -> None:
     driver = HeldDriver(nth=1)
     pool = ready(account, driver, 20)
     driver.streams.clear()

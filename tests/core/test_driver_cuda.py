@@ -98,8 +98,9 @@ class FakeGpu:
         self.mapped[address] = handle
 
     def unmap(self, address: int, size: int) -> None:
-        """Unmap, strictly."""
-        del self.mapped[address]
+        """Unmap pages in a row, strictly."""
+        for page in range(address, address + size, PAGE):
+            del self.mapped[page]
 
     def release(self, handle: int) -> None:
         """Release, strictly."""
@@ -243,26 +244,46 @@ def test_no_device_and_no_package_are_refused_with_a_sentence(
 def test_map_grants_access_and_zeroes_on_the_stream_last(gpu: FakeGpu, driver: Driver) -> None:
     address, handle = driver.reserve(4 * PAGE), driver.create(PAGE)
     gpu.calls.clear()
-    driver.map(address, PAGE, handle, stream=42)
+    driver.map(address, PAGE, [handle], stream=42)
     assert gpu.names() == ["cuMemMap", "cuMemSetAccess", "memsetAsync"]
     assert gpu.calls[-1][1] == (address, 0, PAGE, 42)
     driver.alias(address + PAGE, PAGE, handle)
     assert gpu.names()[3:] == ["cuMemMap", "cuMemSetAccess"], "an alias keeps the contents"
 
 
-@pytest.mark.parametrize("call", ["cuMemMap", "cuMemSetAccess", "memsetAsync"])
+def test_a_row_of_pages_is_given_access_zeroed_and_unmapped_in_one_call(gpu: FakeGpu, driver: Driver) -> None:
+    address, handles = driver.reserve(4 * PAGE), [driver.create(PAGE) for _ in range(3)]
+    gpu.calls.clear()
+    driver.map(address + PAGE, PAGE, handles, stream=42)
+    assert gpu.names() == ["cuMemMap"] * 3 + ["cuMemSetAccess", "memsetAsync"]
+    assert gpu.calls[-2][1][:2] == (address + PAGE, 3 * PAGE)
+    assert gpu.calls[-1][1] == (address + PAGE, 0, 3 * PAGE, 42)
+    assert gpu.mapped == {address + (1 + n) * PAGE: handle for n, handle in enumerate(handles)}
+    driver.unmap(address + 2 * PAGE, PAGE, 2)
+    assert gpu.calls[-1] == ("cuMemUnmap", (address + 2 * PAGE, 2 * PAGE))
+    driver.map(address + 2 * PAGE, PAGE, handles[:0:-1])
+    driver.unmap(address + PAGE, PAGE, 3)
+    assert not gpu.mapped
+    for handle in handles:
+        driver.release(handle)
+
+
+@pytest.mark.parametrize(
+    ("call", "nth"), [("cuMemMap", 1), ("cuMemMap", 3), ("cuMemSetAccess", 1), ("memsetAsync", 1)]
+)
 @pytest.mark.parametrize(("status", "error"), [(2, CapacityError), (700, DriverError)])
 def test_i8_a_map_that_fails_half_way_is_undone(
-    gpu: FakeGpu, driver: Driver, call: str, status: int, error: type[Exception]
+    gpu: FakeGpu, driver: Driver, call: str, nth: int, status: int, error: type[Exception]
 ) -> None:
-    address, handle = driver.reserve(4 * PAGE), driver.create(PAGE)
-    gpu.fail[call, 1] = status
+    address, handles = driver.reserve(4 * PAGE), [driver.create(PAGE) for _ in range(3)]
+    gpu.fail[call, nth] = status
     with pytest.raises(error, match=call):
-        driver.map(address, PAGE, handle)
+        driver.map(address, PAGE, handles)
     assert not gpu.mapped
-    driver.map(address, PAGE, handle)
-    driver.unmap(address, PAGE)
-    driver.release(handle)
+    driver.map(address, PAGE, handles)
+    driver.unmap(address, PAGE, 3)
+    for handle in handles:
+        driver.release(handle)
     assert not gpu.handles
     record("driver.injected_failures", 1)
 
@@ -288,7 +309,7 @@ def test_i8_a_failed_call_is_typed_and_changes_nothing(
     gpu: FakeGpu, driver: Driver, call: str, status: int, error: type[Exception]
 ) -> None:
     address, mapped, idle = driver.reserve(4 * PAGE), driver.create(PAGE), driver.create(PAGE)
-    driver.map(address, PAGE, mapped)
+    driver.map(address, PAGE, [mapped])
     before = (set(gpu.handles), dict(gpu.mapped))
     gpu.fail[call, 0] = status
     with pytest.raises(error, match=call) as caught:
@@ -306,7 +327,7 @@ def test_i8_a_failed_call_is_typed_and_changes_nothing(
 def test_close_frees_all_even_where_an_unmap_fails(gpu: FakeGpu, driver: Driver) -> None:
     address = driver.reserve(4 * PAGE)
     for index in range(3):
-        driver.map(address + index * PAGE, PAGE, driver.create(PAGE))
+        driver.map(address + index * PAGE, PAGE, [driver.create(PAGE)])
     gpu.fail["cuMemUnmap", 2] = 700
     driver.close()
     driver.close()
@@ -327,7 +348,7 @@ def test_i6_a_fence_passes_with_its_event_and_a_dead_device_is_an_error(gpu: Fak
 
 def test_a_stream_follows_the_zeroing_on_the_drivers_own(gpu: FakeGpu, driver: Driver) -> None:
     address, handle = driver.reserve(4 * PAGE), driver.create(PAGE)
-    driver.map(address, PAGE, handle, driver.own_stream())
+    driver.map(address, PAGE, [handle], driver.own_stream())
     driver.follow(9, driver.record(driver.own_stream()))
     calls = [call for call in gpu.calls if call[0] in ("memsetAsync", "eventRecord", "streamWaitEvent")]
     assert calls == [
@@ -356,7 +377,7 @@ def test_a_tensor_is_a_view_of_the_range(gpu: FakeGpu, driver: Driver) -> None:
 def test_every_thread_gets_the_device_made_current(gpu: FakeGpu, driver: Driver) -> None:
     address, handle = driver.reserve(PAGE), driver.create(PAGE)
     verbs: list[Callable[[], object]] = [
-        lambda: driver.map(address, PAGE, handle),
+        lambda: driver.map(address, PAGE, [handle]),
         lambda: driver.record(0),
         lambda: driver.follow(0, types.SimpleNamespace(ptr=77)),
         lambda: driver.passed(types.SimpleNamespace(ptr=77)),
@@ -387,13 +408,13 @@ def test_memory_is_the_devices_or_what_the_capacity_leaves(gpu: FakeGpu, driver:
 
 def test_misuse_never_reaches_the_device(gpu: FakeGpu, driver: Driver) -> None:
     address, handle = driver.reserve(4 * PAGE), driver.create(PAGE)
-    driver.map(address, PAGE, handle)
+    driver.map(address, PAGE, [handle])
     gpu.calls.clear()
     misuses: list[Callable[[], object]] = [
         lambda: driver.release(handle),
         lambda: driver.clean(handle),
         lambda: driver.unmap(address + PAGE, PAGE),
-        lambda: driver.map(address + PAGE, PAGE, handle),
+        lambda: driver.map(address + PAGE, PAGE, [handle]),
         lambda: driver.unreserve(address, 4 * PAGE),
     ]
     for misuse in misuses:
@@ -424,17 +445,38 @@ def test_gpu_a_mapped_page_reads_zero_and_holds_what_is_written(real: Any) -> No
     page, handle_count = real.granularity_bytes, 2
     address = real.reserve(4 * page)
     handles = [real.create(page) for _ in range(handle_count)]
-    real.map(address, page, handles[0])
+    real.map(address, page, handles[:1])
     tensor = real.tensor(address, 4 * page)
     assert tensor.is_cuda and tensor.data_ptr() == address and tensor.shape == (4 * page,)
     for handle in (handles[1], handles[1]):
-        real.map(address + page, page, handle)
+        real.map(address + page, page, [handle])
         view = tensor[page : 2 * page]
         assert int(view.count_nonzero()) == 0
         view.fill_(3)
         assert int(view.sum(dtype=view.long().dtype)) == 3 * page
         real.synchronize()
         real.unmap(address + page, page)
+
+
+@needs_gpu
+def test_gpu_rows_of_pages_are_mapped_and_unmapped_in_parts(real: Any) -> None:
+    page = 8 * real.granularity_bytes
+    address, handles = real.reserve(8 * page), [real.create(page) for _ in range(8)]
+    real.map(address, page, handles)
+    tensor = real.tensor(address, 8 * page)
+    assert int(tensor.count_nonzero()) == 0
+    tensor.fill_(3)
+    real.synchronize()
+    real.unmap(address + 2 * page, page, 4)
+    real.map(address + 3 * page, page, handles[3:5])
+    assert int(tensor[3 * page : 5 * page].count_nonzero()) == 0
+    assert int(tensor[: 2 * page].min()) == int(tensor[6 * page :].min()) == 3
+    real.synchronize()
+    real.unmap(address, page, 2)
+    real.unmap(address + 3 * page, page, 2)
+    real.unmap(address + 6 * page, page, 2)
+    for handle in handles:
+        real.release(handle)
 
 
 @needs_gpu

@@ -48,7 +48,7 @@ def backed_bytes(driver: HostDriver) -> int:
 def mapped_page(driver: HostDriver) -> tuple[int, int]:
     """Return (address, handle) of a mapped page in a range of four."""
     address, handle = driver.reserve(4 * PAGE), driver.create(PAGE)
-    driver.map(address, PAGE, handle)
+    driver.map(address, PAGE, [handle])
     return address, handle
 
 
@@ -64,7 +64,7 @@ import ctypes
 from kvcached_core.driver.host import HostDriver
 driver = HostDriver(1 << 20)
 address, handle = driver.reserve(1 << 16), driver.create(1 << 14)
-driver.map(address, 1 << 14, handle)
+driver.map(address, 1 << 14, [handle])
 ctypes.memset(address, 1, 1 << 14)
 {then}
 print("touching", flush=True)
@@ -79,7 +79,7 @@ print("survived", flush=True)
         ("", "", False),
         ("driver.unmap(address, 1 << 14)", "", True),
         ("", " + (1 << 14)", True),
-        ("driver.unmap(address, 1 << 14); driver.map(address, 1 << 14, handle)", "", False),
+        ("driver.unmap(address, 1 << 14); driver.map(address, 1 << 14, [handle])", "", False),
         ("driver.close()", "", True),
     ],
     ids=["mapped", "unmapped", "never mapped", "mapped again", "closed"],
@@ -102,7 +102,7 @@ def test_a_mapped_page_reads_zero_also_after_use(driver: HostDriver) -> None:
         if clean:
             driver.clean(handle)
             assert os.pread(driver._fd, PAGE, driver._offsets[handle]) == bytes(PAGE)
-        driver.map(address, PAGE, handle)
+        driver.map(address, PAGE, [handle])
     assert tensor.shape == (4 * PAGE,) and str(tensor.dtype) == "torch.int8"
 
 
@@ -114,7 +114,7 @@ def test_an_offset_that_is_used_again_reads_zero(driver: HostDriver) -> None:
     driver.release(handle)
     again = driver.create(PAGE)
     assert (driver._offsets[again], again != handle) == (offset, True)
-    driver.map(address, PAGE, again)
+    driver.map(address, PAGE, [again])
     assert ctypes.string_at(address, PAGE) == bytes(PAGE)
 
 
@@ -152,10 +152,14 @@ def test_capacity_is_a_limit_with_numbers(driver: HostDriver) -> None:
 @pytest.mark.parametrize(
     "misuse",
     [
-        lambda d, a, h: d.map(a + PAGE, PAGE, h),  # mapped already
-        lambda d, a, h: d.map(a, PAGE, d.create(PAGE)),  # address taken
-        lambda d, a, h: d.map(a + PAGE, 2 * PAGE, h),  # size
-        lambda d, a, h: d.map(a + 4 * PAGE, PAGE, d.create(PAGE)),  # outside
+        lambda d, a, h: d.map(a + PAGE, PAGE, [h]),  # mapped already
+        lambda d, a, h: d.map(a, PAGE, [d.create(PAGE)]),  # address taken
+        lambda d, a, h: d.map(a + PAGE, 2 * PAGE, [h]),  # size
+        lambda d, a, h: d.map(a + 4 * PAGE, PAGE, [d.create(PAGE)]),  # outside
+        lambda d, a, h: d.map(a + PAGE, PAGE, []),
+        lambda d, a, h: d.map(a + PAGE, PAGE, [d.create(PAGE)] * 2),  # one handle twice
+        lambda d, a, h: d.map(a + 3 * PAGE, PAGE, [d.create(PAGE), d.create(PAGE)]),  # the second is outside
+        lambda d, a, h: d.unmap(a, PAGE, 2),  # the second is not mapped
         lambda d, a, h: d.unmap(a + PAGE, PAGE),
         lambda d, a, h: d.unmap(a, 2 * PAGE),
         lambda d, a, h: d.release(h),
@@ -225,7 +229,7 @@ STEPS: dict[str, tuple[str, Callable[[HostDriver, int, int, int], Any]]] = {
     "unreserve": ("munmap", lambda d, a, mapped, spare: d.unreserve(a + 0, 4 * PAGE)),
     "create": ("fallocate", lambda d, a, mapped, spare: d.create(PAGE)),
     "release": ("fallocate", lambda d, a, mapped, spare: d.release(spare)),
-    "map": ("mmap", lambda d, a, mapped, spare: d.map(a + PAGE, PAGE, spare)),
+    "map": ("mmap", lambda d, a, mapped, spare: d.map(a + PAGE, PAGE, [spare])),
     "alias": ("mmap", lambda d, a, mapped, spare: d.alias(a + PAGE, PAGE, mapped)),
     "unmap": ("mmap", lambda d, a, mapped, spare: d.unmap(a, PAGE)),
 }
@@ -271,6 +275,24 @@ def test_i8_a_verb_whose_system_call_fails_leaves_the_state_as_it_was(
     record("driver.injected_failures", system.injected)
 
 
+def test_i8_a_row_that_fails_half_way_is_undone() -> None:
+    system = FailingCalls()
+    driver = HostDriver(64 * PAGE, system=system)
+    address, handles = driver.reserve(4 * PAGE), [driver.create(PAGE) for _ in range(3)]
+    for nth in (1, 2, 3):
+        system.arm("mmap", nth, errno.ENOMEM, False)
+        with pytest.raises(CapacityError):
+            driver.map(address, PAGE, handles)
+        assert not driver._book.mappings
+    driver.map(address, PAGE, handles)
+    ctypes.memset(address, 7, 3 * PAGE)
+    driver.unmap(address + PAGE, PAGE, 2)
+    driver.map(address + PAGE, PAGE, handles[1:])
+    assert ctypes.string_at(address, 3 * PAGE) == b"\7" * PAGE + bytes(2 * PAGE)
+    driver.close()
+    record("driver.injected_failures", system.injected)
+
+
 class HostMachine(RuleBasedStateMachine):
     """Any legal order of verbs: contents, free bytes and backing are what they should be."""
 
@@ -306,7 +328,7 @@ class HostMachine(RuleBasedStateMachine):
         if clean:
             self.driver.clean(handle)
         address = self.base + slot * PAGE
-        self.driver.map(address, PAGE, handle)
+        self.driver.map(address, PAGE, [handle])
         self.mapped[slot] = handle
         assert ctypes.string_at(address, PAGE) == bytes(PAGE)
         ctypes.memset(address, 1 + slot, PAGE)

@@ -126,7 +126,7 @@ def test_a_growth_that_is_under_way_is_given_back_too() -> None:
 def test_if_the_driver_fails_no_plan_is_carried_out_any_more(verb: str) -> None:
     """What the scheduler counts on is gone in part, and nobody may write to it."""
     inner = FakeDriver(COUNT * GRANULE)
-    driver = FaultyDriver(inner, verb, 3, forever=True, error=lambda: DriverError(verb, 1, "broken"))
+    driver = FaultyDriver(inner, verb, 2, forever=True, error=lambda: DriverError(verb, 1, "broken"))
     pool = ready(account_of(), driver, 9)
     pool.apply(Plan(0, (), (1, 2, 3, 4), 0))
     with pytest.raises(DriverError, match="granules are still there"):
