@@ -111,7 +111,7 @@ class Play:
         self, contenders: list[Contender], shape: Shape, rounds: int, found: Found,
         phases: Sequence[str] = PHASES, save: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        """`save` is called after each phase: what was measured is not lost by what comes later."""
+        """`save` is called after each round of all: what was measured is not lost by what comes later."""
         self._contenders, self._shape, self._rounds, self._found = contenders, shape, rounds, found
         self._phases, self._save = phases, save
 
@@ -147,7 +147,7 @@ class Play:
                 self._bytes(contender, f"{name}_after")
                 if after:
                     after(contender)
-        self._save()
+            self._save()
         print(f"{name}: {self._shown(name)}", flush=True)
 
     def _bytes(self, contender: Contender, when: str) -> None:

@@ -57,7 +57,7 @@ def measure(seconds: float) -> dict[str, list[float]]:
         try:
             pool.start()
             steward.start()
-            desk.publish(Usage(0, 0, 0, 1, HELD, 1, 0))
+            desk.publish(Usage(0, 0, 0, 1, HELD, 1, 0, HELD))
             while desk.created() < HELD:  # each lot of granules rings the steward
                 _wait(woken)
                 woken.clear()
@@ -69,7 +69,7 @@ def measure(seconds: float) -> dict[str, list[float]]:
             lasted = time.monotonic() - started
             cpu = time.process_time() - cpu
             switches = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before.ru_nvcsw
-            desk.publish(Usage(0, 0, 0, 1, HELD + 1, 1, 0))
+            desk.publish(Usage(0, 0, 0, 1, HELD + 1, 1, 0, HELD + 1))
             _wait(woken)
         finally:
             steward.stop()

@@ -91,6 +91,7 @@ class Taker:
             Usage(
                 used_blocks=blocks, cached_blocks=0, stranded_blocks=0, mapped_granules=granules,
                 wanted_granules=granules, needed_granules=granules, released_granules=self._released,
+                enough_granules=granules,
             )
         )  # fmt: skip
         is_busy = granules > 1

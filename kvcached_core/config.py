@@ -28,7 +28,7 @@ class Config:
     page_size: Size | None = None
     layout: str = "auto"
     headroom: Size = Size(256 * MIB)
-    spare: Size = Size(64 * MIB)
+    spare: Size = Size(128 * MIB)
     idle_seconds: float = 2.0
     cache_seconds: float = 0.0
     grant_seconds: float = 0.02
@@ -118,7 +118,7 @@ OPTIONS: tuple[Option, ...] = (
             "is proven; engine: leave the choice to the engine",
             _choice("auto", "block", "engine"), "auto"),
     _option("headroom", LEGAL_SIZES, "left free on the device for everybody else", parse_size, "256MiB"),
-    _option("spare", LEGAL_SIZES, "kept ready ahead of need", parse_size, "64MiB"),
+    _option("spare", LEGAL_SIZES, "kept ready ahead of need", parse_size, "128MiB"),
     _option("idle_seconds", "0 to 86400", "spare memory unused for so long is given back",
             _number(0, 86400), "2"),
     _option("cache_seconds", "0 to 31536000", "cached blocks not used for so long are evicted; 0: no limit",

@@ -29,6 +29,7 @@ class Usage(NamedTuple):
     wanted_granules: int
     needed_granules: int
     released_granules: int
+    enough_granules: int  # of those wanted: without these the next steps would be short
 
 
 class LedgerView(Protocol):
@@ -76,7 +77,8 @@ class Governor:
         self.deadline: float | None = None  # when to look again, should no step come before
         self.held = 0
         self.limit = self.target = self.must = 0  # as last read; target and must: 0 is not asked
-        self.wanted = 1  # what requests hold and take, cache, and spare
+        self.enough = 1  # what requests hold and take, and cache
+        self.wanted = 1  # that, and spare
         self.needed = 1  # what requests hold and are about to take
         self.released = 0
         self._ledger = ledger
@@ -109,7 +111,8 @@ class Governor:
         self._give_down_to(slice_most)
         self._more_at = now if slice_most > most else None
         self._expire(now)
-        self.wanted = self._want(demand_blocks, busy)
+        self.enough = self._want(demand_blocks)
+        self.wanted = min(self.limit, self.enough + (self._spare if busy else 0))
         self.needed = self._need(demand_blocks)
         self._decay(now)
         self._note_must(now)
@@ -128,16 +131,15 @@ class Governor:
         """
         return self.must if self._is_due(now) and self.granules.busy > self.must else None
 
-    def refresh(self) -> bool:
-        """Take note of memory that came since `update`; say whether all that is wanted is here."""
+    def refresh(self) -> None:
+        """Take note of memory that came since `update`."""
         self.held = self._ledger.created() - self.released
         self.granules.set_budget(min(self.held, self.limit))
-        return self.held >= self.wanted
 
     @property
     def waiting(self) -> bool:
         """Say whether memory is on its way: it was asked for and nobody has refused it."""
-        return self.wanted > self.held and not self.over_target and not self._ledger.refused()
+        return self.enough > self.held and not self.over_target and not self._ledger.refused()
 
     @property
     def attainable_blocks(self) -> int:
@@ -180,11 +182,9 @@ class Governor:
         self._released_sent = self.released
         return plan
 
-    def _want(self, demand_blocks: int, busy: bool) -> int:
-        granules = self.granules
-        kept = granules.mapped - granules.empty
-        wanted = kept + self._granules_for(demand_blocks) + (self._spare if busy else 0)
-        return max(1, min(self.limit, wanted))
+    def _want(self, demand_blocks: int) -> int:
+        kept = self.granules.mapped - self.granules.empty
+        return max(1, min(self.limit, kept + self._granules_for(demand_blocks)))
 
     def _granules_for(self, demand_blocks: int) -> int:
         """Return how many granules, empty ones or new ones, so many more blocks take."""
@@ -279,6 +279,7 @@ class Governor:
             self.wanted,
             self.needed,
             self.released,
+            self.enough,
         )
         if usage != self._published:
             self._published = usage

@@ -182,14 +182,14 @@ class ElasticPool:
         longer than the step would need to map it itself. Returns whether there may be more to map.
         Raises what the driver raises; no handle is lost then.
         """
-        if not self._supply.settled or self._supply.asleep:
+        if not self._supply.settled:
             return False  # I2: what the ledger does not know to be ready is not mapped
         placed = 0
         while placed < SLICE_GRANULES:
             with self._after_steps():
                 most = min(self._row, AHEAD_GRANULES - len(self._ahead), len(self._supply.spare))
                 row = self._ahead.vacant_row(most)
-                if not row or self._supply.owed or self._arena.is_warming_up:
+                if not row or self._supply.owed or self._supply.asleep or self._arena.is_warming_up:
                     return False
                 granules = self._supply.take(len(row))
                 try:

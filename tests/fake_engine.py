@@ -73,7 +73,8 @@ class FakeEngine:
         self.desk.publish(
             SimpleNamespace(
                 used_blocks=used_now, cached_blocks=min(self.cached, self.held - used_now), stranded_blocks=0,
-                wanted_granules=wanted, needed_granules=used, released_granules=self.released,
+                wanted_granules=wanted, enough_granules=wanted, needed_granules=used,
+                released_granules=self.released,
             )
         )  # fmt: skip
         busy = self.running > 0

@@ -30,6 +30,11 @@ class Usage(NamedTuple):
     wanted_granules: int
     released_granules: int
 
+    @property
+    def enough_granules(self) -> int:
+        """No spare ones are wanted."""
+        return self.wanted_granules
+
 
 def lease_microseconds(owners: int, repeats: int) -> dict[str, list[float]]:
     """Return the times of leases among so many owners.

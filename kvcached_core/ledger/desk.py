@@ -27,6 +27,8 @@ class EngineUsage(Protocol):
     @property
     def wanted_granules(self) -> int: ...
     @property
+    def enough_granules(self) -> int: ...
+    @property
     def released_granules(self) -> int: ...
 
 
@@ -163,16 +165,22 @@ class Desk:
         return least
 
     def publish(self, usage: EngineUsage) -> None:
-        """Write what the engine does; rings the workers that have to make more or to let some go."""
+        """Write what the engine does; rings the workers that have to make more or to let some go.
+
+        Who has made enough is not rung for spare granules alone: a turn of its thread costs the engine's loop
+        about as much as making ten, and with the next ring all that is wanted is made.
+        """
         before, self._usage = self._usage, usage
         lets_go = before is None or usage.released_granules != before.released_granules
-        grows = before is not None and usage.wanted_granules > before.wanted_granules
+        grows = before is not None and (
+            usage.wanted_granules > before.wanted_granules or usage.enough_granules > before.enough_granules
+        )
         for place in self._places:
             if place.is_there():
                 _write(place, usage)
                 # What a rank has made is taken from it by us alone: who has enough stays so without a ring.
                 held = place.words[place.created_at] - usage.released_granules
-                if lets_go or (grows and held < usage.wanted_granules):
+                if lets_go or (grows and held < usage.enough_granules):
                     place.ringer.ring()
         if not all(place.is_there() for place in self._places):
             self._find_again()

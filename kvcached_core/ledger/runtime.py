@@ -7,15 +7,26 @@ import fcntl
 import os
 import re
 import stat
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kvcached_core.errors import LedgerError
 from kvcached_core.ledger.descriptors import close_private, open_private
 
 VARIABLE = "KVCACHED_RUNTIME_DIR"
+_CLOCK_TICK_NS = 100_000_000  # of file systems: 1 to 10 ms
 _SLOT_FILE = re.compile(r"slot-(\d+)\.(?:owner|worker|engine|new)")
+
+
+class FolderState(NamedTuple):
+    """A folder at a moment: it is the same again only if no name in it was made, renamed or removed."""
+
+    device: int
+    inode: int
+    changed_ns: int
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,17 @@ class DeviceFolder:
 
     def engine_bell(self, slot: int) -> Path:
         return self.path / f"slot-{slot:02d}.engine"
+
+    def state(self) -> FolderState | None:
+        """Return what tells whether names in it change; None if it is missing or changed just now, when the
+        file system's clock might not tell the next change from that one."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return None
+        if abs(time.time_ns() - status.st_mtime_ns) < _CLOCK_TICK_NS:
+            return None
+        return FolderState(status.st_dev, status.st_ino, status.st_mtime_ns)
 
     def make(self) -> None:
         """Create the folder if it is missing. Raises OSError."""

@@ -13,7 +13,7 @@ from kvcached_core.errors import InvariantError, LedgerError
 from kvcached_core.ledger.bells import Ringer, make_bell, open_bell, ring
 from kvcached_core.ledger.descriptors import close_private, open_private
 from kvcached_core.ledger.layout import FIRST_CLAIM, FREE, MINOR_1, MINOR_2, UNHEARD
-from kvcached_core.ledger.runtime import DeviceFolder
+from kvcached_core.ledger.runtime import DeviceFolder, FolderState
 from kvcached_core.ledger.storage import (
     LedgerFile,
     OtherVersionError,
@@ -96,6 +96,7 @@ class Seat:
         self._pid = os.getpid()
         self._owner_fd = -1
         self._file: LedgerFile | None = None
+        self._found_current_in: FolderState | None = None
 
     @property
     def file(self) -> LedgerFile:
@@ -103,10 +104,18 @@ class Seat:
         return self._file
 
     def is_current(self) -> bool:
-        """Say whether the ledger, the slot in it and the owner's files are all still the ones taken."""
-        if self._file is None or not self._file.is_current():
+        """Say whether the ledger, the slot in it and the owner's files are all still the ones taken.
+
+        As long as nothing was made, renamed or removed in their folder, what it holds is what it held.
+        """
+        file, folder = self._file, self.folder.state()
+        if file is None or not file.is_intact() or file.get(self.slot, "claim") != self.claim:
             return False
-        return self._file.get(self.slot, "claim") == self.claim and self._files_are_current()
+        if folder is not None and folder == self._found_current_in:
+            return True
+        is_current = file.is_current() and self._files_are_current()
+        self._found_current_in = folder if is_current else None
+        return is_current
 
     def require_own_process(self) -> None:
         """Raise InvariantError in a forked child, which has no part in what its parent holds."""

@@ -7,6 +7,7 @@ length is looked at each time the lock is taken, before any word is.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import operator
 import os
@@ -26,6 +27,9 @@ Row = Mapping[str, int]  # the words of a slot by name, less what only monitorin
 _NAMES = tuple(name for name in SLOT_AT if name not in TEXT_BYTES and name not in TIMES)
 _pick = operator.itemgetter(*(SLOT_AT[name] for name in _NAMES))
 _write_hook: WriteHook | None = None
+# os.lseek() gives Python's lock away, and a thread beside an engine's loop waits for it after each such call.
+_lseek = ctypes.PyDLL(None).lseek
+_lseek.argtypes, _lseek.restype = [ctypes.c_int, ctypes.c_int64, ctypes.c_int], ctypes.c_int64
 
 
 def set_write_hook(hook: WriteHook | None) -> None:
@@ -124,15 +128,19 @@ class LedgerFile:
             status = os.stat(self.path)
         except OSError:
             return False
-        if (status.st_dev, status.st_ino) != self._inode or status.st_size < self.header.file_bytes:
-            return False
-        return (
-            self.words[HEADER_AT["magic"]] == layout.MAGIC and self.words[HEADER_AT["major"]] == layout.MAJOR
-        )
+        return (status.st_dev, status.st_ino) == self._inode and self.is_intact()
 
     def is_whole(self) -> bool:
         """Say whether the mapped file, named or not, is still as long as its mapping."""
-        return os.lseek(self._fd, 0, os.SEEK_END) >= self._mapped_bytes  # a third of the cost of fstat
+        return int(_lseek(self._fd, 0, os.SEEK_END)) >= self._mapped_bytes  # a third of the cost of fstat
+
+    def is_intact(self) -> bool:
+        """Say whether the file, named or not, is whole and unharmed."""
+        words = self.words
+        return (
+            self.is_whole()
+            and words[HEADER_AT["magic"]] == layout.MAGIC and words[HEADER_AT["major"]] == layout.MAJOR
+        )  # fmt: skip
 
     @property
     def uuid(self) -> str:

@@ -91,7 +91,7 @@ def test_an_option_wins_over_a_variable_and_a_variable_over_the_default() -> Non
     sources = {setting.name: (setting.value, setting.source) for setting in explain(environ, {"limit": "5%"})}
     assert sources["weight"] == ("7", "KVCACHED_WEIGHT")
     assert sources["limit"] == ("5%", "option")
-    assert sources["name"] == ("", "default") and sources["spare"] == ("64MiB", "default")
+    assert sources["name"] == ("", "default") and sources["spare"] == ("128MiB", "default")
     assert list(sources) == [option.name for option in OPTIONS]
 
 

@@ -51,8 +51,8 @@ class GovernorMachine(RuleBasedStateMachine):
         engine = self.engine
         engine.governor.update(self.now, demand, busy=True)
         engine.ledger.grant(granules)
-        arrived = engine.governor.refresh()
-        assert arrived == (engine.ledger.created() - engine.governor.released >= engine.governor.wanted)
+        engine.governor.refresh()
+        assert engine.governor.held == engine.ledger.created() - engine.governor.released
         self._work(data)
         engine.send_plan()
 
@@ -67,6 +67,8 @@ class GovernorMachine(RuleBasedStateMachine):
         governor, granules, ledger = self.engine.governor, self.engine.granules, self.engine.ledger
         limit = max(1, min(ledger.limit, COUNT))
         assert governor.limit == limit
+        assert governor.enough <= governor.wanted <= min(limit, governor.enough + governor._spare)
+        assert not governor.waiting or governor.held < governor.enough, "nobody waits for spare ones"
         assert governor.held == ledger.created() - governor.released
         assert governor.held <= max(limit, granules.mapped), "I2: what is over the limit is let go at once"
         assert granules.budget == max(1, min(governor.held, limit))

@@ -27,6 +27,11 @@ class Usage(NamedTuple):
     stranded_blocks: int = 0
     needed_granules: int = 1
 
+    @property
+    def enough_granules(self) -> int:
+        """No spare ones are wanted."""
+        return self.wanted_granules
+
 
 def shown(runtime: Runtime) -> OwnerSnapshot:
     """Return what everybody sees of the owner."""

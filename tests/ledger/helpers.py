@@ -35,6 +35,11 @@ class Usage(NamedTuple):
     needed_granules: int = 0
     wanted_granules: int = 0
     released_granules: int = 0
+    spare_granules: int = 0
+
+    @property
+    def enough_granules(self) -> int:
+        return self.wanted_granules - self.spare_granules
 
 
 def describe(account: Account) -> None:

@@ -154,6 +154,26 @@ def test_a_rank_that_has_what_is_wanted_is_not_rung_and_one_that_lacks_it_is(run
     assert rings == [[1, 1], [0, 0], [0, 1], [1, 1], [0, 1], [1, 1]]
 
 
+def test_a_rank_that_lacks_spare_granules_alone_is_not_rung(runtime: Runtime) -> None:
+    """A turn of its thread costs the engine's loop about as much as making ten granules."""
+    account = attach(runtime, "a")
+    hold(account, 5)
+    desk = Desk.find(runtime, "a", 1)
+    rings = []
+    for usage in (
+        Usage(wanted_granules=5, spare_granules=2),
+        Usage(wanted_granules=7, spare_granules=2),  # five are enough
+        Usage(wanted_granules=8, spare_granules=2),
+        Usage(wanted_granules=8, spare_granules=2),
+        Usage(wanted_granules=8),  # the limit leaves no spare ones, and more are short
+    ):
+        desk.publish(usage)
+        rings.append(rung(account.fileno()))
+        account.drain()
+        assert account.wanted_bytes == usage.wanted_granules * GRANULE, "whenever it looks it makes them all"
+    assert rings == [1, 0, 1, 0, 1]
+
+
 def test_the_scheduler_is_rung_when_memory_is_ready_or_a_limit_changed(runtime: Runtime) -> None:
     account = attach(runtime, "a")
     desk = Desk.find(runtime, "a", 1)

@@ -154,7 +154,7 @@ def test_waiting_ends_with_the_memory_with_a_refusal_or_in_time() -> None:
 
 def test_only_rank_0_writes_into_the_ledger() -> None:
     circle, ledger = Threads(2), FakeLedger()
-    usage = Usage(1, 0, 0, 1, 1, 1, 0)
+    usage = Usage(1, 0, 0, 1, 1, 1, 0, 1)
 
     def work(rank: int) -> None:
         agreement = Agreement(ledger if rank == 0 else None, circle, False, Clock())

@@ -57,7 +57,8 @@ def use(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(vllm.third_party, "pynvml", library, raising=False)
     monkeypatch.setitem(sys.modules, "vllm.third_party.pynvml", library)
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 15 * GIB)
+    stats = {"reserved_bytes": {"all": {"current": 15 * GIB}}}
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: stats)
 
 
 @pytest.fixture(scope="module")

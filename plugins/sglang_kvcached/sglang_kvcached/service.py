@@ -33,7 +33,8 @@ class PageGovernor(Governor):
     def ask(self, pages: Sequence[int]) -> None:
         """Want at least what so many pages of each sheet take."""
         self.asked = pages
-        self.wanted = max(self.wanted, self._want(0, busy=True))
+        self.enough = max(self.enough, self._want(0))
+        self.wanted = max(self.wanted, min(self.limit, self.enough + self._spare))
         self._publish()
 
 
@@ -127,8 +128,8 @@ class Service:
         governor = self.governor
         governor.ask(pages)
         # Also over a target: what runs may go on as long as nobody refuses it.
-        if governor.wanted > governor.held and not self._agreement.refused():
-            self._agreement.wait(governor.wanted + governor.released, self._grant_seconds)
+        if governor.enough > governor.held and not self._agreement.refused():
+            self._agreement.wait(governor.enough + governor.released, self._grant_seconds)
             governor.refresh()
 
     def flushed(self) -> None:

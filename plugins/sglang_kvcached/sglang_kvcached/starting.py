@@ -15,7 +15,7 @@ from kvcached_core.driver.base import Driver
 from kvcached_core.driver.registry import open_driver
 from kvcached_core.errors import ConfigError, InvariantError, KVCachedError
 from kvcached_core.ledger import Account, Runtime
-from kvcached_core.private_memory import PrivateMemory
+from kvcached_core.private_memory import PrivateMemory, reserved_bytes
 from kvcached_core.start import Rank, Start
 from sglang_kvcached import layouts, support, weights
 
@@ -184,7 +184,7 @@ class RankStart:
         self._driver = self._open()
         uuid, index = self._driver.identity().uuid, self.device
         private = PrivateMemory(
-            None if self.on_host else lambda: int(torch.cuda.memory_reserved(index)),
+            None if self.on_host else lambda: reserved_bytes(index),
             lambda: nvml.process_bytes(uuid),
             lambda: self.account.ready_bytes,
         )

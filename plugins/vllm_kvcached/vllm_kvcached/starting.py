@@ -10,7 +10,7 @@ import torch
 from kvcached_core.config import Config
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
 from kvcached_core.nvml import memory_of, process_bytes
-from kvcached_core.private_memory import PrivateMemory
+from kvcached_core.private_memory import PrivateMemory, reserved_bytes
 from kvcached_core.start import Rank, Start
 from vllm_kvcached import nvml, weights
 from vllm_kvcached.ranks import gather
@@ -53,7 +53,7 @@ class RankStart(Start):
     ) -> None:
         """Enter the ledger of a device that is open, and show what is taken of it."""
         private = PrivateMemory(
-            None if device.type == "cpu" else lambda: int(torch.cuda.memory_reserved(device)),
+            None if device.type == "cpu" else lambda: reserved_bytes(device),
             lambda: process_bytes(identity.uuid, nvml.library),
             lambda: self.account.ready_bytes,
         )
