@@ -47,7 +47,8 @@ class Sight:
         for device in devices:
             self.violations += check(device)
             taken = device.ready_bytes + sum(owner.private_now_bytes for owner in device.owners)
-            if device.settled and not self._on_host and taken > device.total_bytes:
+            total = device.total_bytes  # 0: nobody has asked the driver yet
+            if device.settled and not self._on_host and total and taken > total:
                 self.violations.append(f"{taken} bytes are taken of {device.total_bytes}")
         return min(map(self._free, devices), default=0)
 

@@ -12,6 +12,7 @@ from benchmarks.beside import A, B, Found, Play, seconds_until
 from benchmarks.ledger_watch import Moment, Seen
 
 BUDGET, STEP = 1000, 25
+LAST = 10  # steps that a burst goes on once it has all its memory
 ANSWERS = [(1, 2), (3,)]
 
 
@@ -63,7 +64,7 @@ class Fake:
     def __init__(self, name: str, world: World) -> None:
         self.name, self.world = name, world
         self.used = self.cached = 0
-        self.alive, self.asked = True, 0
+        self.alive, self.asked, self.steps_left = True, 0, LAST
         self.bursts: list[tuple[Future[int], int]] = []
 
     def burst(self, size_bytes: int) -> Future[int]:
@@ -75,17 +76,24 @@ class Fake:
         if not self.bursts:
             return
         future, size = self.bursts[0]
+        if self.used >= size:
+            self.steps_left -= 1
+            if not self.steps_left:
+                self.end(future)
+            return
         step = 0 if self.world.faults.get("frozen") and not other.alive else STEP
         own = min(step, self.cached)
         self.cached -= own
         given = min(other.cached, max(0, step - own - self.world.free()))
         other.cached -= 0 if self.world.faults.get("greedy") == other.name else given
         self.used += own + (got := min(step - own, self.world.free() - own))
-        is_stuck = own + got == 0
-        if self.used >= size or is_stuck:
-            self.cached, self.used = self.cached + self.used, 0
-            self.bursts.pop(0)
-            future.set_result(self.world.faults.get("failed", 0))
+        if own + got == 0:  # stuck
+            self.end(future)
+
+    def end(self, future: Future[int]) -> None:
+        self.cached, self.used, self.steps_left = self.cached + self.used, 0, LAST
+        self.bursts.pop(0)
+        future.set_result(self.world.faults.get("failed", 0))
 
     def answers(self) -> list[tuple[int, ...]]:
         self.asked += 1

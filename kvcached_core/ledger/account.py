@@ -126,8 +126,7 @@ class Account(Starter):
         with self._exclusive() as file:
             if self._apply_controls():
                 self._report_controls(locked=True)
-            file.set_header("free_bytes", memory.free_bytes)
-            file.set_header("total_bytes", memory.total_bytes)
+            file.show_memory(memory)
             if self._own["queued_at_ms"]:  # it begins though it was not told to
                 self._put("starting_bytes", 0)
                 self._put("queued_at_ms", 0)

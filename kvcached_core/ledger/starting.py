@@ -62,6 +62,7 @@ class Starter(Member):
         """
         with self._exclusive() as file:
             sweep(self._folder, file)
+            file.show_memory(memory)
             self._refuse_if_hopeless(file, private_bytes, floor_bytes, memory.total_bytes)
             now_ms = self._now_ms()
             if not self._own["queued_at_ms"]:

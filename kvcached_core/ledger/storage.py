@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.errors import LedgerError, UnsupportedError
 from kvcached_core.ledger import layout
 from kvcached_core.ledger.layout import HEADER_AT, SLOT_AT, TEXT_BYTES, TIMES, WORD
@@ -181,6 +182,11 @@ class LedgerFile:
     def set_header(self, name: str, value: int) -> None:
         write_point(name)
         self.words[HEADER_AT[name]] = value
+
+    def show_memory(self, memory: MemoryInfo) -> None:
+        """Write what the driver says of the device, for tools."""
+        self.set_header("free_bytes", memory.free_bytes)
+        self.set_header("total_bytes", memory.total_bytes)
 
     def get_text(self, slot: int, name: str) -> str:
         start = self.at(slot, name) * WORD

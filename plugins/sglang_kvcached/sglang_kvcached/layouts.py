@@ -15,8 +15,8 @@ _log = logging.getLogger(__name__)
 
 # They, and what stores keys and values for them, go by the buffers' own strides and copy nothing.
 STRIDED_BACKENDS = frozenset({"triton", "flashinfer", "fa3", "torch_native"})
-# With them servers gave stock's answers that way; the others, on a GPU, have it where it is asked for.
-PROVEN_BACKENDS = frozenset({"torch_native"})
+# With them engines gave stock's answers that way, triton on a GPU; the others have it where it is asked for.
+PROVEN_BACKENDS = frozenset({"torch_native", "triton"})
 
 
 def side_by_side(layout: str, backends: Iterable[str | None], has_amx_kernels: bool) -> bool:
