@@ -96,6 +96,7 @@ PICTURES = {
     "sglang_throughput": throughput,
     "vllm_alternating": alternating,
     "vllm_alternating_growing": alternating,
+    "vllm_alternating_h200": alternating,
     "sglang_alternating": alternating,
     **plot_ledger.PICTURES,
 }
