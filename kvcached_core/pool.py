@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from kvcached_core.ahead import Ahead
-from kvcached_core.arena import Handles, wait_passed
+from kvcached_core.arena import wait_passed
 from kvcached_core.arenas import Arenas
 from kvcached_core.driver.base import Driver, Handle
 from kvcached_core.errors import InvariantError
@@ -145,7 +145,7 @@ class ElasticPool:
                         missing.append(granule)
                 while missing:
                     count = self._arena.row(missing, self._row)
-                    self._map_row(missing[0], count, stream)
+                    self._source.map(missing[0], count, stream)
                     undo.callback(self._unmap_later, missing[:count], streams)
                     del missing[:count]
                 undo.pop_all()
@@ -298,17 +298,6 @@ class ElasticPool:
         """Make a granule that is mapped already an ordinary one; False if it is not."""
         # A canceled unmap leaves finite old values, as in a block that was used before.
         return self._pending.cancel(granule) or self._ahead.claim(granule, stream)
-
-    def _map_row(self, first: int, count: int, stream: int) -> None:
-        granules: list[Handles] = []
-        try:
-            for granule in range(first, first + count):
-                granules.append(self._source.take(granule))
-            self._arena.map(first, granules, stream)
-        except BaseException:
-            for handles in granules:
-                self._source.put_back(handles)
-            raise
 
     def _unmap_all(self) -> None:
         with ExitStack() as steps:

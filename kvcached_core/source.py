@@ -1,4 +1,4 @@
-"""Handles for a granule that a step maps now: spare ones, or those of granules that are on their way out."""
+"""Handles for granules that a step maps now: spare ones, or those of granules that are on their way out."""
 
 from __future__ import annotations
 
@@ -34,23 +34,22 @@ class Source:
         self._changed = changed
         self._clock = clock
 
-    def take(self, granule: int) -> Handles:
-        """Return the handles that a granule needs, all or none.
+    def map(self, first: int, count: int, stream: int) -> None:
+        """Map a row of granules, all or none; work on `stream` from now on reads zeros there.
 
-        Raises InvariantError if there are not as many (I5), DriverError if a fence does not pass.
+        Raises InvariantError if there are not as many handles (I5), DriverError if a fence does not pass, and
+        what the driver raises.
         """
         units: list[Handles] = []
+        each = self._arenas.units(first)
         try:
-            while len(units) < self._arenas.units(granule):
+            while len(units) < count * each:
                 units.append(self._take_unit())
+            granules = [sum(units[at : at + each], ()) for at in range(0, len(units), each)]
+            self._arenas.map(first, granules, stream)
         except BaseException:
             self._supply.spare.extendleft(units)
             raise
-        return sum(units, ())
-
-    def put_back(self, handles: Handles) -> None:
-        """Make handles that could not be mapped spare again."""
-        self._supply.spare.extendleft(self._arenas.split(handles))
 
     def _take_unit(self) -> Handles:
         pause, give_up_at = _FIRST_PAUSE_SECONDS, self._clock() + FENCE_BOUND_SECONDS

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvcached_core.errors import KVCachedError, LedgerError
 from kvcached_core.ledger import Desk, Runtime, check, layout, set_limit, snapshot
+from kvcached_core.ledger.runtime import DeviceFolder
 from kvcached_core.ledger.snapshot import parse
 from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, die, hold, leave, picture
 from tests.report import record
@@ -169,6 +172,75 @@ def busy_file(runtime: Runtime) -> bytes:
         hold(account, n + 1)
         account.publish(n * GRANULE, 3)
     return runtime.device("host").ledger.read_bytes()
+
+
+def replace(path: Path) -> None:
+    """Put another file of the same contents in a file's place."""
+    other = path.with_name("other")
+    shutil.copy(path, other)
+    os.rename(other, path)
+
+
+def replace_folder(folder: DeviceFolder) -> None:
+    """Put a copy in its place, with the same times and without the files of slots."""
+    copy = folder.path.with_name("copy")
+    shutil.copytree(folder.path, copy, ignore=shutil.ignore_patterns("slot*"))
+    shutil.copystat(folder.path, copy)
+    shutil.rmtree(folder.path)
+    os.rename(copy, folder.path)
+
+
+CHANGES: dict[str, Callable[[DeviceFolder], None]] = {
+    "the ledger is deleted": lambda folder: folder.ledger.unlink(),
+    "the ledger is replaced": lambda folder: replace(folder.ledger),
+    "the ledger is cut": lambda folder: cut(folder.ledger),
+    "the owner's file is deleted": lambda folder: folder.owner(0).unlink(),
+    "the owner's file is replaced": lambda folder: replace(folder.owner(0)),
+    "a bell is renamed": lambda folder: os.rename(folder.engine_bell(0), folder.path / "other"),
+    "the folder is deleted": lambda folder: shutil.rmtree(folder.path),
+    "the folder is replaced": replace_folder,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_i4_what_changes_in_a_folder_that_was_quiet_is_noticed(
+    runtime: Runtime, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quiet folder costs one look; every look gives Python's lock away."""
+    account, folder = attach(runtime, "a"), runtime.device("host")
+    hold(account, 5)
+    os.utime(folder.path, (0, 0))
+    account.acknowledge()
+    looks, stat = [], os.stat
+
+    def counted(*arguments: Any, **options: Any) -> os.stat_result:
+        looks.append(arguments)
+        return stat(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", counted)
+        account.acknowledge()
+    assert len(looks) == 1
+    CHANGES[change](folder)
+    account.acknowledge()
+    (owner,) = [owner for owner in picture(runtime).owners if owner.live]
+    assert owner.ready_bytes == 5 * GRANULE
+    account.check()
+    desk = Desk.find(runtime, "a", 1)
+    account.drain()
+    desk.publish(Usage(wanted_granules=6))
+    assert os.read(account.fileno(), 10)
+    desk.close()
+
+
+def test_a_folder_that_changed_just_now_is_looked_at_in_full(runtime: Runtime) -> None:
+    """The clock of its file system might not tell the next change from that one."""
+    folder = runtime.device("host")
+    account = attach(runtime, "a")
+    assert folder.state() is None
+    os.utime(folder.path, (0, 0))
+    assert folder.state() == folder.state() is not None
+    leave(account)
 
 
 def test_i1_no_flipped_bytes_crash_the_parser_or_show_more_than_the_capacity(runtime: Runtime) -> None:
