@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.sglang.elastic import IDLE_SECONDS, Engine, engine
@@ -62,6 +62,7 @@ def move(twins: Twins, name: str, number: int) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moves=st.lists(MOVE, max_size=25))
+@example(moves=[*[("begin", tokens) for tokens in (1, 1, 209, 300)], ("limit", 4), ("flush", 0)])
 def test_i5_i9_as_stock_and_only_slots_that_have_memory(
     kind: Kind, tmp_path: Path, moves: list[tuple[str, int]]
 ) -> None:
