@@ -25,6 +25,8 @@ from examples.demo.view import BAR_CELLS, bars
 from kvcached_core.units import MIB
 from tools.wheels import ROOT
 
+pytestmark = pytest.mark.alone
+
 GOOD = Outcome("a", 10, 0.2, 0.05)
 HELD = Held(
     start=1, peak=90, peak_used=60, idle=50, least_beside=20, before_limit=50, after_limit=30,

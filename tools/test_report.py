@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 from tests.report import collect, folder
 
 ROOT = Path(__file__).resolve().parent.parent
-JUNITS = (ROOT / "build" / "junit.xml", ROOT / "build" / "junit-sglang.xml")
+RUNS = ("junit-together", "junit", "junit-sglang-together", "junit-sglang")
+JUNITS = tuple(ROOT / "build" / f"{run}.xml" for run in RUNS)
 REPORT = ROOT / "build" / "test-report.json"
 
 # A suite that silently does less than this is broken, whatever pytest says.

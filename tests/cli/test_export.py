@@ -29,6 +29,8 @@ from tests.cli.scene import CAST, GPUS, GRANULE, play
 from tests.ledger.helpers import attach, die
 from tests.programs import program
 
+pytestmark = pytest.mark.alone
+
 MONITORING = ROOT / "examples" / "monitoring"
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 

@@ -21,6 +21,8 @@ from tests.cli.process import ROOT, OwnerProcess, environment, kvctl, line_of, o
 from tests.cli.schemas import SCHEMAS, validate
 from tests.cli.terminal import terminal
 
+pytestmark = pytest.mark.alone
+
 CALLS = {
     "list": ["list"], "limit": ["limit", "llama", "50%"], "limit-percent": ["limit-percent", "llama", "60"],
     "floor": ["floor", "llama", "2M"], "weight": ["weight", "llama", "7"], "trim": ["trim", "llama"],

@@ -18,6 +18,8 @@ from tests.cli.process import kvctl, until
 from tests.cli.terminal import Terminal, terminal
 from tests.ledger.helpers import attach
 
+pytestmark = pytest.mark.alone
+
 SESSION = """
 # a comment, and an empty line
 

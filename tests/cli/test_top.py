@@ -26,6 +26,8 @@ from tests.cli.scene import GPUS, GRANULE, crowd, play, put, sampler
 from tests.cli.terminal import terminal
 from tests.ledger.helpers import attach, die
 
+pytestmark = pytest.mark.alone
+
 
 def drive(
     app: TopApp, work: Callable[[Pilot[None]], Awaitable[None]], size: tuple[int, int] = (80, 24)

@@ -13,7 +13,7 @@ import httpx
 
 from tests.engine.server import MODEL_NAME
 
-SEQUENTIAL, CONCURRENCY = 40, 16
+SEQUENTIAL, CONCURRENCY = 12, 16
 _FIRST_TOKEN, _LAST_TOKEN = 3, 499
 _PREFIX_TOKENS = 256
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import pytest
 
@@ -19,6 +20,7 @@ MIB = 1 << 20
 MAIN, CAPACITY_BYTES, HEADROOM_BYTES = "main", 200 * MIB, 16 * MIB
 IDLE_SECONDS = 0.5
 REST_SECONDS = IDLE_SECONDS + 5.0  # of which an idle machine needs milliseconds
+ATTEMPTS = 5  # where requests may have ended before anybody has looked
 MODEL_FLAGS = ["--max-model-len", "2048"]
 ELASTIC = ["--kv-cache-backend", "kvcached"]
 
@@ -76,44 +78,38 @@ def model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def stock(
-    fleet: Fleet, model: Path, prompts: list[Prompt], extra_prompts: dict[str, list[Prompt]]
-) -> Answers:
-    """Return what stock vLLM, without any plugin, answers."""
-    with tempfile.TemporaryDirectory(prefix="kvt-run-", dir=SHARED_MEMORY) as runtime:
-        server = Server("stock", model, Path(runtime), MODEL_FLAGS, {"VLLM_PLUGINS": ""})
-        with fleet.running(server):
-            server.wait_ready()
-            with Client(server.url) as client:
-                answers = client.answers(prompts, SEQUENTIAL)
-                for group in extra_prompts.values():
-                    answers |= client.answers(group)
-    return answers
-
-
-@pytest.fixture(scope="session")
 def runtime() -> Iterator[Path]:
     """Return the runtime directory that the main engine shares with whoever comes."""
     with tempfile.TemporaryDirectory(prefix="kvt-run-", dir=SHARED_MEMORY) as folder:
         yield Path(folder)
 
 
-def kept_alive(fleet: Fleet, start: Callable[[], HttpServerT]) -> Iterator[Callable[[], HttpServerT]]:
-    """Yield what gives a server, anew if a test has ended it; it ends before its ledger."""
-    servers: list[HttpServerT] = []
+class KeptAlive(Generic[HttpServerT]):
+    """A server that is started when first needed, and anew if a test has ended it."""
 
-    def give() -> HttpServerT:
-        if not servers or not servers[-1].alive:
-            for server in servers:
-                server.close()
-            servers[:] = [start()]
-            fleet.add(servers[0])
-            servers[0].wait_ready()
-        return servers[0]
+    def __init__(self, fleet: Fleet, start: Callable[[], HttpServerT]) -> None:
+        self._fleet = fleet
+        self._start = start
+        self._server: HttpServerT | None = None
 
-    yield give
-    for server in servers:
-        server.close()
+    def begin(self) -> HttpServerT:
+        """Return the living server, which need not be ready yet."""
+        if self._server is None or not self._server.alive:
+            self.close()
+            self._server = self._start()
+            self._fleet.add(self._server)
+        return self._server
+
+    def ready(self) -> HttpServerT:
+        """Return the living server once it serves."""
+        server = self.begin()
+        server.wait_ready()
+        return server
+
+    def close(self) -> None:
+        """End the server, if there is one."""
+        if self._server is not None:
+            self._server.close()
 
 
 def bring_to_rest(runtime: Path, client: Client) -> None:
@@ -125,8 +121,8 @@ def bring_to_rest(runtime: Path, client: Client) -> None:
 
 
 @pytest.fixture(scope="session")
-def _main(fleet: Fleet, model: Path, runtime: Path) -> Iterator[Callable[[], Server]]:
-    """Return what gives the main engine, anew if a test has ended it; it ends before its ledger."""
+def _main(fleet: Fleet, model: Path, runtime: Path) -> Iterator[KeptAlive[Server]]:
+    """Return what gives the main engine; it ends before its ledger."""
     settings = {
         "KVCACHED_NAME": MAIN,
         "KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES),
@@ -137,13 +133,32 @@ def _main(fleet: Fleet, model: Path, runtime: Path) -> Iterator[Callable[[], Ser
     extension = ["--worker-extension-cls", "tests.engine.saboteur.Saboteur"]
 
     flags = [*MODEL_FLAGS, *ELASTIC, *extension]
-    yield from kept_alive(fleet, lambda: Server("main", model, runtime, flags, settings))
+    with closing(KeptAlive(fleet, lambda: Server("main", model, runtime, flags, settings))) as kept:
+        yield kept
+
+
+@pytest.fixture(scope="session")
+def stock(
+    fleet: Fleet, model: Path, _main: KeptAlive[Server], prompts: list[Prompt],
+    extra_prompts: dict[str, list[Prompt]],
+) -> Answers:  # fmt: skip
+    """Return what stock vLLM, without any plugin, answers."""
+    _main.begin()  # beside stock: most of a start is one thread's work
+    with tempfile.TemporaryDirectory(prefix="kvt-run-", dir=SHARED_MEMORY) as runtime:
+        server = Server("stock", model, Path(runtime), MODEL_FLAGS, {"VLLM_PLUGINS": ""})
+        with fleet.running(server):
+            server.wait_ready()
+            with Client(server.url) as client:
+                answers = client.answers(prompts, SEQUENTIAL)
+                for group in extra_prompts.values():
+                    answers |= client.answers(group)
+    return answers
 
 
 @pytest.fixture
-def elastic(_main: Callable[[], Server], runtime: Path) -> Server:
+def elastic(_main: KeptAlive[Server], runtime: Path) -> Server:
     """Return the main engine, with its limit lifted, nothing cached and no memory but the null granule."""
-    server = _main()
+    server = _main.ready()
     bring_to_rest(runtime, Client(server.url))
     return server
 

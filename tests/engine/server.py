@@ -11,9 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 
@@ -42,6 +43,13 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> float:
             raise AssertionError(f"not within {seconds:g} s: {what}")
         time.sleep(POLL_SECONDS)
     return time.monotonic() - begun
+
+
+def seen(condition: Callable[[], bool], requests: Sequence[Future[Any]]) -> bool:
+    """Poll until the condition holds or all requests have ended; says whether it was seen to hold."""
+    while not (held := condition()) and not all(request.done() for request in requests):
+        time.sleep(POLL_SECONDS)
+    return held
 
 
 def environment(scratch: Path, runtime: Path, extra: Mapping[str, str]) -> dict[str, str]:

@@ -53,13 +53,13 @@ def test_requests_that_grow_while_another_holds_the_rest_are_preempted_and_finis
     # Eight requests that begin with 8 MiB and end with 24, of which the other leaves them 14.
     prompts = extra_prompts["talkative"]
     before = client.metric("vllm:num_preemptions_total")
-    with watching(runtime), ThreadPoolExecutor(8) as pool:
+    with watching(runtime) as watch, ThreadPoolExecutor(8) as pool:
         with neighbour(runtime, "outsider") as account:
             assert _take(account, leaving_bytes=14 * MIB) > 0
             requests = [pool.submit(client.ids, prompt) for prompt in prompts]
             until(lambda: client.metric("vllm:num_preemptions_total") > before, 30, "one is preempted")
-            assert owner(runtime, MAIN).demand_bytes > 0
         answers = {prompt: request.result() for prompt, request in zip(prompts, requests, strict=True)}
+    assert watch.peak_demand_bytes[MAIN] > 0
     assert not differences(answers, stock)
     record("requests.compared", len(answers))
 

@@ -10,9 +10,9 @@ import pytest
 from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.ledger import Account
 from tests.engine.client import Answers, Client, Prompt, differences
-from tests.engine.conftest import CAPACITY_BYTES, HEADROOM_BYTES, MAIN, MIB
+from tests.engine.conftest import ATTEMPTS, CAPACITY_BYTES, HEADROOM_BYTES, MAIN, MIB
 from tests.engine.neighbour import neighbour
-from tests.engine.server import Server, until
+from tests.engine.server import Server, seen, until
 from tests.engine.watch import is_at_rest, owner, watching
 
 pytestmark = pytest.mark.engine
@@ -77,9 +77,9 @@ def test_requests_that_a_sleep_keeps_are_answered_as_by_stock_after_it(
 ) -> None:
     talkative = extra_prompts["talkative"]
     with watching(runtime), ThreadPoolExecutor(len(talkative)) as pool:
-        for _ in range(5):  # on a busy machine they may have ended before it falls asleep
+        for _ in range(ATTEMPTS):  # they may have ended before it falls asleep
             requests = {prompt: pool.submit(client.ids, prompt) for prompt in talkative}
-            until(lambda: client.metric("vllm:num_requests_running") > 0, 60, "they are under way")
+            seen(lambda: client.metric("vllm:num_requests_running") > 0, [*requests.values()])
             client.sleep(mode="keep")
             rests, ended = is_at_rest(runtime, MAIN), [request.done() for request in requests.values()]
             weights, is_asleep, cache = (
@@ -93,7 +93,7 @@ def test_requests_that_a_sleep_keeps_are_answered_as_by_stock_after_it(
             assert differences(answers, stock) == []
             if not all(ended):
                 return
-    raise AssertionError("no request was still under way when it fell asleep, five times over")
+    raise AssertionError(f"no request was still under way when it fell asleep, {ATTEMPTS} times over")
 
 
 def test_the_cache_alone_is_released_of_an_engine_that_is_paused(

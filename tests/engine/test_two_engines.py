@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tests.engine.conftest import (
     MIB,
     MODEL_FLAGS,
     REST_SECONDS,
-    kept_alive,
+    KeptAlive,
 )
 from tests.engine.server import Fleet, Server, cores, kill_group, until
 from tests.engine.watch import is_at_rest, owner, owners, watching
@@ -33,19 +34,21 @@ GIVE_SECONDS = 10.0  # a hundred times what an idle machine needs
 
 
 @pytest.fixture(scope="module")
-def _second(fleet: Fleet, model: Path, runtime: Path) -> Iterator[Callable[[], Server]]:
+def _second(fleet: Fleet, model: Path, runtime: Path) -> Iterator[KeptAlive[Server]]:
     """Return what gives the second engine, started when first asked for, on the core that the main leaves."""
     settings = {"KVCACHED_NAME": OTHER, "KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES),
                 "KVCACHED_HEADROOM": str(HEADROOM_BYTES), "KVCACHED_SPARE": "4MiB",
                 "KVCACHED_IDLE_SECONDS": str(IDLE_SECONDS),
                 "VLLM_CPU_OMP_THREADS_BIND": cores(2).split("|")[1]}  # fmt: skip
-    yield from kept_alive(fleet, lambda: Server(OTHER, model, runtime, [*MODEL_FLAGS, *ELASTIC], settings))
+    flags = [*MODEL_FLAGS, *ELASTIC]
+    with closing(KeptAlive(fleet, lambda: Server(OTHER, model, runtime, flags, settings))) as kept:
+        yield kept
 
 
 @pytest.fixture
-def second(_second: Callable[[], Server], client: Client, runtime: Path) -> Server:
+def second(_second: KeptAlive[Server], client: Client, runtime: Path) -> Server:
     """Return the second engine beside the main one, both at rest."""
-    server = _second()
+    server = _second.ready()
     with Client(server.url) as other:
         until(other.reset_prefix_cache, REST_SECONDS, "no request runs any more")
     until(lambda: is_at_rest(runtime, OTHER), REST_SECONDS, "an engine that is left alone is at rest")

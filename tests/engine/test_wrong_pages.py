@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.engine.client import Answers, Client, Prompt, long_prompts
-from tests.engine.server import Server, until
+from tests.engine.server import Server, seen, until
 from tests.engine.watch import owners
 
 pytestmark = pytest.mark.engine
@@ -34,7 +34,7 @@ def test_i5_a_page_unmapped_too_early_crashes_its_worker_and_leaves_a_clean_ledg
     (endless,) = long_prompts(1, 250, 1700)
     with ThreadPoolExecutor(1) as pool:
         request = pool.submit(client.ids, endless)
-        until(lambda: client.metric("vllm:num_requests_running") == 1, 30, "a request runs")
+        seen(lambda: client.metric("vllm:num_requests_running") == 1, [request])
         (granules,) = client.rpc("sabotage_unmap")
         assert int(granules) > 0
         # If it ended just before, its pages are those of the prefix cache: the same again reads them.

@@ -38,6 +38,7 @@ class Watch:
         self.violations: list[str] = []
         self.peak_ready_bytes: dict[str, int] = {}
         self.peak_used_bytes: dict[str, int] = {}
+        self.peak_demand_bytes: dict[str, int] = {}
 
     def take(self, device: DeviceSnapshot) -> None:
         """Look at one picture."""
@@ -46,8 +47,12 @@ class Watch:
         if device.settled and device.ready_bytes > device.capacity_bytes - device.headroom_bytes:
             self.violations.append(f"{device.ready_bytes} bytes are ready of {device.capacity_bytes}")
         for each in device.owners:
-            self.peak_ready_bytes[each.name] = max(self.peak_ready_bytes.get(each.name, 0), each.ready_bytes)
-            self.peak_used_bytes[each.name] = max(self.peak_used_bytes.get(each.name, 0), each.used_bytes)
+            for peaks, size_bytes in (
+                (self.peak_ready_bytes, each.ready_bytes),
+                (self.peak_used_bytes, each.used_bytes),
+                (self.peak_demand_bytes, each.demand_bytes),
+            ):
+                peaks[each.name] = max(peaks.get(each.name, 0), size_bytes)
 
 
 @contextmanager

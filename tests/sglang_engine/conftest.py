@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,9 +18,9 @@ from tests.engine.conftest import (  # their hooks and fixtures serve here as th
     HEADROOM_BYTES,
     IDLE_SECONDS,
     MAIN,
+    KeptAlive,
     bring_to_rest,
     fleet,
-    kept_alive,
     pytest_configure,
     pytest_runtest_makereport,
     pytest_runtest_setup,
@@ -79,10 +81,23 @@ def extra_prompts() -> dict[str, list[Prompt]]:
 
 
 @pytest.fixture(scope="session")
+def _main(fleet: Fleet, model: Path, runtime: Path) -> Iterator[KeptAlive[SglangServer]]:
+    """Return what gives the main server; it ends before its ledger."""
+    settings = SETTINGS | {"KVCACHED_NAME": MAIN, "SGLANG_RIG": "saboteur"}
+    # asleep when idle: another server in these tests has the core to itself
+    flags = [*MODEL_FLAGS, *PAGED, *ELASTIC, "--sleep-on-idle"]
+    start = partial(SglangServer, "sglang-main", model, runtime, flags, settings)
+    with closing(KeptAlive(fleet, start)) as kept:
+        yield kept
+
+
+@pytest.fixture(scope="session")
 def stock(
-    fleet: Fleet, model: Path, prompts: list[Prompt], extra_prompts: dict[str, list[Prompt]]
-) -> Answers:
+    fleet: Fleet, model: Path, _main: KeptAlive[SglangServer], prompts: list[Prompt],
+    extra_prompts: dict[str, list[Prompt]],
+) -> Answers:  # fmt: skip
     """Return what stock SGLang, without any plugin, answers."""
+    _main.begin()  # beside stock: most of a start is one thread's work
     with tempfile.TemporaryDirectory(prefix="kvt-run-", dir=SHARED_MEMORY) as folder:
         server = SglangServer("sglang-stock", model, Path(folder), [*MODEL_FLAGS, *PAGED, *TOKENS], STOCK)
         with fleet.running(server):
@@ -94,19 +109,10 @@ def stock(
     return answers
 
 
-@pytest.fixture(scope="session")
-def _main(fleet: Fleet, model: Path, runtime: Path) -> Iterator[Callable[[], SglangServer]]:
-    """Return what gives the main server, anew if a test has ended it; it ends before its ledger."""
-    settings = SETTINGS | {"KVCACHED_NAME": MAIN, "SGLANG_RIG": "saboteur"}
-    # asleep when idle: another server in these tests has the core to itself
-    flags = [*MODEL_FLAGS, *PAGED, *ELASTIC, "--sleep-on-idle"]
-    yield from kept_alive(fleet, lambda: SglangServer("sglang-main", model, runtime, flags, settings))
-
-
 @pytest.fixture
-def elastic(_main: Callable[[], SglangServer], runtime: Path) -> SglangServer:
+def elastic(_main: KeptAlive[SglangServer], runtime: Path) -> SglangServer:
     """Return the main server, with its limit lifted, nothing cached and no memory but the first granule."""
-    server = _main()
+    server = _main.ready()
     bring_to_rest(runtime, SglangClient(server.url))
     return server
 

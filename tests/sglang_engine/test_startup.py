@@ -14,7 +14,7 @@ from tests.engine.conftest import ELASTIC
 from tests.engine.server import Child, Fleet
 from tests.engine.watch import owners
 from tests.report import record
-from tests.sglang_engine.conftest import MODEL_FLAGS, PAGED, SETTINGS
+from tests.sglang_engine.conftest import MODEL_FLAGS, PAGED, SETTINGS, TOKENS
 from tests.sglang_engine.offline import ANSWER, PROMPTS_VARIABLE
 from tests.sglang_engine.server import ENVIRONMENT, SglangServer
 
@@ -40,7 +40,7 @@ def test_a_scheduler_that_is_stock_all_the_same_stops_its_server(
     fleet: Fleet, model: Path, tmp_path: Path
 ) -> None:
     extra = SETTINGS | {"SGLANG_RIG": "forget"}
-    server = SglangServer("sglang-forget", model, tmp_path / "run", [*MODEL_FLAGS, *ELASTIC], extra)
+    server = SglangServer("sglang-forget", model, tmp_path / "run", [*MODEL_FLAGS, *TOKENS, *ELASTIC], extra)
     text = _refusal(fleet, server)
     assert "an elastic KV cache was asked for, and 0 of 1 schedulers have one: stopped" in text
     assert "ready to roll" not in text

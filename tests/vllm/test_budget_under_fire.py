@@ -17,6 +17,8 @@ from kvcached_core.governor import Governor, Usage
 from tests.report import record
 from tests.vllm.pools import SIZE, cache, elastic_pool, granules_of, hits
 
+pytestmark = pytest.mark.alone
+
 GRANULES = 64
 STEPS = 4000
 CHANGES_A_SECOND = 10_000
