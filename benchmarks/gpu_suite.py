@@ -1,0 +1,166 @@
+"""Measure and check on one GPU, step by step, what the docs say of GPUs: `python -m benchmarks.gpu_suite`.
+
+Each step is a benchmark of its own, in a process group of its own, with a time limit. A step that fails or is
+late does not stop the others. Results, named as in benchmarks/results, and logs lie in the folder of `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ENGINES = ("vllm", "sglang")
+KILL_SECONDS = 30.0  # a benchmark that is told to end has so long to end its engines
+
+
+class Step(NamedTuple):
+    """A benchmark: which engine's packages it needs, its time limit, its module and options."""
+
+    engine: str
+    seconds: int
+    module: str
+    options: str = ""
+
+
+# In an order in which what a change of the driver may break comes first.
+STEPS = {
+    "driver": Step("vllm", 120, "pytest", "-q -p no:cacheprovider tests/core/test_driver_cuda.py"),
+    "vllm_outputs": Step("vllm", 240, "benchmarks.outputs", "--engine vllm --rounds 4"),
+    "fence_stress": Step("vllm", 90, "benchmarks.fence_stress", "--rounds 10000"),
+    "vllm_alternating": Step("vllm", 420, "benchmarks.alternating", "--engine vllm --rounds 6"),
+    "sglang_outputs": Step("sglang", 300, "benchmarks.outputs",
+                           "--engine sglang --rounds 4 --option layout=block"),
+    "sglang_alternating": Step("sglang", 420, "benchmarks.alternating",
+                               "--engine sglang --rounds 4 --option layout=block"),
+    "sleep": Step("vllm", 240, "benchmarks.sleep", "--rounds 3"),
+    "sharing": Step("vllm", 540, "benchmarks.sharing"),
+    "beside": Step("vllm", 420, "benchmarks.beside"),
+    "reclaim": Step("vllm", 600, "benchmarks.reclaim", "--rounds 30"),
+}  # fmt: skip
+WITH_HEADROOM = ("sleep", "beside")  # these can leave a part of a large GPU alone
+WITHOUT_LOGS = ("driver", "fence_stress", "beside")
+
+
+class Settings(NamedTuple):
+    """Where each engine's Python and packages are, and where results go."""
+
+    out: Path
+    pythons: dict[str, str]
+    sites: dict[str, Path | None]
+    headroom: str | None = None
+
+
+def command(name: str, settings: Settings) -> list[str]:
+    """Return what runs a step."""
+    step = STEPS[name]
+    words = [settings.pythons[step.engine], "-m", step.module, *step.options.split()]
+    if name != "driver":
+        words += ["--out", str(settings.out / f"{name}.json")]
+    if name not in WITHOUT_LOGS:
+        words += ["--logs", str(settings.out / "logs" / name)]
+    if name in WITH_HEADROOM and settings.headroom:
+        words += ["--headroom", settings.headroom]
+    if name == "beside":
+        for engine in ENGINES:
+            words += [f"--{engine}-python", settings.pythons[engine]]
+            if site := settings.sites[engine]:
+                words += [f"--{engine}-site", str(site)]
+    return words
+
+
+def environment(name: str, settings: Settings) -> dict[str, str]:
+    """Return the caller's environment with the packages of the step's engine in front."""
+    # both engines' servers are children of `beside`, which gives each its own
+    site = None if name == "beside" else settings.sites[STEPS[name].engine]
+    paths = [str(site)] if site else []
+    paths += filter(None, [os.environ.get("PYTHONPATH")])
+    return os.environ | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
+
+
+def run(words: Sequence[str], environ: dict[str, str], log: Path, seconds: float) -> int | None:
+    """Run a command; returns its exit status, or None if it was late. None of its group is left."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(words, env=environ, stdin=subprocess.DEVNULL, stdout=output,
+                                   stderr=output, start_new_session=True)  # fmt: skip
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end, as Ctrl-C does, and then kill what is left of its group."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(KILL_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run_all(names: Sequence[str], settings: Settings) -> list[str]:
+    """Run the steps, saying what comes of each; returns those that failed."""
+    failed = []
+    for number, name in enumerate(names, 1):
+        log, limit = settings.out / "logs" / f"{name}.log", STEPS[name].seconds
+        print(f"[{number}/{len(names)}] {name}, at most {limit} s: {log}", flush=True)
+        begun = time.monotonic()
+        status = run(command(name, settings), environment(name, settings), log, limit)
+        said = {None: "late: stopped", 0: "done"}.get(status, f"failed with status {status}")
+        print(f"      {said} after {time.monotonic() - begun:.0f} s", flush=True)
+        if status != 0:
+            failed.append(name)
+            print("      " + "\n      ".join(log.read_text(errors="replace").splitlines()[-5:]), flush=True)
+    return failed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_suite", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/gpu-suite"), help="folder of results and logs"
+    )
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP",
+                        help=f"default, in this order: {' '.join(STEPS)}")  # fmt: skip
+    for engine in ENGINES:
+        parser.add_argument(f"--{engine}-python", default=sys.executable, metavar="PYTHON")
+        parser.add_argument(f"--{engine}-site", type=Path, help="a folder of packages for it alone")
+    parser.add_argument("--headroom", help="for steps that need not all of the GPU, as 56GiB")
+    parser.add_argument("--print", action="store_true", help="print the commands instead of running them")
+    options = parser.parse_args(arguments)
+    given = vars(options)
+    settings = Settings(
+        options.out.absolute(),
+        {engine: given[f"{engine}_python"] for engine in ENGINES},
+        {engine: given[f"{engine}_site"] for engine in ENGINES},
+        options.headroom,
+    )
+    if options.print:
+        for name in options.steps:
+            print(shlex.join(command(name, settings)))
+        return 0
+    try:
+        failed = run_all(options.steps, settings)
+    except KeyboardInterrupt:
+        print("interrupted; the results so far are in", settings.out, flush=True)
+        return 130
+    print(f"results: {settings.out}" + (f"; failed: {', '.join(failed)}" if failed else ""), flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
