@@ -127,6 +127,7 @@ class Engine:
         memory.use(self.rank)
         self.page_size = page_size
         self.now = 0.0
+        self.limit_granules = 1 << 32  # as it was set last
         self.cache: Any = Cache()
         self.scheduler = scheduler(page_size, self.cache)
 
@@ -158,6 +159,7 @@ class Engine:
 
     def limit(self, granules: int) -> None:
         """Set the limit, as kvctl does."""
+        self.limit_granules = granules
         set_limit(self.place.runtime, "one", granules * self.place.account.granule_bytes)
         self.turn()
 

@@ -157,7 +157,7 @@ class Twins:
         self.elastic.clear()
         self.engine.turn()
         # What is mapped stays, but for what is over a limit that was set since the last step.
-        most = self.engine.service.governor.limit
+        most = self.engine.limit_granules
         assert (self.engine.mapped, self.engine.held()) == tuple(min(count, most) for count in before)
 
     def _tell(self) -> None:
