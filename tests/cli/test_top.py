@@ -175,10 +175,20 @@ def test_it_follows_the_size_of_the_terminal(runtime: Runtime, count: int) -> No
     assert len(accounts) == count
 
 
-def test_a_refresh_takes_less_than_a_hundredth_of_the_second_between_two(runtime: Runtime) -> None:
+def _seconds_to_add(numbers: int) -> float:
+    """Return what adding so many numbers costs the processor now: a measure of how fast it is."""
+    begun, total = time.process_time(), 0
+    for number in range(numbers):
+        total += number
+    return time.process_time() - begun
+
+
+def test_a_refresh_costs_less_than_to_add_300000_numbers(runtime: Runtime) -> None:
+    # That is one or two hundredths of the second between two refreshes.
     accounts = play(runtime, crowd(32))
     app = TopApp(runtime, sampler(runtime), View())
     taken: list[float] = []
+    measure: list[float] = []
 
     async def work(pilot: Pilot[None]) -> None:
         for n in range(30):
@@ -187,10 +197,11 @@ def test_a_refresh_takes_less_than_a_hundredth_of_the_second_between_two(runtime
             app.look()
             await pilot.pause()
             taken.append(time.process_time() - begun)
+            measure.append(_seconds_to_add(300_000))
 
     drive(app, work)
     # Of the processor, the pilot included; what other work on the machine adds to it is not its own.
-    assert min(taken) < 0.01, sorted(taken)
+    assert min(taken) < min(measure), (sorted(taken), sorted(measure))
 
 
 @pytest.mark.parametrize(("color", "coloured"), [("auto", True), ("never", False)])
