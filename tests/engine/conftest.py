@@ -21,6 +21,12 @@ MAIN, CAPACITY_BYTES, HEADROOM_BYTES = "main", 200 * MIB, 16 * MIB
 IDLE_SECONDS = 0.5
 REST_SECONDS = IDLE_SECONDS + 5.0  # of which an idle machine needs milliseconds
 ATTEMPTS = 5  # where requests may have ended before anybody has looked
+SETTINGS = {
+    "KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES),
+    "KVCACHED_HEADROOM": str(HEADROOM_BYTES),
+    "KVCACHED_SPARE": "4MiB",
+    "KVCACHED_IDLE_SECONDS": str(IDLE_SECONDS),
+}
 MODEL_FLAGS = ["--max-model-len", "2048"]
 ELASTIC = ["--kv-cache-backend", "kvcached"]
 
@@ -120,16 +126,24 @@ def bring_to_rest(runtime: Path, client: Client) -> None:
     until(lambda: is_at_rest(runtime, MAIN), REST_SECONDS, "an engine that is left alone is at rest")
 
 
+def answers_of(
+    fleet: Fleet, server: HttpServer, client_type: Callable[[str], Client], prompts: list[Prompt],
+    extra_prompts: dict[str, list[Prompt]],
+) -> Answers:  # fmt: skip
+    """Run a server for as long as it takes to answer all of these."""
+    with fleet.running(server):
+        server.wait_ready()
+        with client_type(server.url) as client:
+            answers = client.answers(prompts, SEQUENTIAL)
+            for group in extra_prompts.values():
+                answers |= client.answers(group)
+    return answers
+
+
 @pytest.fixture(scope="session")
 def _main(fleet: Fleet, model: Path, runtime: Path) -> Iterator[KeptAlive[Server]]:
     """Return what gives the main engine; it ends before its ledger."""
-    settings = {
-        "KVCACHED_NAME": MAIN,
-        "KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES),
-        "KVCACHED_HEADROOM": str(HEADROOM_BYTES),
-        "KVCACHED_SPARE": "4MiB",
-        "KVCACHED_IDLE_SECONDS": str(IDLE_SECONDS),
-    }
+    settings = SETTINGS | {"KVCACHED_NAME": MAIN}
     extension = ["--worker-extension-cls", "tests.engine.saboteur.Saboteur"]
 
     flags = [*MODEL_FLAGS, *ELASTIC, *extension]
@@ -146,13 +160,7 @@ def stock(
     _main.begin()  # beside stock: most of a start is one thread's work
     with tempfile.TemporaryDirectory(prefix="kvt-run-", dir=SHARED_MEMORY) as runtime:
         server = Server("stock", model, Path(runtime), MODEL_FLAGS, {"VLLM_PLUGINS": ""})
-        with fleet.running(server):
-            server.wait_ready()
-            with Client(server.url) as client:
-                answers = client.answers(prompts, SEQUENTIAL)
-                for group in extra_prompts.values():
-                    answers |= client.answers(group)
-    return answers
+        return answers_of(fleet, server, Client, prompts, extra_prompts)
 
 
 @pytest.fixture

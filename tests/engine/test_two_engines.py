@@ -14,11 +14,11 @@ from tests.engine.conftest import (
     CAPACITY_BYTES,
     ELASTIC,
     HEADROOM_BYTES,
-    IDLE_SECONDS,
     MAIN,
     MIB,
     MODEL_FLAGS,
     REST_SECONDS,
+    SETTINGS,
     KeptAlive,
 )
 from tests.engine.server import Fleet, Server, cores, kill_group, until
@@ -36,10 +36,8 @@ GIVE_SECONDS = 10.0  # a hundred times what an idle machine needs
 @pytest.fixture(scope="module")
 def _second(fleet: Fleet, model: Path, runtime: Path) -> Iterator[KeptAlive[Server]]:
     """Return what gives the second engine, started when first asked for, on the core that the main leaves."""
-    settings = {"KVCACHED_NAME": OTHER, "KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES),
-                "KVCACHED_HEADROOM": str(HEADROOM_BYTES), "KVCACHED_SPARE": "4MiB",
-                "KVCACHED_IDLE_SECONDS": str(IDLE_SECONDS),
-                "VLLM_CPU_OMP_THREADS_BIND": cores(2).split("|")[1]}  # fmt: skip
+    threads = {"VLLM_CPU_OMP_THREADS_BIND": cores(2).split("|")[1]}
+    settings = SETTINGS | threads | {"KVCACHED_NAME": OTHER}
     flags = [*MODEL_FLAGS, *ELASTIC]
     with closing(KeptAlive(fleet, lambda: Server(OTHER, model, runtime, flags, settings))) as kept:
         yield kept

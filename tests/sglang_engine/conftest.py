@@ -11,27 +11,39 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.client import SEQUENTIAL, Answers, Prompt, long_prompts, many_prompts
+from tests.engine.client import Answers, Prompt
 from tests.engine.conftest import (  # their hooks and fixtures serve here as they do there
     CAPACITY_BYTES,
     ELASTIC,
-    HEADROOM_BYTES,
-    IDLE_SECONDS,
     MAIN,
+    SETTINGS,
     KeptAlive,
+    answers_of,
     bring_to_rest,
+    extra_prompts,
     fleet,
+    model,
+    prompts,
     pytest_configure,
     pytest_runtest_makereport,
     pytest_runtest_setup,
     runtime,
 )
 from tests.engine.server import SHARED_MEMORY, Fleet
-from tests.models import tiny_model
 from tests.sglang_engine.client import SglangClient
 from tests.sglang_engine.server import STOCK, SglangServer
 
-__all__ = ["fleet", "pytest_configure", "pytest_runtest_makereport", "pytest_runtest_setup", "runtime"]
+__all__ = [
+    "SETTINGS",
+    "extra_prompts",
+    "fleet",
+    "model",
+    "prompts",
+    "pytest_configure",
+    "pytest_runtest_makereport",
+    "pytest_runtest_setup",
+    "runtime",
+]
 
 collect_ignore_glob = [] if find_spec("sglang") else ["test_*.py"]
 
@@ -49,35 +61,6 @@ TOKENS = [
     "--max-total-tokens",
     str(CAPACITY_BYTES // 4096),
 ]  # stock takes what is free: as much as the others
-SETTINGS = {
-    "KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES),
-    "KVCACHED_HEADROOM": str(HEADROOM_BYTES),
-    "KVCACHED_SPARE": "4MiB",
-    "KVCACHED_IDLE_SECONDS": str(IDLE_SECONDS),
-}
-
-
-@pytest.fixture(scope="session")
-def model() -> Path:
-    """Return the folder of the tiny model."""
-    return tiny_model()
-
-
-@pytest.fixture(scope="session")
-def prompts() -> list[Prompt]:
-    """Return the 200 requests that every configuration has to answer as stock does."""
-    return many_prompts()
-
-
-@pytest.fixture(scope="session")
-def extra_prompts() -> dict[str, list[Prompt]]:
-    """Return requests for special occasions, which stock answers too."""
-    return {
-        "long": long_prompts(2, 1900, 8),
-        "talkative": long_prompts(8, 250, 400),
-        "cached": long_prompts(3, 700, 24),
-        "burst": long_prompts(24, 1800, 64),
-    }
 
 
 @pytest.fixture(scope="session")
@@ -100,13 +83,7 @@ def stock(
     _main.begin()  # beside stock: most of a start is one thread's work
     with tempfile.TemporaryDirectory(prefix="kvt-run-", dir=SHARED_MEMORY) as folder:
         server = SglangServer("sglang-stock", model, Path(folder), [*MODEL_FLAGS, *PAGED, *TOKENS], STOCK)
-        with fleet.running(server):
-            server.wait_ready()
-            with SglangClient(server.url) as client:
-                answers = client.answers(prompts, SEQUENTIAL)
-                for group in extra_prompts.values():
-                    answers |= client.answers(group)
-    return answers
+        return answers_of(fleet, server, SglangClient, prompts, extra_prompts)
 
 
 @pytest.fixture
