@@ -5,9 +5,6 @@ SGLANG_PYTHON := .venv-sglang/bin/python
 SGLANG_TESTS := tests/sglang tests/sglang_engine tests/test_compat.py
 SOURCES := kvcached_core cli plugins tests tools examples benchmarks
 REPORTS := build/test-report.d
-# Tests that start an engine, drive a terminal or measure time have the machine to themselves; others share it.
-TOGETHER := -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder -m 'not alone and not engine'
-ALONE := --durations=25 -m 'alone or engine'
 
 .PHONY: help setup setup-sglang programs dev demo test test-sglang ledger-long check format compat wheels clean
 .DEFAULT_GOAL := help
@@ -34,10 +31,7 @@ demo: setup $(if $(findstring sglang,$(ENGINES)),setup-sglang) ## serve two mode
 test: check setup-sglang programs ## run the whole suite; ends with the counts held against their minima
 	@rm -rf $(REPORTS) build/junit*.xml && mkdir -p $(REPORTS)
 	@failed=; \
-	$(PYTHON) -m pytest -q $(TOGETHER) --junit-xml=build/junit-together.xml || failed=yes; \
-	$(PYTHON) -m pytest -q $(ALONE) --junit-xml=build/junit.xml || failed=yes; \
-	$(SGLANG_PYTHON) -m pytest -q $(TOGETHER) --junit-xml=build/junit-sglang-together.xml $(SGLANG_TESTS) || failed=yes; \
-	$(SGLANG_PYTHON) -m pytest -q $(ALONE) --junit-xml=build/junit-sglang.xml $(SGLANG_TESTS) || failed=yes; \
+	$(PYTHON) -m tools.test_runs || failed=yes; \
 	$(PYTHON) -m tools.test_report || failed=yes; \
 	test -z "$$failed"
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from tests.report import collect, folder
+from tools.test_runs import REPORTS as JUNITS
 
 ROOT = Path(__file__).resolve().parent.parent
-RUNS = ("junit-together", "junit", "junit-sglang-together", "junit-sglang")
-JUNITS = tuple(ROOT / "build" / f"{run}.xml" for run in RUNS)
 REPORT = ROOT / "build" / "test-report.json"
 
 # A suite that silently does less than this is broken, whatever pytest says.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -32,6 +33,7 @@ BIN = Path(sys.executable).parent
 MODEL_NAME = "m"
 READY_SECONDS, STOP_SECONDS, TRACKER_SECONDS = 240.0, 20.0, 3.0
 POLL_SECONDS = 0.02
+FREE_PORTS = (20_000, 32_000)  # below those that Linux gives to clients
 _FOREIGN = ("KVCACHED_", "VLLM_", "ENABLE_KVCACHED", "_KVCACHED_")
 
 
@@ -47,9 +49,11 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> float:
 
 def seen(condition: Callable[[], bool], requests: Sequence[Future[Any]]) -> bool:
     """Poll until the condition holds or all requests have ended; says whether it was seen to hold."""
-    while not (held := condition()) and not all(request.done() for request in requests):
+    while not condition():
+        if all(request.done() for request in requests):
+            return condition()  # a count that rose with the last of them
         time.sleep(POLL_SECONDS)
-    return held
+    return True
 
 
 def environment(scratch: Path, runtime: Path, extra: Mapping[str, str]) -> dict[str, str]:
@@ -206,11 +210,12 @@ class Fleet:
 
 
 def free_port() -> int:
-    """Return a port that is free on 127.0.0.1 now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """Return a port that is free on 127.0.0.1 now; the system gives it to no client until it is used."""
+    while True:
+        port = random.randrange(*FREE_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Entry(NamedTuple):

@@ -12,7 +12,7 @@ from kvcached_core.ledger import Account, Runtime, set_limit
 from tests.engine.client import SEQUENTIAL, Answers, Client, Prompt, differences, long_prompts
 from tests.engine.conftest import CAPACITY_BYTES, ELASTIC, HEADROOM_BYTES, MAIN, MIB
 from tests.engine.neighbour import neighbour
-from tests.engine.server import Fleet, Server, cores, until
+from tests.engine.server import Fleet, Server, cores, seen, until
 from tests.engine.watch import owner, owners, watching
 from tests.models import smollm2
 from tests.report import record
@@ -57,7 +57,7 @@ def test_requests_that_grow_while_another_holds_the_rest_are_preempted_and_finis
         with neighbour(runtime, "outsider") as account:
             assert _take(account, leaving_bytes=14 * MIB) > 0
             requests = [pool.submit(client.ids, prompt) for prompt in prompts]
-            until(lambda: client.metric("vllm:num_preemptions_total") > before, 30, "one is preempted")
+            assert seen(lambda: client.metric("vllm:num_preemptions_total") > before, requests)
         answers = {prompt: request.result() for prompt, request in zip(prompts, requests, strict=True)}
     assert watch.peak_demand_bytes[MAIN] > 0
     assert not differences(answers, stock)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.engine.conftest import (
     SETTINGS,
     KeptAlive,
 )
-from tests.engine.server import Fleet, Server, cores, kill_group, until
+from tests.engine.server import Fleet, Server, cores, kill_group, seen, until
 from tests.engine.watch import is_at_rest, owner, owners, watching
 from tests.report import record
 
@@ -60,10 +60,19 @@ def other(second: Server) -> Iterator[Client]:
         yield client
 
 
-def _at_once(pool: ThreadPoolExecutor, client: Client, prompts: list[Prompt]) -> Callable[[], Answers]:
-    """Send all prompts at the same time; returns what waits for the answers."""
-    futures = [pool.submit(client.ids, prompt) for prompt in prompts]
-    return lambda: {prompt: each.result() for prompt, each in zip(prompts, futures, strict=True)}
+class Burst:
+    """Prompts that are sent at the same time."""
+
+    def __init__(self, pool: ThreadPoolExecutor, client: Client, prompts: Sequence[Prompt]) -> None:
+        self._requests = {prompt: pool.submit(client.ids, prompt) for prompt in prompts}
+
+    def sees(self, condition: Callable[[], bool]) -> bool:
+        """Say whether the condition holds at a time before the last answer, however slow the machine is."""
+        return seen(condition, list(self._requests.values()))
+
+    def answers(self) -> Answers:
+        """Wait for the answers."""
+        return {prompt: request.result() for prompt, request in self._requests.items()}
 
 
 def test_i1_to_i4_hold_in_bursts_out_of_phase_and_each_engine_gets_more_than_half(
@@ -73,10 +82,10 @@ def test_i1_to_i4_hold_in_bursts_out_of_phase_and_each_engine_gets_more_than_hal
     found: list[Answers] = []
     with watching(runtime) as watch, ThreadPoolExecutor(2 * len(burst)) as pool:
         for name, one in ((MAIN, client), (OTHER, other)):
-            found.append(_at_once(pool, one, burst)())
+            found.append(Burst(pool, one, burst).answers())
             assert watch.peak_used_bytes[name] > HALF_BYTES, f"the burst on {name} takes what it needs"
-        both = [_at_once(pool, one, burst) for one in (client, other)]
-        found += [answers() for answers in both]
+        both = [Burst(pool, one, burst) for one in (client, other)]
+        found += [each.answers() for each in both]
         assert client.rpc("kvcached_check") == other.rpc("kvcached_check") == [None]
     assert not [wrong for answers in found for wrong in differences(answers, stock)]
     record("requests.compared", sum(map(len, found)))
@@ -87,17 +96,17 @@ def test_an_idle_engine_full_of_cache_gives_it_to_a_busy_one_and_computes_it_aga
 ) -> None:
     burst = extra_prompts["burst"]
     with watching(runtime), ThreadPoolExecutor(len(burst)) as pool:
-        _at_once(pool, client, burst)()
+        Burst(pool, client, burst).answers()
         until(lambda: not owner(runtime, MAIN).busy, GIVE_SECONDS, "the first engine is idle")
         before = owner(runtime, MAIN)
         assert before.cached_bytes > HALF_BYTES
-        answers = _at_once(pool, other, burst)
-        until(lambda: owner(runtime, OTHER).used_bytes > HALF_BYTES, GIVE_SECONDS, "the other has its memory")
+        asked = Burst(pool, other, burst)
+        assert asked.sees(lambda: owner(runtime, OTHER).used_bytes > HALF_BYTES)
         after = owner(runtime, MAIN)
         assert after.ready_bytes < HALF_BYTES < before.ready_bytes
         assert after.evictions > before.evictions
         assert after.reclaims > before.reclaims
-        assert not differences(answers(), stock)
+        assert not differences(asked.answers(), stock)
         again = client.answers(burst[:4])
         assert not differences(again, stock)
     record("requests.compared", len(burst) + len(again))
@@ -130,15 +139,15 @@ def test_kill_9_of_an_engine_in_the_peak_of_another_gives_that_one_the_memory(
     longer = {prompt: prompt._replace(max_tokens=192) for prompt in burst}
     with watching(runtime) as watch, ThreadPoolExecutor(2 * len(burst)) as pool:
         lost = [pool.submit(other.complete, prompt) for prompt in long]
-        until(lambda: owner(runtime, OTHER).used_bytes > HALF_BYTES // 2, GIVE_SECONDS, "one has its memory")
-        answers = _at_once(pool, client, list(longer.values()))
-        until(lambda: owner(runtime, MAIN).demand_bytes > 0, GIVE_SECONDS, "the other one is short")
+        assert seen(lambda: owner(runtime, OTHER).used_bytes > HALF_BYTES // 2, lost)
+        asked = Burst(pool, client, list(longer.values()))
+        assert asked.sees(lambda: owner(runtime, MAIN).demand_bytes > 0)
         assert not any(future.done() for future in lost)
         assert owner(runtime, MAIN).used_bytes < GOT_BYTES
         kill_group(second.process.pid)
         until(lambda: not owners(runtime, OTHER), GIVE_SECONDS, "the dead engine's slot is nobody's")
-        found = answers()
-        begun = {prompt: found[asked][: prompt.max_tokens] for prompt, asked in longer.items()}
+        found = asked.answers()
+        begun = {prompt: found[full][: prompt.max_tokens] for prompt, full in longer.items()}
         assert not differences(begun, stock)
         assert watch.peak_used_bytes[MAIN] > GOT_BYTES, "its memory is used"
         assert all(each.exception() is not None for each in lost)
