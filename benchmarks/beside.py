@@ -36,7 +36,7 @@ A, B = "vllm", "sglang"
 PEAK = 0.75  # of what both may hold
 WAIT_SECONDS, REST_SECONDS, GROW_SECONDS, SERIES_SECONDS = 180.0, 30.0, 1.0, 0.1
 ROUNDING = 0.9  # what is known of two moments is not of the same moment
-FULL = 0.95  # of the budget: with more left, how fast one grows is how fast it can use memory
+FULL = 0.95  # of the most that both ever held: with more left, one grows as fast as it can use memory
 
 
 class Party(Protocol):
@@ -168,20 +168,22 @@ class Play:
         b = self.b.burst(size)
         self.eyes.wait(lambda: self.eyes.now().of(B).used > self.budget / 2 or b.done(), WAIT_SECONDS)
         a = self.a.burst(size)
-        self.eyes.wait(
-            lambda: held(self.eyes.now()) > FULL * self.budget or a.done() or b.done(), WAIT_SECONDS
-        )
+        # less than the budget: each leaves free what it may yet take outside its KV cache
+        most = max(map(held, self.eyes.between(0.0)))
+        self.eyes.wait(lambda: held(self.eyes.now()) > FULL * most or a.done() or b.done(), WAIT_SECONDS)
         last = self.eyes.now()
         in_peak = last.of(B).used > self.budget / 2 and not (a.done() or b.done())
         self.b.kill()
         what = "SGLang was killed in its peak, the device full and vLLM in a burst"
-        self.found.checks[what] = in_peak and held(last) > FULL * self.budget
+        self.found.checks[what] = in_peak and held(last) > FULL * most
         self.eyes.note("sglang is killed in its peak")
-        self.grown(last, a)
+        self.grown(last, a, max(most, held(last)) - last.of(B).held)
 
-    def grown(self, last: Moment, a: Future[int]) -> None:
-        """Wait for the end of A's burst, and say what it got since the `last` moment before B's death."""
-        room = self.budget - last.of(B).held  # A.held > room was not possible while B lived
+    def grown(self, last: Moment, a: Future[int], room: int) -> None:
+        """Wait for the end of A's burst, and say what it got since the `last` moment before B's death.
+
+        While B lived, A could not hold more than `room` bytes.
+        """
         self.end(a)
         seen = self.eyes.between(last.at)
         grows = seconds_until(lambda moment: moment.of(A).held > room, seen, last.at)

@@ -39,9 +39,10 @@ class Where(NamedTuple):
     site: Path | None = None
 
     def path(self) -> str:
-        """Return PYTHONPATH: the packages of this tree, which are found whatever is installed, and `site`."""
-        site = [str(self.site)] if self.site else []
-        return os.pathsep.join([*(str(ROOT / part) for part in PACKAGES), *site])
+        """Return PYTHONPATH: this tree's packages, `site`, and the caller's, which may hold the plugins."""
+        more = [str(self.site)] if self.site else []
+        more += filter(None, [os.environ.get("PYTHONPATH")])
+        return os.pathsep.join([*(str(ROOT / part) for part in PACKAGES), *more])
 
     def versions(self) -> dict[str, str]:
         """Return the versions of its Python and of its packages that matter."""

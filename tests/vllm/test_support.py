@@ -52,7 +52,6 @@ REFUSED: list[tuple[str, Any, str]] = [
 WARNED: list[tuple[str, Any, str]] = [
     ("speculative_config", object(), "speculative decoding"),
     ("parallel_config.data_parallel_size", 2, "data parallelism"),
-    ("model_config.enable_sleep_mode", True, "sleep mode on a device"),
     ("lora_config", object(), "LoRA"),
     ("parallel_config.decode_context_parallel_size", 2, "context parallelism"),
     ("model_config.is_encoder_decoder", True, "encoder-decoder models"),

@@ -100,7 +100,6 @@ def _untried(vllm_config: VllmConfig) -> list[str]:
     checks = {
         "speculative decoding": vllm_config.speculative_config is not None,
         "data parallelism": parallel.data_parallel_size > 1,
-        "sleep mode on a device": bool(getattr(vllm_config.model_config, "enable_sleep_mode", False)),
         "LoRA": vllm_config.lora_config is not None,
         "context parallelism": getattr(parallel, "decode_context_parallel_size", 1) > 1,
         "encoder-decoder models": bool(getattr(vllm_config.model_config, "is_encoder_decoder", False)),
