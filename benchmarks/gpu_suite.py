@@ -23,31 +23,35 @@ KILL_SECONDS = 30.0  # a benchmark that is told to end has so long to end its en
 
 
 class Step(NamedTuple):
-    """A benchmark: which engine's packages it needs, its time limit, its module and options."""
+    """A benchmark: which engine's packages it needs, its time limit, its module and options.
+
+    `logs`: it keeps its engines' logs in a folder. `headroom`: it can leave a part of a large GPU alone.
+    """
 
     engine: str
     seconds: int
     module: str
     options: str = ""
+    logs: bool = True
+    headroom: bool = False
 
 
 # In an order in which what a change of the driver may break comes first.
 STEPS = {
-    "driver": Step("vllm", 120, "pytest", "-q -p no:cacheprovider tests/core/test_driver_cuda.py"),
+    "driver": Step("vllm", 120, "pytest", "-q -p no:cacheprovider tests/core/test_driver_cuda.py",
+                   logs=False),
     "vllm_outputs": Step("vllm", 240, "benchmarks.outputs", "--engine vllm --rounds 4"),
-    "fence_stress": Step("vllm", 90, "benchmarks.fence_stress", "--rounds 10000"),
+    "fence_stress": Step("vllm", 90, "benchmarks.fence_stress", "--rounds 10000", logs=False),
     "vllm_alternating": Step("vllm", 420, "benchmarks.alternating", "--engine vllm --rounds 6"),
     "sglang_outputs": Step("sglang", 300, "benchmarks.outputs",
                            "--engine sglang --rounds 4 --option layout=block"),
     "sglang_alternating": Step("sglang", 420, "benchmarks.alternating",
                                "--engine sglang --rounds 4 --option layout=block"),
-    "sleep": Step("vllm", 240, "benchmarks.sleep", "--rounds 3"),
+    "sleep": Step("vllm", 240, "benchmarks.sleep", "--rounds 3", headroom=True),
     "sharing": Step("vllm", 540, "benchmarks.sharing"),
-    "beside": Step("vllm", 420, "benchmarks.beside"),
+    "beside": Step("vllm", 420, "benchmarks.beside", logs=False, headroom=True),
     "reclaim": Step("vllm", 600, "benchmarks.reclaim", "--rounds 30"),
 }  # fmt: skip
-WITH_HEADROOM = ("sleep", "beside")  # these can leave a part of a large GPU alone
-WITHOUT_LOGS = ("driver", "fence_stress", "beside")
 
 
 class Settings(NamedTuple):
@@ -65,9 +69,9 @@ def command(name: str, settings: Settings) -> list[str]:
     words = [settings.pythons[step.engine], "-m", step.module, *step.options.split()]
     if name != "driver":
         words += ["--out", str(settings.out / f"{name}.json")]
-    if name not in WITHOUT_LOGS:
+    if step.logs:
         words += ["--logs", str(settings.out / "logs" / name)]
-    if name in WITH_HEADROOM and settings.headroom:
+    if step.headroom and settings.headroom:
         words += ["--headroom", settings.headroom]
     if name == "beside":
         for engine in ENGINES:

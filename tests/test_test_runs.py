@@ -96,3 +96,9 @@ def test_an_interrupt_ends_every_run_in_order(tmp_path: Path, number: signal.Sig
         assert runner.wait(60) == 130
     assert all(ended.exists() for _, ended in marks.values())
     assert not any(pid in table() for pid in children)
+
+
+def test_tests_that_start_an_engine_are_where_both_engines_runs_look_for_them() -> None:
+    tests = test_runs.ROOT / "tests"
+    marked = {path for path in tests.rglob("test_*.py") if "mark.engine\n" in path.read_text()}
+    assert marked == {*(tests / "engine").glob("test_*.py"), *(tests / "sglang_engine").glob("test_*.py")}

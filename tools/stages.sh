@@ -24,7 +24,7 @@ progress() { # copies all output to the log, and a line of it to the terminal ev
         printf '%s\n' "$line" >>"$LOG"
         if ((SECONDS - last >= 10)) || [[ $line == "Installing collected packages"* ]]; then
             last=$SECONDS
-            printf '      %4d s  %.90s\n' $((SECONDS - start)) "$line"
+            printf '%s   %4d s  %.90s\n' "$VENV" $((SECONDS - start)) "$line"
         fi
     done
 }
@@ -38,7 +38,7 @@ stage() { # stage NAME KEY TEXT: runs the function NAME unless its stamp says th
     if [[ $redo == no ]]; then : >"$LOG"; fi
     redo=yes
     rm -f "$STAMPS/$name"
-    echo "[$number/$TOTAL] $text"
+    echo "$VENV [$number/$TOTAL] $text" # two of them may be made at the same time
     set +e # a condition would switch -e off inside the stage too
     (set -e; "$name") 2>&1 | progress
     local status=${PIPESTATUS[0]}
@@ -52,7 +52,7 @@ stage() { # stage NAME KEY TEXT: runs the function NAME unless its stamp says th
     mkdir -p "$STAMPS"
     printf '%s\n' "$key" >"$STAMPS/.new"
     mv "$STAMPS/.new" "$STAMPS/$name" # only a finished stage has a stamp
-    echo "      done in $((SECONDS - begun)) s"
+    echo "$VENV [$number/$TOTAL] done in $((SECONDS - begun)) s"
 }
 
 pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@" --progress-bar off; }

@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 VLLM, SGLANG = ".venv/bin/python", ".venv-sglang/bin/python"
-SGLANG_TESTS = "tests/sglang tests/sglang_engine tests/test_compat.py"
+SGLANG_TESTS = "tests/sglang tests/test_compat.py"
 TOGETHER = "-n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder -m 'not alone and not engine'"
 ENGINE = "-m engine --durations=25"
 END_SECONDS = 60.0  # an interrupted run ends its engines within this
@@ -42,7 +42,10 @@ STAGES = (
     (Run("junit-vllm", VLLM, TOGETHER),),
     (Run("junit-sglang", SGLANG, f"{TOGETHER} {SGLANG_TESTS}"),),
     (Run("junit-alone", VLLM, "-m 'alone and not engine' --durations=10"),),
-    (Run("junit-vllm-engine", VLLM, ENGINE), Run("junit-sglang-engine", SGLANG, f"{ENGINE} {SGLANG_TESTS}")),
+    (
+        Run("junit-vllm-engine", VLLM, f"{ENGINE} tests/engine"),
+        Run("junit-sglang-engine", SGLANG, f"{ENGINE} tests/sglang_engine"),
+    ),
 )
 REPORTS = tuple(BUILD / f"{run.name}.xml" for stage in STAGES for run in stage)
 

@@ -33,13 +33,13 @@ def _tokens(source: random.Random, count: int) -> tuple[int, ...]:
 
 
 def many_prompts(count: int = 200, seed: int = 5) -> list[Prompt]:
-    """Return prompts of 5 to 755 tokens for 4 to 63 more; every third begins like the others of its kind."""
+    """Return prompts of 5 to 755 tokens for 4 to 31 more; every third begins like the others of its kind."""
     source = random.Random(seed)
     prefix = _tokens(source, _PREFIX_TOKENS)
     prompts = []
     for number in range(count):
         own = _tokens(source, source.randint(5, 499))
-        prompts.append(Prompt(prefix + own if number % 3 == 0 else own, source.randint(4, 63)))
+        prompts.append(Prompt(prefix + own if number % 3 == 0 else own, source.randint(4, 31)))
     return prompts
 
 

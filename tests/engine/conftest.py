@@ -17,7 +17,7 @@ from tests.engine.watch import is_at_rest
 from tests.models import tiny_model
 
 MIB = 1 << 20
-MAIN, CAPACITY_BYTES, HEADROOM_BYTES = "main", 200 * MIB, 16 * MIB
+MAIN, CAPACITY_BYTES, HEADROOM_BYTES = "main", 112 * MIB, 16 * MIB
 IDLE_SECONDS = 0.5
 REST_SECONDS = IDLE_SECONDS + 5.0  # of which an idle machine needs milliseconds
 ATTEMPTS = 5  # where requests may have ended before anybody has looked
@@ -73,7 +73,7 @@ def extra_prompts() -> dict[str, list[Prompt]]:
         "long": long_prompts(2, 1900, 8),  # 15 blocks of 128 tokens
         "talkative": long_prompts(8, 250, 400),  # grow from 2 to 6 blocks
         "cached": long_prompts(3, 700, 24),  # leave 5 blocks in the prefix cache
-        "burst": long_prompts(24, 1800, 64),  # 15 blocks of 512 KiB: 180 MiB at the same time
+        "burst": long_prompts(12, 1800, 64),  # 15 blocks of 512 KiB: 90 MiB at the same time
     }
 
 

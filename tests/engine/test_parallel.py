@@ -40,7 +40,7 @@ pytestmark = pytest.mark.engine
 
 _MEMORY = {"host_capacity": "200MiB", "headroom": "16MiB", "spare": "4MiB"}
 DEATH_SECONDS = 1.0  # the kernel frees the lock with the process
-NOTICE_SECONDS = 2.0  # vLLM ends the other processes when it notices, on an idle machine in half a second
+NOTICE_SECONDS = 20.0  # vLLM ends the other processes when it notices, on an idle machine in half a second
 
 
 @pytest.fixture(scope="module")
@@ -98,17 +98,44 @@ def _listed(place: Path, scratch: Path) -> list[str]:
     return [engine["name"] for device in devices for engine in device["engines"] if engine["live"]]
 
 
-def test_i12_tp2_with_small_odd_pages_and_chunked_prefill_and_i4_a_killed_worker_frees_all(
-    fleet: Fleet, model: Path, place: Path, stock: Answers, prompts: list[Prompt], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def tp2(fleet: Fleet, model: Path, place: Path) -> Iterator[Server]:
+    """Return an engine of two ranks with small odd pages and chunked prefill."""
     # 32 tokens of 2 heads on each of 2 ranks make a block of 16 KiB in a layer. A page has room for 7.5 of
     # them: 7 are whole in each, and every second page boundary lies in a block that is never handed out.
     flags = [*ELASTIC, "--tensor-parallel-size", "2", "--block-size", "32", "--max-num-batched-tokens", "128"]
     with _engine(fleet, "tp2", model, place, flags, {}, {"page_size": "120KiB"}) as server:
-        assert all((each.blocks_per_granule, each.page_bytes) == (7, 120 << 10) for each in owners(place))
-        _compare(server, place, prompts, stock)
-        _kill(server, place, lambda worker: worker)
-        assert not _listed(place, tmp_path)
+        yield server
+
+
+def test_i12_outputs_of_two_ranks_with_small_odd_pages_and_chunked_prefill_equal_stock(
+    tp2: Server, place: Path, stock: Answers, prompts: list[Prompt]
+) -> None:
+    assert all((each.blocks_per_granule, each.page_bytes) == (7, 120 << 10) for each in owners(place))
+    _compare(tp2, place, prompts, stock)
+
+
+def test_two_ranks_sleep_and_wake_together(
+    tp2: Server, place: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
+) -> None:
+    prompts = extra_prompts["cached"]
+    with Client(tp2.url) as client, watching(place):
+        assert not differences(client.answers(prompts), stock)
+        for _ in range(2):
+            client.sleep()
+            ranks = owners(place)
+            assert [rank.ready_bytes == rank.granule_bytes for rank in ranks] == [True, True]
+            assert len({(rank.created_granules, rank.released_granules) for rank in ranks}) == 1
+            assert client.wake_up("weights").is_success and client.is_sleeping()
+            assert client.wake_up("kv_cache").is_success and not client.is_sleeping()
+            assert not differences(client.answers(prompts), stock)
+            assert client.rpc("kvcached_check") == [None, None]
+    record("requests.compared", 3 * len(prompts))
+
+
+def test_i4_a_killed_worker_frees_what_both_ranks_held(tp2: Server, place: Path, tmp_path: Path) -> None:
+    _kill(tp2, place, lambda worker: worker)
+    assert not _listed(place, tmp_path)
 
 
 def test_i12_pp2_without_prefix_caching_by_the_variable_and_i4_a_killed_core_frees_all(

@@ -84,19 +84,19 @@ def test_i1_a_second_engine_with_a_real_model_shares_the_device_and_ends_while_i
     expected = _real_answers(fleet, folder, runtime)
     settings = {"KVCACHED_NAME": REAL, "KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES),
                 "KVCACHED_HEADROOM": str(HEADROOM_BYTES), "KVCACHED_SPARE": "4MiB",
-                "KVCACHED_LIMIT": "80MiB", "VLLM_CPU_OMP_THREADS_BIND": cores(2).split("|")[1]}  # fmt: skip
+                "KVCACHED_LIMIT": "40MiB", "VLLM_CPU_OMP_THREADS_BIND": cores(2).split("|")[1]}  # fmt: skip
     server = Server("real", folder, runtime, [*_REAL_FLAGS, *ELASTIC], settings)
     with fleet.running(server):
         server.wait_ready()
-        set_limit(Runtime.open(runtime), MAIN, 60 * MIB)
+        set_limit(Runtime.open(runtime), MAIN, 56 * MIB)
         with Client(server.url) as real, watching(runtime) as watch, ThreadPoolExecutor(1) as pool:
             beside = pool.submit(client.answers, prompts, SEQUENTIAL)
             assert "Paris" in real.chat("What is the capital of France?", 24)
             assert not differences(real.answers(_real_prompts()), expected)
             assert not differences(beside.result(), stock)
             assert real.rpc("kvcached_check") == client.rpc("kvcached_check") == [None]
-        assert watch.peak_ready_bytes[MAIN] <= 60 * MIB
-        assert watch.peak_ready_bytes[REAL] <= 80 * MIB
+        assert watch.peak_ready_bytes[MAIN] <= 56 * MIB
+        assert watch.peak_ready_bytes[REAL] <= 40 * MIB
         assert "waste 0.0%" in server.text(), "pages on the host are multiples of the block"
         record("requests.compared", len(prompts) + len(expected))
 

@@ -22,7 +22,7 @@ from tests.report import record
 pytestmark = pytest.mark.engine
 
 SECONDS, ABORTED, LIMIT_SECONDS, CHECK_SECONDS = 60.0, 0.3, 0.4, 3.0
-TIGHT_BYTES, WIDE_BYTES = 12 * MIB, 160 * MIB
+TIGHT_BYTES, WIDE_BYTES = 12 * MIB, 80 * MIB
 
 
 class _Load:

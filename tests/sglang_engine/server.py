@@ -18,6 +18,7 @@ STRICT = {
 }
 ENVIRONMENT = STRICT | {
     "SGLANG_USE_CPU_ENGINE": "1",
+    "SGLANG_CUDA_COREDUMP_BEFORE_CRASH_WAIT_SECS": "0",  # not a minute for dumps, where a rank was killed
     "PYTHONWARNINGS": "ignore",
     # Of two threads on cores that others use too each waits for the other, thirty times longer than it works.
     "OMP_NUM_THREADS": "1",

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.engine.client import Answers, Client, Prompt, differences
 from tests.engine.conftest import CAPACITY_BYTES, ELASTIC, HEADROOM_BYTES, MAIN, REST_SECONDS
-from tests.engine.server import MODEL_NAME, READY_SECONDS, ROOT, Child, Fleet, cores, free_port, until
+from tests.engine.server import MODEL_NAME, QUICK_START, ROOT, Fleet, HttpServer, cores, free_port, until
 from tests.engine.watch import is_at_rest, owner, watching
 from tests.report import record
 from tests.sglang_engine.client import SglangClient
@@ -26,32 +25,18 @@ HALF_BYTES = (CAPACITY_BYTES - HEADROOM_BYTES) // 2
 VLLM = Path(os.environ.get("TEST_VLLM_BIN") or ROOT / ".venv" / "bin") / "vllm"
 
 
-class VllmServer(Child):
+class VllmServer(HttpServer):
     """`vllm serve` from vLLM's own environment."""
 
     def __init__(self, model: Path, runtime: Path, settings: dict[str, str]) -> None:
-        self.port = free_port()
+        port = free_port()
         flags = ["--served-model-name", MODEL_NAME, "--max-model-len", str(LENGTH), "--dtype", "float32"]
-        where = ["--enforce-eager", "--host", "127.0.0.1", "--port", str(self.port)]
-        path = os.pathsep.join(str(ROOT / part) for part in ("", "cli", "plugins/vllm_kvcached"))
+        where = ["--enforce-eager", "--host", "127.0.0.1", "--port", str(port)]
+        packages = [QUICK_START, ROOT, ROOT / "cli", ROOT / "plugins" / "vllm_kvcached"]
+        path = os.pathsep.join(map(str, packages))
         threads = {"VLLM_CPU_OMP_THREADS_BIND": cores(2).split("|")[1], "PYTHONPATH": path}
         command = [str(VLLM), "serve", str(model), *flags, *where, *ELASTIC]
-        super().__init__("vllm-beside", runtime, command, settings | threads)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def wait_ready(self) -> None:
-        """Wait until the server answers; fails if it ends before or is late."""
-        until(self._answers, READY_SECONDS, "vLLM is ready")
-
-    def _answers(self) -> bool:
-        assert self.alive, f"vLLM ended with status {self.process.returncode} before it was ready"
-        try:
-            return httpx.get(f"{self.url}/health", timeout=2.0).is_success
-        except httpx.TransportError:
-            return False
+        super().__init__("vllm-beside", runtime, port, command, settings | threads)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from tests.sglang_engine.server import SglangServer
 pytestmark = pytest.mark.engine
 
 AT_ONCE, LEAST_MOVES = 120, 4
-LIMITS_BYTES = (12 * MIB, 160 * MIB, 10 * MIB, 40 * MIB)  # the least is one request of the maximum length
+LIMITS_BYTES = (12 * MIB, 80 * MIB, 10 * MIB, 40 * MIB)  # the least is one request of the maximum length
 
 
 def test_stress_all_invariants_hold_and_outputs_equal_stock(

@@ -27,7 +27,7 @@ from tests.sglang_engine.server import SglangServer
 pytestmark = pytest.mark.engine
 
 NAME, AT_ONCE = "windows", 32
-LIMITS_BYTES = (14 * MIB, 100 * MIB, 18 * MIB)  # the least is above one request of the maximum length
+LIMITS_BYTES = (14 * MIB, 80 * MIB, 18 * MIB)  # the least is above one request of the maximum length
 FLAGS = [*MODEL_FLAGS, *PAGED, "--attention-backend", "windows"]
 RIG = {"SGLANG_RIG": "windows"}
 

@@ -117,6 +117,37 @@ def test_an_illegal_setting_is_an_error_at_once(
     assert "KVCACHED_WEIGHT='heavy': expected 1 to 1000000" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--additional-config", '{"kvcached": {"limit": "much"}}'],
+        ["--additional-config.kvcached.limit", "much"],
+    ],
+)
+@pytest.mark.parametrize("by", ["the flag before", "the flag after", "the variable"])
+def test_an_illegal_setting_of_the_command_line_is_an_error_at_once(
+    options: list[str], by: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert choose(*options) == choose(*options, "--kv-cache-backend", "default") == STOCK, "nobody asked"
+    os.environ.pop(SWITCH_VARIABLE)
+    flag = ["--kv-cache-backend", "kvcached"]
+    words = {
+        "the flag before": [*flag, *options],
+        "the flag after": [*options, *flag],
+        "the variable": options,
+    }
+    if by == "the variable":
+        monkeypatch.setenv(SWITCH_VARIABLE, "1")
+    with pytest.raises(SystemExit):
+        choose(*words[by])
+    assert "kvcached.limit='much': expected" in capsys.readouterr().err
+
+
+def test_what_others_have_in_the_additional_config_is_left_to_them() -> None:
+    for value in ('{"theirs": 1, "kvcached": {"limit": "1GiB"}}', "theirs"):
+        assert choose("--kv-cache-backend", "kvcached", "--additional-config", value) == OURS
+
+
 def test_registering_twice_changes_nothing() -> None:
     vllm_kvcached.register()
     once, run = EngineArgs.add_cli_args, os.environ[vllm_kvcached.RUN_VARIABLE]

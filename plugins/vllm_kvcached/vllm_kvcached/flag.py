@@ -12,9 +12,10 @@ from vllm.engine import arg_utils
 
 from kvcached_core import config
 from kvcached_core.errors import KVCachedError
-from vllm_kvcached import SCHEDULER, WORKER, seams
+from vllm_kvcached import SCHEDULER, WORKER, seams, support
 
 FLAG = "--kv-cache-backend"
+_SETTINGS = "additional_config"  # of vLLM; ours are a part of it
 _STOCK = {"worker_cls": "auto", "scheduler_cls": None}
 _OURS = {"worker_cls": WORKER, "scheduler_cls": SCHEDULER}
 
@@ -40,7 +41,7 @@ class BackendAction(argparse.Action):
             setattr(namespace, name, ours if values == "kvcached" else _STOCK[name])
         os.environ[config.SWITCH_VARIABLE] = "1" if values == "kvcached" else "0"
         if values == "kvcached":
-            _require_or_exit(parser)
+            _require_or_exit(parser, getattr(namespace, _SETTINGS, None))
 
 
 def install() -> None:
@@ -75,14 +76,36 @@ def add_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     except KVCachedError as error:
         parser.error(str(error))
     if asked_for:
-        _require_or_exit(parser)
+        _require_or_exit(parser, None)
         parser.set_defaults(**_OURS)
+    for action in parser._actions:
+        if action.dest == _SETTINGS:
+            action.type = _checked(action.type)
     return parser
 
 
-def _require_or_exit(parser: argparse.ArgumentParser) -> None:
+def _require_or_exit(parser: argparse.ArgumentParser, additional: object) -> None:
     try:
         seams.require()
-        config.load({}, os.environ)
+        support.settings_in(additional)
     except KVCachedError as error:
         parser.error(str(error))
+
+
+def _checked(convert: Any) -> Callable[[str], Any]:
+    """Return what converts `--additional-config`; where it comes after the choice, our part is checked here.
+
+    The engine's process would refuse it too, once it has imported all of vLLM.
+    """
+
+    @functools.wraps(convert)
+    def additional_config(text: str) -> Any:
+        value = convert(text)
+        if config.enabled(os.environ):
+            try:
+                support.settings_in(value)
+            except KVCachedError as error:
+                raise argparse.ArgumentTypeError(str(error)) from None
+        return value
+
+    return additional_config

@@ -21,7 +21,11 @@ _log = logging.getLogger(__name__)
 
 def settings(vllm_config: VllmConfig) -> Config:
     """Return the settings of an engine, from --additional-config '{"kvcached": {...}}' and KVCACHED_*."""
-    additional = vllm_config.additional_config
+    return settings_in(vllm_config.additional_config)
+
+
+def settings_in(additional: object) -> Config:
+    """Return the settings in what `--additional-config` was given, and in KVCACHED_*. Raises ConfigError."""
     options = additional.get("kvcached", {}) if isinstance(additional, dict) else {}
     if not isinstance(options, dict):
         raise ConfigError(f"--additional-config kvcached={options!r}: expected an object of settings")
