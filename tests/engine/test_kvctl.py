@@ -110,7 +110,8 @@ class Scripts:
         (line,) = kvctl("watch", "--count", "1", "--json", runtime=served).stdout.splitlines()
         assert abs(rank_of(json.loads(line))["ready_bytes"] - kernel_bytes(pid)) <= page
         shown = kvctl("kvtop", "--once", runtime=served).stdout
-        used = re.search(r"Prealloc: ([\d.]+) MiB \| Used: ([\d.]+) MiB / 200.0 MiB", shown)
+        of = f"{CAPACITY_BYTES // MIB}.0 MiB"
+        used = re.search(rf"Prealloc: ([\d.]+) MiB \| Used: ([\d.]+) MiB / {of}", shown)
         assert used, shown
         assert abs((float(used[1]) + float(used[2])) * MIB - kernel_bytes(pid)) <= page + 0.1 * MIB
         assert kvctl("check", runtime=served).returncode == 0

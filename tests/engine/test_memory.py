@@ -23,7 +23,7 @@ def test_the_line_at_start_says_what_was_chosen(elastic: Server, runtime: Path) 
     size = r"[\d.]+ [KMG]iB"
     expected = (
         rf"kvcached backend: driver host, page {size}, .*granule {size} = (\d+) blocks .*"
-        rf"\((\d+) tokens\), virtual capacity {size}, floor {size}, limit 200 MiB, "
+        rf"\((\d+) tokens\), virtual capacity {size}, floor {size}, limit {CAPACITY_BYTES // MIB} MiB, "
         rf"engine {MAIN} in ledger {re.escape(str(runtime))}/host/ledger"
     )
     match = re.search(expected, lines[0])

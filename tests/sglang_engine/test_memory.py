@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.client import Prompt
-from tests.engine.conftest import MAIN, MIB, REST_SECONDS
+from tests.engine.conftest import CAPACITY_BYTES, MAIN, MIB, REST_SECONDS
 from tests.engine.server import BIN, environment, until
 from tests.engine.watch import is_at_rest, owner, watching
 from tests.sglang_engine.client import SglangClient
@@ -33,7 +33,7 @@ def test_the_lines_at_start_say_what_is_reserved_and_what_is_held(
     size = r"[\d.]+ [KMG]iB"
     expected = (
         rf"kvcached backend: driver host, page {size}, .*granule {size} = (\d+) blocks .*"
-        rf"\((\d+) tokens\), virtual capacity {size}, floor {size}, limit 200 MiB, "
+        rf"\((\d+) tokens\), virtual capacity {size}, floor {size}, limit {CAPACITY_BYTES // MIB} MiB, "
         rf"engine {MAIN} in ledger {re.escape(str(runtime))}/host/ledger"
     )
     match = re.search(expected, lines[0])
