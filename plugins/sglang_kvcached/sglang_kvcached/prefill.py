@@ -12,12 +12,18 @@ if TYPE_CHECKING:
 
 
 class _Physical(PrefillBudget if TYPE_CHECKING else object):  # type: ignore[misc]
-    """What is added to either of SGLang's budgets."""
+    """What is added to either of SGLang's budgets.
+
+    SGLang knows one unfinished prompt at a time and asserts it. With stock's budget that one takes all of a
+    step, or ends. Here it may get less, or nothing, and memory may come right after: nobody begins behind it.
+    """
 
     def __init__(self, service: Service, allocator: Any, tree_cache: Any, **kwargs: Any) -> None:
         super().__init__(allocator, tree_cache, **kwargs)
         self._service = service
         self._before = self.current_offset  # what decoding requests take of this step
+        self._unfinished = False  # the long prompt that goes on does not end in this step
+        self._chunk_at: int | None = None  # the offset at which it asks for its chunk
 
     @property
     def remaining_total(self) -> float:
@@ -46,6 +52,8 @@ class _Physical(PrefillBudget if TYPE_CHECKING else object):  # type: ignore[mis
     ) -> tuple[bool, int | None]:
         """Say whether a request may begin, and with how large a chunk."""
         self._service.count()
+        if self._unfinished:
+            return self._refuse(total_tokens), None
         fits, limit = super().check_prefill(
             extend_input_len=extend_input_len,
             total_tokens=total_tokens,
@@ -61,14 +69,30 @@ class _Physical(PrefillBudget if TYPE_CHECKING else object):  # type: ignore[mis
         return True, limit
 
     def can_allocate_prefill(self, *, paged_input: int, **rest: Any) -> bool:
-        """Say whether a request that ignores its end may begin."""
+        """Say whether a request that ignores its end may begin, or a chunk may have its request's state."""
         self._service.count()
-        if self._have(paged_input) and super().can_allocate_prefill(paged_input=paged_input, **rest):
+        is_chunk = self.current_offset == self._chunk_at
+        may = is_chunk or not self._unfinished
+        if may and self._have(paged_input) and super().can_allocate_prefill(paged_input=paged_input, **rest):
             return True
+        if is_chunk:
+            self._unfinished, self._chunk_at = True, None
         return self._refuse(paged_input)
 
     def available_chunk_tokens(self, chunk_limit: int) -> int | None:
         """Return the tokens with which a long prompt goes on; None: not in this step."""
+        tokens = self._chunk_tokens(chunk_limit)
+        self._unfinished = tokens is None
+        return tokens
+
+    def fit_chunk(self, *, extend_input_len: int, **rest: Any) -> int | None:
+        """Return the tokens of a long prompt's next chunk; None: not in this step."""
+        limit: int | None = super().fit_chunk(extend_input_len=extend_input_len, **rest)
+        self._unfinished = limit is None or limit < extend_input_len
+        self._chunk_at = None if limit is None else self.current_offset
+        return limit
+
+    def _chunk_tokens(self, chunk_limit: int) -> int | None:
         self._service.count()
         if self._service.is_over and self._service.demand.running:
             return None  # what it took would keep requests from being retracted for long

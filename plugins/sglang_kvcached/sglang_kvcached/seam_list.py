@@ -114,6 +114,7 @@ MEMORY: tuple[Seam, ...] = (
     Seam(_BUDGET, "PrefillBudget.can_allocate_prefill", ("self", "paged_input", "extend_input_len",
          "max_new_tokens", "chunk_limit")),
     Seam(_BUDGET, "PrefillBudget.available_chunk_tokens", ("self", "chunk_limit")),
+    Seam(_BUDGET, "PrefillBudget.fit_chunk", ("self", "extend_input_len", "max_new_tokens", "chunk_limit")),
     Seam(_BUDGET, "SWAPrefillBudget.__init__", ("self", "all_swa")),
     Seam(_BUDGET, "SWAPrefillBudget.remaining_swa", kind="attribute"),
     Seam(_BUDGET, "SWAPrefillBudget.has_capacity", ("self",)),
@@ -121,6 +122,8 @@ MEMORY: tuple[Seam, ...] = (
     Seam(_BUDGET, "SWAPrefillBudget.can_allocate_prefill", ("self", "paged_input", "extend_input_len",
          "max_new_tokens", "chunk_limit")),
     Seam(_BUDGET, "SWAPrefillBudget.available_chunk_tokens", ("self", "chunk_limit")),
+    Seam(_BUDGET, "SWAPrefillBudget.fit_chunk", ("self", "extend_input_len", "max_new_tokens",
+         "chunk_limit")),
 )  # fmt: skip
 
 # What is read or called of a scheduler, its prefix cache and its sleep.
