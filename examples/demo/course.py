@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import httpx
 
-from examples.demo import load, memory, summary
-from examples.demo.server import BIN, BUDGET, DemoError, Engine
+from examples.demo import load, memory, server, summary
+from examples.demo.server import BIN, DemoError, Engine
 from examples.demo.view import View
 from kvcached_core.ledger.runtime import Runtime
 from kvcached_core.units import parse_size
 
-LOWERED = "56MiB"  # above the floor of one request of the maximum length
 BURST, SHORT_BURST, AT_ONCE, MAX_TOKENS = 20, 12, 16, 56  # requests, of them at the same time, tokens each
 IDLE_SECONDS = 5.0  # longer than spare memory is kept
 CONTROL_SECONDS = 30
@@ -43,7 +42,7 @@ class Course:
             with self._view.live():
                 await self._watched()
         held = {name: summary.Held(**moments) for name, moments in self._held.items()}
-        limits = {self._engines[1].name: parse_size(LOWERED).of(0)}
+        limits = {self._engines[1].name: parse_size(server.LOWERED).of(0)}
         return summary.Run(self.outcomes, held, limits, self.recorder.samples[-1].budget)
 
     async def _watched(self) -> None:
@@ -66,11 +65,11 @@ class Course:
         await self._alone(first, second)
         await self._alone(second, first)
         self._note_held("before_limit")
-        await self._limit(second, LOWERED)
+        await self._limit(second, server.LOWERED)
         await asyncio.sleep(IDLE_SECONDS / 2)
         self._note_held("after_limit")
-        await self._burst(second, SHORT_BURST, f"{second} within {LOWERED}")
-        await self._limit(second, BUDGET)
+        await self._burst(second, SHORT_BURST, f"{second} within {server.LOWERED}")
+        await self._limit(second, server.BUDGET)
         begun = self.recorder.seconds
         both = (self._burst(name, SHORT_BURST, f"{name}, both at once") for name in (first, second))
         await asyncio.gather(*both)
