@@ -44,7 +44,7 @@ MINIMA: dict[str, int] = {
     "sglang.limits_tp2": 3,
     "sglang.stress_limits": 4,
     "sglang.stress_requests": 200,
-    "stress.requests": 150,
+    "stress.requests": 300,
 }
 
 
