@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from kvcached_core.ledger import Runtime, check, snapshot
-from tests.engine.server import table, title_of
+from tools.process_groups import living, title_of
 
 LOOK_SECONDS = 0.01
 _TRACKER = "resource_tracker"  # of Python's multiprocessing: it ends after all others
@@ -32,8 +32,7 @@ class Victim(Protocol):
 
 def members(group: int) -> dict[int, str]:
     """Return the titles of a group's living processes by process id."""
-    found = {entry.pid: title_of(entry.pid) for entry in table().values()
-             if entry.group == group and not entry.zombie}  # fmt: skip
+    found = {pid: title_of(pid) for pid in living(group)}
     return {pid: title for pid, title in found.items() if _TRACKER not in title}
 
 

@@ -30,9 +30,10 @@ from examples.demo.process import interrupt_on_signals, no_survivors
 from kvcached_core.ledger import Runtime, set_limit, snapshot
 from kvcached_core.units import MIB
 from tests.engine.client import Client
-from tests.engine.server import MODEL_NAME, SHARED_MEMORY, Server, cores, until
+from tests.engine.server import MODEL_NAME, Server, cores, until
 from tests.engine.watch import is_at_rest
 from tests.models import tiny_model
+from tools.process_groups import SHARED_MEMORY
 
 NAMES = ("a", "b")
 BUDGET_BYTES = 120 * MIB

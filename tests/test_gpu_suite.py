@@ -13,7 +13,8 @@ import pytest
 
 from benchmarks import gpu_suite
 from benchmarks.gpu_suite import STEPS, Settings, Step, command, environment, main, run_all
-from tests.engine.server import table, until
+from tests.engine.server import until
+from tools.process_groups import table
 from tools.wheels import ROOT
 
 PYTHONS = {"vllm": sys.executable, "sglang": sys.executable}

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tools.process_groups import kill_group, shared_memory_of, table
+
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-TRACKER_SECONDS, _POLL_SECONDS = 3.0, 0.02
 
 
 def interrupt_on_signals() -> None:
@@ -49,26 +50,9 @@ def undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class Entry(NamedTuple):
-    """A line of the process table; a zombie is one that ended and was not waited for."""
-
-    pid: int
-    parent: int
-    group: int
-    zombie: bool
-
-
-def _table() -> Iterator[Entry]:
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # pid (name) state parent group ...: the name may hold anything
-            state, parent, group = path.read_text().rpartition(")")[2].split()[:3]
-            yield Entry(int(path.parent.name), int(parent), int(group), state == "Z")
-
-
 def _children() -> list[int]:
     """Return the children of this process, ended but not collected ones included."""
-    return [entry.pid for entry in _table() if entry.parent == os.getpid()]
+    return [entry.pid for entry in table().values() if entry.parent == os.getpid()]
 
 
 def _kill(pids: Sequence[int]) -> None:
@@ -79,29 +63,6 @@ def _kill(pids: Sequence[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
-
-
-def _kill_group(group: int) -> None:
-    """Kill a process group, the trackers of Python's multiprocessing last.
-
-    A tracker ends by itself when those it served have, and removes what they left in shared memory.
-    """
-    for entry in _table():
-        if entry.group == group and not _is_tracker(entry.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(entry.pid, signal.SIGKILL)
-    deadline = time.monotonic() + TRACKER_SECONDS
-    while any(e.group == group and not e.zombie for e in _table()) and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
-
-
-def _is_tracker(pid: int) -> bool:
-    try:
-        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 class Command(NamedTuple):
@@ -119,7 +80,7 @@ def children(
     """Run commands, each in a process group of its own; at the end they are gone.
 
     They are interrupted as by Ctrl-C and have `grace_seconds` together to clean up, then their whole groups
-    are killed.
+    are killed, and what engines that kill their own processes leave in shared memory is removed.
     """
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -129,6 +90,7 @@ def children(
     finally:
         with undisturbed():
             running = [process for process in processes if process.poll() is None]
+            shared = {process.pid: shared_memory_of(process.pid) for process in running}
             for process in running:
                 process.send_signal(signal.SIGINT)  # it tells its own children
             deadline = time.monotonic() + grace_seconds
@@ -136,7 +98,7 @@ def children(
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, deadline - time.monotonic()))
             for process in processes:
-                _kill_group(process.pid)
+                kill_group(process.pid, shared.get(process.pid, ()))
                 process.wait()
 
 

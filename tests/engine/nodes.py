@@ -24,6 +24,11 @@ class TwoNodes(Server):
         self.follower = Child(f"{name}-follower", self.runtimes[1], command, settings[1])
         super().__init__(name, model, self.runtimes[0], [*flags, *meeting, "--node-rank", "0"], settings[0])
 
+    def note_shared(self) -> None:
+        """Remember what both nodes have in shared memory."""
+        super().note_shared()
+        self.follower.note_shared()
+
     def text(self) -> str:
         """Return both logs so far."""
         return super().text() + self.follower.text()

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import os
 import random
-import re
 import signal
 import socket
 import subprocess
@@ -16,7 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
+
+from tools.process_groups import SHARED_MEMORY, kill_group, shared_memory_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -28,10 +29,9 @@ PACKAGES = (
 QUICK_START = ROOT / "tests" / "quick_start"
 LOGS = ROOT / "build" / "engine-logs"
 CACHE = ROOT / "build" / "engine-cache"
-SHARED_MEMORY = Path("/dev/shm")
 BIN = Path(sys.executable).parent
 MODEL_NAME = "m"
-READY_SECONDS, STOP_SECONDS, TRACKER_SECONDS = 240.0, 20.0, 3.0
+READY_SECONDS, STOP_SECONDS = 240.0, 20.0
 POLL_SECONDS = 0.02
 FREE_PORTS = (20_000, 32_000)  # below those that Linux gives to clients
 _FOREIGN = ("KVCACHED_", "VLLM_", "ENABLE_KVCACHED", "_KVCACHED_")
@@ -85,6 +85,7 @@ class Child:
     def __init__(self, name: str, runtime: Path, command: list[str], extra: Mapping[str, str]) -> None:
         self.name = name
         self.closed = False
+        self._shared: frozenset[Path] = frozenset()
         LOGS.mkdir(parents=True, exist_ok=True)
         self.log = LOGS / f"{name}.log"
         self._scratch = tempfile.TemporaryDirectory(prefix="kvt-", dir=SHARED_MEMORY)
@@ -103,6 +104,10 @@ class Child:
         """Return the log so far."""
         return self.log.read_text(errors="replace")
 
+    def note_shared(self) -> None:
+        """Remember what it has in shared memory: who kills a part of it, or is killed, leaves that behind."""
+        self._shared |= shared_memory_of(self.process.pid)
+
     def wait(self, seconds: float) -> int:
         """Return the exit status; fails if the process does not end in time."""
         until(lambda: not self.alive, seconds, f"{self.name} ends by itself")
@@ -116,18 +121,13 @@ class Child:
     def close(self) -> None:
         """End the process and all of its group, whatever state they are in; may be repeated."""
         self.closed = True
+        self.note_shared()
         if self.alive:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_SECONDS)
-        kill_group(self.process.pid)
+        kill_group(self.process.pid, self._shared)
         self.process.wait()
-        # What vLLM's ranks share when one of them is killed stays; its name is that of their meeting point.
-        for meeting in set(
-            re.findall(r"distributed_init_method=file://\S*/(vllm_dist_[0-9a-f]+)", self.text())
-        ):
-            for left in SHARED_MEMORY.glob(f"{meeting}-*"):
-                left.unlink(missing_ok=True)
         self._scratch.cleanup()
 
 
@@ -149,6 +149,7 @@ class HttpServer(Child):
     def wait_ready(self) -> None:
         """Wait until the server answers; fails if it ends before or is late."""
         until(self._answers, READY_SECONDS, f"{self.name} is ready")
+        self.note_shared()
 
     def _answers(self) -> bool:
         assert self.alive, f"{self.name} ended with status {self.process.returncode} before it was ready"
@@ -222,50 +223,3 @@ def free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-
-
-class Entry(NamedTuple):
-    """A line of the process table; a zombie has ended and was not waited for."""
-
-    pid: int
-    parent: int
-    group: int
-    zombie: bool
-
-
-def table() -> dict[int, Entry]:
-    """Return the process table by process id."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # pid (name) state parent group ...: the name may hold anything
-            state, parent, group = path.read_text().rpartition(")")[2].split()[:3]
-            pid = int(path.parent.name)
-            found[pid] = Entry(pid, int(parent), int(group), state == "Z")
-    return found
-
-
-def title_of(pid: int) -> str:
-    """Return a process's command line, where vLLM puts its role; empty if the process has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def kill_group(group: int) -> None:
-    """Kill a process group, the trackers of Python's multiprocessing last.
-
-    A tracker ends by itself when those it served have, and removes what they left in shared memory.
-    """
-    for entry in table().values():
-        if entry.group == group and "resource_tracker" not in title_of(entry.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(entry.pid, signal.SIGKILL)
-    with contextlib.suppress(AssertionError):
-        until(
-            lambda: not any(entry.group == group and not entry.zombie for entry in table().values()),
-            TRACKER_SECONDS, "the trackers are done",
-        )  # fmt: skip
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)

@@ -16,9 +16,10 @@ from tests.cli.process import kvctl
 from tests.engine.client import Answers, Client, Prompt, differences
 from tests.engine.conftest import ELASTIC, MIB, MODEL_FLAGS
 from tests.engine.nodes import TwoNodes
-from tests.engine.server import SHARED_MEMORY, Fleet, until
+from tests.engine.server import Fleet, until
 from tests.engine.watch import is_at_rest, owner, owners, watching
 from tests.report import record
+from tools.process_groups import SHARED_MEMORY
 
 pytestmark = pytest.mark.engine
 

@@ -21,20 +21,10 @@ from kvcached_core.ledger import Runtime, check, snapshot
 from tests.engine.client import SEQUENTIAL, Answers, Client, Prompt, differences
 from tests.engine.conftest import ELASTIC, MODEL_FLAGS
 from tests.engine.offline import ANSWER, PROMPTS_VARIABLE
-from tests.engine.server import (
-    BIN,
-    SHARED_MEMORY,
-    Child,
-    Fleet,
-    Server,
-    cores,
-    environment,
-    table,
-    title_of,
-    until,
-)
+from tests.engine.server import BIN, Child, Fleet, Server, cores, environment, until
 from tests.engine.watch import owners, watching
 from tests.report import record
+from tools.process_groups import SHARED_MEMORY, table, title_of
 
 pytestmark = pytest.mark.engine
 

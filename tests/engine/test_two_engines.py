@@ -21,9 +21,10 @@ from tests.engine.conftest import (
     SETTINGS,
     KeptAlive,
 )
-from tests.engine.server import Fleet, Server, cores, kill_group, seen, until
+from tests.engine.server import Fleet, Server, cores, seen, until
 from tests.engine.watch import is_at_rest, owner, owners, watching
 from tests.report import record
+from tools.process_groups import kill_group
 
 pytestmark = pytest.mark.engine
 

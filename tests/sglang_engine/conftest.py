@@ -29,9 +29,10 @@ from tests.engine.conftest import (  # their hooks and fixtures serve here as th
     pytest_runtest_setup,
     runtime,
 )
-from tests.engine.server import SHARED_MEMORY, Fleet
+from tests.engine.server import Fleet
 from tests.sglang_engine.client import SglangClient
 from tests.sglang_engine.server import STOCK, SglangServer
+from tools.process_groups import SHARED_MEMORY
 
 __all__ = [
     "SETTINGS",

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.engine.server import BIN, MODEL_NAME, HttpServer, free_port, table, title_of
+from tests.engine.server import BIN, MODEL_NAME, HttpServer, free_port
+from tools.process_groups import living, title_of
 
 # What SGLang checks of itself: leaks while requests run and when they do not, who owns each page, and whether
 # all ranks decide alike. Each of them ends the server.
@@ -52,10 +53,8 @@ class SglangServer(HttpServer):
 
     def schedulers(self) -> list[int]:
         """Return the process ids of the schedulers, by rank."""
-        mine = [
-            entry.pid for entry in table().values() if entry.group == self.process.pid and not entry.zombie
-        ]
-        return sorted((pid for pid in mine if _SCHEDULER in title_of(pid)), key=title_of)
+        mine = (pid for pid in living(self.process.pid) if _SCHEDULER in title_of(pid))
+        return sorted(mine, key=title_of)
 
 
 SERVE = (str(BIN / "sglang"), "serve")

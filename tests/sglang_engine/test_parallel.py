@@ -15,12 +15,13 @@ import pytest
 from kvcached_core.ledger import Runtime, set_limit
 from tests.engine.client import SEQUENTIAL, Answers, Prompt, differences
 from tests.engine.conftest import CAPACITY_BYTES, ELASTIC, MIB, REST_SECONDS
-from tests.engine.server import SHARED_MEMORY, Fleet, cores, until
+from tests.engine.server import Fleet, cores, until
 from tests.engine.watch import owners, watching
 from tests.report import record
 from tests.sglang_engine.client import SglangClient
 from tests.sglang_engine.conftest import MODEL_FLAGS, PAGED, SETTINGS, TOKENS
 from tests.sglang_engine.server import SERVE, STOCK, SglangServer
+from tools.process_groups import SHARED_MEMORY
 
 pytestmark = pytest.mark.engine
 

@@ -15,7 +15,7 @@ import pytest
 from kvcached_core.ledger import OwnerSnapshot
 from tests.engine.client import SEQUENTIAL, Answers, Prompt, differences, long_prompts
 from tests.engine.conftest import CAPACITY_BYTES, ELASTIC, MIB, REST_SECONDS
-from tests.engine.server import SHARED_MEMORY, Fleet, until
+from tests.engine.server import Fleet, until
 from tests.engine.watch import owner, watching
 from tests.models import WINDOW, windowed_model
 from tests.report import record
@@ -23,6 +23,7 @@ from tests.sglang_engine.client import SglangClient
 from tests.sglang_engine.conftest import MODEL_FLAGS, PAGED, SETTINGS, TOKENS
 from tests.sglang_engine.limits import moving_limit
 from tests.sglang_engine.server import SglangServer
+from tools.process_groups import SHARED_MEMORY
 
 pytestmark = pytest.mark.engine
 
