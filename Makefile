@@ -6,7 +6,7 @@ SGLANG_TESTS := tests/sglang tests/sglang_engine tests/test_compat.py
 SOURCES := kvcached_core cli plugins tests tools examples benchmarks
 REPORTS := build/test-report.d
 
-.PHONY: help setup setup-sglang programs dev demo test test-sglang ledger-long check format compat wheels clean
+.PHONY: help setup setup-sglang programs dev demo test test-sglang test-vllm ledger-long check format compat wheels clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -39,6 +39,9 @@ test: ## run the whole suite; ends with the counts held against their minima
 
 test-sglang: setup-sglang ## run only the tests that need SGLang
 	$(SGLANG_PYTHON) -m pytest -q $(SGLANG_TESTS)
+
+test-vllm: setup ## run vLLM's engine tests with another version: make test-vllm VLLM=0.30.0 (0.31.0, 0.33.0)
+	$(PYTHON) -m tools.other_vllm $(VLLM)
 
 ledger-long: setup ## the ledger against its model, 20,000 histories of 100 steps: an hour
 	KVCACHED_LEDGER_EXAMPLES=20000 KVCACHED_LEDGER_STEPS=100 $(PYTHON) -m pytest -q tests/ledger/test_state_machine.py

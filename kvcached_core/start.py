@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from kvcached_core.config import Config
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
 from kvcached_core.driver.machine import Machine
-from kvcached_core.errors import CapacityError, InvariantError, KVCachedError
+from kvcached_core.errors import CapacityError, ConfigError, InvariantError, KVCachedError
 from kvcached_core.ledger import Account, Runtime, snapshot
 from kvcached_core.private_memory import PrivateMemory
 from kvcached_core.turnstile import Loading, set_floor, wait_for_bell, wait_for_turn
-from kvcached_core.units import GIB
+from kvcached_core.units import GIB, format_size
 
 CONTEXT_BYTES = GIB  # a CUDA context (0.5 GiB on an H100), buffers for communication and of the model runner
 
@@ -242,9 +242,19 @@ class Start:
         The system's memory beyond that is there for the processes themselves.
         """
         beside_bytes = max(0, self._machine().free_bytes - self._capacity_bytes)
-        headroom_bytes = self._settings.headroom.of(self._capacity_bytes)
-        most_bytes = self._capacity_bytes - headroom_bytes - floor_bytes
+        most_bytes = self._capacity_bytes - self._headroom_bytes() - floor_bytes
         return max(0, min(private_bytes - beside_bytes, most_bytes))
+
+    def _headroom_bytes(self) -> int:
+        """Return what of the device is never leased; raises ConfigError if that is all of it."""
+        headroom_bytes = self._settings.headroom.of(self._capacity_bytes)
+        if headroom_bytes >= self._capacity_bytes:
+            raise ConfigError(
+                f"headroom (KVCACHED_HEADROOM) of {format_size(headroom_bytes)}: expected less than the "
+                f"{format_size(self._capacity_bytes)} of the device; lower it or, on the host, raise "
+                "host_capacity (KVCACHED_HOST_CAPACITY)"
+            )
+        return headroom_bytes
 
     def _runtime(self) -> Runtime:
         return Runtime.open(self._settings.runtime_dir or None)
@@ -255,7 +265,7 @@ class Start:
             self._runtime(),
             identity,
             self._capacity_bytes,
-            chosen.headroom.of(self._capacity_bytes),
+            self._headroom_bytes(),
             instance=rank.instance,
             rank=rank.rank,
             name=(chosen.name or rank.name).rstrip("/").rpartition("/")[2],

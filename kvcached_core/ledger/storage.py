@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvcached_core.driver.base import MemoryInfo
-from kvcached_core.errors import LedgerError, UnsupportedError
+from kvcached_core.errors import InvariantError, LedgerError, UnsupportedError
 from kvcached_core.ledger import layout
 from kvcached_core.ledger.layout import HEADER_AT, SLOT_AT, TEXT_BYTES, TIMES, WORD
 
@@ -212,6 +212,8 @@ def make_ledger(path: Path, mode: int, uuid: str, capacity_bytes: int, headroom_
     The slots in `unheard` belong to living owners that have yet to write them. Raises LedgerError if the
     file system has no room for it.
     """
+    if not 0 <= headroom_bytes <= capacity_bytes < layout.WORD_LIMIT:
+        raise InvariantError(f"no ledger of {capacity_bytes} bytes with a headroom of {headroom_bytes}")
     size_bytes = layout.HEADER_BYTES + layout.SLOT_BYTES * layout.SLOT_COUNT
     values = {
         "magic": layout.MAGIC, "major": layout.MAJOR, "minor": layout.MINOR,

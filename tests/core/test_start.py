@@ -107,6 +107,16 @@ def test_what_was_promised_at_the_start_is_seen_by_all(device: Device) -> None:
     assert device.owner().private_peak_bytes == GIB, "what was loaded is the system's to count"
 
 
+@pytest.mark.parametrize(("headroom", "said"), [("80GiB", "80 GiB"), ("100%", "80 GiB"), ("1TiB", "1 TiB")])
+def test_a_headroom_that_leaves_nothing_is_refused_and_no_ledger_is_made(
+    device: Device, headroom: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"KVCACHED_HEADROOM\) of {said}: expected less than the 80 GiB"):
+        device.entered(headroom=headroom)
+    assert not list(device.runtime.path.glob("*/ledger"))
+    device.entered(headroom="79GiB")
+
+
 @pytest.mark.parametrize(("limit", "floor"), [("100%", 3 * GIB), ("1GiB", GIB)])
 def test_a_floor_that_is_not_set_is_estimated_within_the_limit_and_then_exact(
     device: Device, limit: str, floor: int

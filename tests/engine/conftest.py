@@ -21,6 +21,7 @@ MIB = 1 << 20
 MAIN, CAPACITY_BYTES, HEADROOM_BYTES = "main", 112 * MIB, 16 * MIB
 IDLE_SECONDS = 0.5
 REST_SECONDS = IDLE_SECONDS + 5.0  # of which an idle machine needs milliseconds
+DEATH_SECONDS = 1.0  # the kernel frees the lock with the process
 ATTEMPTS = 5  # where requests may have ended before anybody has looked
 SETTINGS = {
     "KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES),

