@@ -1,4 +1,4 @@
-"""tools.other_vllm: a version lies over an environment, with its own Python and, where it has none, its kernels."""
+"""tools.other_vllm: a version lies over an environment, and borrows kernels from it if it has none."""
 
 from __future__ import annotations
 
@@ -56,10 +56,14 @@ def test_a_version_is_found_first_and_what_it_requires_below(
     for name in other_vllm.SCRIPTS:
         said = subprocess.run([environment / "bin" / name], capture_output=True, text=True, check=True)
         assert said.stdout == "9.9.9\n"
-    python = [environment / "bin" / "python", "-c"]
-    found = "import vllm, importlib.metadata as m; print(open(vllm.__path__[0] + '/_C.so').read(), m.version('vllm'))"
-    said = subprocess.run([*python, found], capture_output=True, text=True, check=True)
-    assert said.stdout == f"{'its own' if for_cpu else 'kernels of below'} 9.9.9+cpu\n"
+    kernels = (packages_of(environment) / "vllm/_C.so").read_text()
+    assert kernels == ("its own" if for_cpu else "kernels of below")
+    command = [
+        str(environment / "bin/python"),
+        "-c",
+        "import importlib.metadata as m; print(m.version('vllm'))",
+    ]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "9.9.9+cpu\n"
 
 
 def test_a_version_that_is_not_known_is_refused_with_those_that_are(
