@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from kvcached_core.ledger import Runtime, check, snapshot
-from tools.process_groups import living, title_of
+from tools.process_groups import members
 
 LOOK_SECONDS = 0.01
-_TRACKER = "resource_tracker"  # of Python's multiprocessing: it ends after all others
 
 
 class Victim(Protocol):
@@ -28,12 +27,6 @@ class Victim(Protocol):
     @property
     def group(self) -> int:
         """The process group of all its processes."""
-
-
-def members(group: int) -> dict[int, str]:
-    """Return the titles of a group's living processes by process id."""
-    found = {pid: title_of(pid) for pid in living(group)}
-    return {pid: title for pid, title in found.items() if _TRACKER not in title}
 
 
 def rank_in(titles: Mapping[int, str], rank: int) -> int:

@@ -58,11 +58,8 @@ def test_a_version_is_found_first_and_what_it_requires_below(
         assert said.stdout == "9.9.9\n"
     kernels = (packages_of(environment) / "vllm/_C.so").read_text()
     assert kernels == ("its own" if for_cpu else "kernels of below")
-    command = [
-        str(environment / "bin/python"),
-        "-c",
-        "import importlib.metadata as m; print(m.version('vllm'))",
-    ]
+    ask = "import importlib.metadata; print(importlib.metadata.version('vllm'))"
+    command = [str(environment / "bin" / "python"), "-c", ask]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "9.9.9+cpu\n"
 
 

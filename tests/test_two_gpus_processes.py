@@ -14,6 +14,7 @@ from benchmarks import deaths
 from benchmarks.third import Outsider
 from kvcached_core.ledger import Runtime
 from kvcached_core.units import MIB
+from tools.process_groups import members
 
 
 def test_seconds_are_of_the_first_time_that_something_held() -> None:
@@ -61,7 +62,7 @@ def fake_engine(folder: Path) -> Iterator[subprocess.Popen[str]]:
         try:
             yield process
         finally:
-            for pid in deaths.members(process.pid):
+            for pid in members(process.pid):
                 subprocess.run(["kill", "-9", str(pid)], check=False)
 
 
@@ -81,7 +82,7 @@ def test_a_killed_rank_ends_its_engine_and_all_of_it_is_timed(tmp_path: Path) ->
     with fake_engine(tmp_path) as process:
 
         def have_started() -> bool:
-            titles = str(deaths.members(process.pid))
+            titles = str(members(process.pid))
             return all(f"fake_TP{rank}" in titles for rank in (0, 1))
 
         assert deaths.first_seconds({"started": have_started}, 10.0)

@@ -6,12 +6,13 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Set
 from pathlib import Path
 from typing import NamedTuple
 
 SHARED_MEMORY = Path("/dev/shm")
-TRACKER_SECONDS, _POLL_SECONDS = 3.0, 0.02
+_TRACKER = "multiprocessing.resource_tracker"  # of Python: it ends after all that it served
+_TRACKER_SECONDS, _POLL_SECONDS = 3.0, 0.02
 
 
 class Entry(NamedTuple):
@@ -48,6 +49,12 @@ def title_of(pid: int) -> str:
         return ""
 
 
+def members(group: int) -> dict[int, str]:
+    """Return the command lines of a group's living processes by process id, those of trackers left out."""
+    titles = {pid: title_of(pid) for pid in living(group)}
+    return {pid: title for pid, title in titles.items() if _TRACKER not in title}
+
+
 def shared_memory_of(group: int) -> frozenset[Path]:
     """Return the files in /dev/shm, without those in its folders, that processes of a group map."""
     inodes = set(_mapped(living(group)))
@@ -61,10 +68,9 @@ def kill_group(group: int, shared: Collection[Path] = ()) -> None:
     removes what they left. A file that another process maps stays.
     """
     shared = {*shared, *shared_memory_of(group)}
-    for pid in living(group):
-        if "multiprocessing.resource_tracker" not in title_of(pid):
-            _kill(pid)
-    end = time.monotonic() + TRACKER_SECONDS
+    for pid in members(group):
+        _kill(pid)
+    end = time.monotonic() + _TRACKER_SECONDS
     while (left := living(group)) and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)
     for pid in left:
@@ -77,8 +83,8 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _remove(shared: Iterable[Path]) -> None:
-    if left := [(path, inode) for path, inode in _files() if path in set(shared)]:
+def _remove(shared: Set[Path]) -> None:
+    if left := [(path, inode) for path, inode in _files() if path in shared]:
         in_use = set(_mapped(table()))
         for path, inode in left:
             if inode not in in_use:

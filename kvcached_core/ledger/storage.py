@@ -87,9 +87,13 @@ def parse_header(data: bytes, file_bytes: int) -> Header:
     )  # fmt: skip
     if not sizes_fit or header.file_bytes > file_bytes:
         raise LedgerError(f"the ledger is damaged: its sizes do not fit its {file_bytes} bytes")
-    if not 0 <= header.headroom_bytes <= header.capacity_bytes < layout.WORD_LIMIT:
+    if not _make_sense(header.capacity_bytes, header.headroom_bytes):
         raise LedgerError("the ledger is damaged: its capacity makes no sense")
     return header
+
+
+def _make_sense(capacity_bytes: int, headroom_bytes: int) -> bool:
+    return 0 <= headroom_bytes <= capacity_bytes < layout.WORD_LIMIT
 
 
 class LedgerFile:
@@ -210,9 +214,9 @@ def make_ledger(path: Path, mode: int, uuid: str, capacity_bytes: int, headroom_
     """Put a new ledger in place of what is there; the lock is held.
 
     The slots in `unheard` belong to living owners that have yet to write them. Raises LedgerError if the
-    file system has no room for it.
+    file system has no room for it, InvariantError for numbers that no reader would accept.
     """
-    if not 0 <= headroom_bytes <= capacity_bytes < layout.WORD_LIMIT:
+    if not _make_sense(capacity_bytes, headroom_bytes):
         raise InvariantError(f"no ledger of {capacity_bytes} bytes with a headroom of {headroom_bytes}")
     size_bytes = layout.HEADER_BYTES + layout.SLOT_BYTES * layout.SLOT_COUNT
     values = {

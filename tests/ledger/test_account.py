@@ -35,6 +35,14 @@ def rung(account: Account) -> bool:
     return bool(ready)
 
 
+def test_no_ledger_is_written_that_a_reader_would_call_damaged(runtime: Runtime) -> None:
+    with pytest.raises(InvariantError, match=f"no ledger of {CAPACITY} bytes with a headroom of"):
+        attach(runtime, "a", headroom_bytes=CAPACITY + 1)
+    assert not runtime.device("host").ledger.exists()
+    attach(runtime, "a", headroom_bytes=CAPACITY)
+    assert check(picture(runtime)) == []
+
+
 def test_account_is_what_the_supply_thread_asks_for(runtime: Runtime) -> None:
     account: LeaseAccount = attach(runtime, "a")
     assert account.granule_bytes == GRANULE

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.engine.server import BIN, MODEL_NAME, HttpServer, free_port
-from tools.process_groups import living, title_of
+from tools.process_groups import members
 
 # What SGLang checks of itself: leaks while requests run and when they do not, who owns each page, and whether
 # all ranks decide alike. Each of them ends the server.
@@ -53,8 +53,8 @@ class SglangServer(HttpServer):
 
     def schedulers(self) -> list[int]:
         """Return the process ids of the schedulers, by rank."""
-        mine = (pid for pid in living(self.process.pid) if _SCHEDULER in title_of(pid))
-        return sorted(mine, key=title_of)
+        titles = members(self.process.pid)
+        return sorted((pid for pid, title in titles.items() if _SCHEDULER in title), key=titles.__getitem__)
 
 
 SERVE = (str(BIN / "sglang"), "serve")
