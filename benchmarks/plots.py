@@ -29,15 +29,16 @@ def side_by_side(result: dict[str, Any], out: Path) -> None:
     if free:
         axes.plot(times, free, color="black", linewidth=1.0, label="free")
     top = 1.45 * max(*(sum(pair) for pair in zip(*held, strict=True)), *free)
+    begin = notes["events"][0][0] - 5
+    turn = begin + 0.6 * (times[-1] - begin)  # what is later than this is written leftwards
     for number, (at, text) in enumerate(notes["events"]):
         axes.axvline(at, color="black", linestyle=":", linewidth=0.8)
-        right = at > 0.6 * times[-1]
+        right = at > turn
         axes.text(at, top * (0.97 - 0.045 * (number % 6)), f" {text} ", fontsize=8,
                   ha="right" if right else "left")  # fmt: skip
-    begin = notes["events"][0][0] - 5
     axes.set(xlim=(begin, times[-1]), ylim=(0, top), xlabel="seconds", ylabel="KV memory held, GiB")
     axes.set_title(f"{notes.get('title', 'Two 8B-shaped vLLM engines')} on one {result['device']['name']}")
-    axes.legend(loc="center left")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncol=3, frameon=False)
     _save(figure, out)
 
 
@@ -98,6 +99,7 @@ PICTURES = {
     "vllm_alternating_growing": alternating,
     "vllm_alternating_h200": alternating,
     "sglang_alternating": alternating,
+    "sglang_alternating_first": alternating,
     **plot_ledger.PICTURES,
 }
 
