@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 import warnings
+from collections.abc import Iterator
+
+import pytest
 
 IMPORTED = (
     "sglang.srt.server_args",
@@ -23,3 +27,13 @@ else:
         warnings.simplefilter("ignore")
         for name in IMPORTED:
             importlib.import_module(name)
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """Put back the levels that an engine's start gives our loggers."""
+    loggers = [logging.getLogger(name) for name in ("kvcached_core", "sglang_kvcached")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
