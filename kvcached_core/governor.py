@@ -60,7 +60,9 @@ class Governor:
     `spare_granules` are kept ready ahead of need while requests run; whatever was not needed for
     `idle_seconds` is let go. What was cached and not used for `cache_seconds` is evicted, if that is not 0.
     `evict` is told cached blocks that are about to lose their memory. `event` is called for "evict" with the
-    `granules` that had cached blocks and the number of those `blocks`.
+    `granules` that had cached blocks and the number of those `blocks`. `lasting` says how many granules the
+    requests there are may come to need until they end: idle as these may be now, they are not let go. It is
+    called once in `idle_seconds` at most, and only if there is something to let go.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Governor:
         idle_seconds: float,
         event: Callable[..., None] | None = None,
         cache_seconds: float = 0.0,
+        lasting: Callable[[], int] = lambda: 0,
     ) -> None:
         self.granules = granules
         self.deadline: float | None = None  # when to look again, should no step come before
@@ -87,6 +90,7 @@ class Governor:
         self._spare = spare_granules
         self._idle_seconds = idle_seconds
         self._cache_seconds = cache_seconds
+        self._lasting = lasting
         self._decay_at: float | None = None
         self._more_at: float | None = None  # set while an idle engine has more to give
         self._expire_at: float | None = None  # when the oldest of what is cached is too old
@@ -226,15 +230,17 @@ class Governor:
         self.deadline = min((at for at in times if at is not None), default=None)
 
     def _decay(self, now: float) -> None:
-        """Let go what was surplus throughout the last `idle_seconds`."""
+        """Let go what was surplus throughout the last `idle_seconds`, and will be."""
         surplus = self.held - max(self.wanted, self.granules.mapped - self.granules.empty)
         if self._decay_at is not None:
             self._least_surplus = min(self._least_surplus, surplus)
             if now < self._decay_at and surplus > 0:
                 return
             if now >= self._decay_at and self._least_surplus > 0:
-                self._give_down_to(self.held - self._least_surplus)  # it is empty: nothing is evicted
-                surplus -= self._least_surplus
+                idle = min(self._least_surplus, self.held - self._lasting())
+                if idle > 0:
+                    self._give_down_to(self.held - idle)  # it is empty: nothing is evicted
+                    surplus -= idle
         self._decay_at = now + self._idle_seconds if surplus > 0 else None
         self._least_surplus = surplus
 

@@ -59,13 +59,15 @@ class Engine:
     """Granules, their governor and what a worker has carried out."""
 
     def __init__(self, spare: int = SPARE, cache_seconds: float = 0.0) -> None:
+        self.lasting = 0  # granules that requests may come to need
         self.ledger = FakeLedger()
         self.blocks = [Block(index) for index in range(SIZE * COUNT)]
         self.granules = Granules(self.blocks, range(0, SIZE * COUNT, SIZE), SIZE)
         self.events: list[tuple[str, dict[str, int]]] = []
         self.governor = Governor(
-            self.granules, self.ledger, self._evict, spare, IDLE_SECONDS, self._note_event, cache_seconds
-        )
+            self.granules, self.ledger, self._evict, spare, IDLE_SECONDS, self._note_event, cache_seconds,
+            lambda: self.lasting,
+        )  # fmt: skip
         self.used: list[Block] = []
         self.cached: list[Block] = []
         self.mapped = {0}

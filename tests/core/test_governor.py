@@ -164,6 +164,25 @@ def test_surplus_is_let_go_after_idle_seconds_and_only_the_least_of_the_window()
     assert engine.mapped == {0}
 
 
+def test_surplus_that_requests_may_come_to_need_is_kept_until_they_need_it_no_more() -> None:
+    engine = serving(8 * SIZE)
+    engine.put(6 * SIZE, cached=False)
+    held = engine.governor.held
+    engine.lasting = held - 1
+    engine.governor.update(10.0, 0, busy=True)
+    engine.governor.update(12.0, 0, busy=True)
+    assert engine.governor.held == held - 1, "what they will not need goes"
+    for now in (13.0, 14.0, 16.0):
+        engine.governor.update(now, 0, busy=True)
+        assert engine.governor.held == held - 1
+    engine.ledger.target = held - 3
+    engine.governor.update(16.5, 0, busy=True)
+    assert engine.governor.held == held - 3, "others get it when they ask"
+    engine.ledger.target = engine.lasting = 0
+    engine.governor.update(18.5, 0, busy=True)
+    assert engine.governor.held == engine.governor.wanted < held - 3
+
+
 def test_a_need_that_uses_all_surplus_stops_the_clock() -> None:
     engine = serving(8 * SIZE)
     engine.put(8 * SIZE, cached=False)

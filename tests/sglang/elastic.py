@@ -100,6 +100,15 @@ class Cache:
         return EvictResult(num_tokens_evicted=freed)
 
 
+def request(prompt: int = 0, generated: int = 0, generates: int = 0, ignore_eos: bool = True) -> Any:
+    """Return what is read of SGLang's requests; lengths in tokens, `generates` in all."""
+    return SimpleNamespace(
+        origin_input_ids=[0] * prompt,
+        output_ids=[0] * generated,
+        sampling_params=SimpleNamespace(max_new_tokens=generates, ignore_eos=ignore_eos),
+    )
+
+
 def scheduler(page_size: int, tree: Any) -> Any:
     """Return what is read of SGLang's scheduler."""
     return SimpleNamespace(
@@ -111,6 +120,7 @@ def scheduler(page_size: int, tree: Any) -> Any:
         last_batch=None,
         waiting_queue=[],
         chunked_req=None,
+        new_token_ratio_tracker=SimpleNamespace(current=0.5),
         server_args=SimpleNamespace(sleep_on_idle=False, speculative_num_draft_tokens=None),
         tree_cache=tree,
         device="cpu",

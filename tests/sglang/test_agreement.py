@@ -144,12 +144,35 @@ def test_waiting_ends_with_the_memory_with_a_refusal_or_in_time() -> None:
     agreement = Agreement(ledger, Alone(), False, clock, sleep)
     agreement.wait(9, 0.02)
     assert agreement.created() == 9 and 0.005 < clock.now < 0.007
+    agreement.call(idle=False)
     agreement.wait(12, 0.02)
-    assert agreement.created() == 9 and 0.02 < clock.now < 0.03
+    assert agreement.created() == 9 and 0.025 < clock.now < 0.028
     ledger.is_refused = True
+    agreement.call(idle=False)
     begun = clock.now
     agreement.wait(12, 0.02)
     assert agreement.refused() and clock.now == begun
+
+
+def test_all_waits_of_a_step_share_its_time() -> None:
+    ledger, clock = FakeLedger(ranks=[3, 3]), Clock()
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+        ledger.ranks = [count + 1 for count in ledger.ranks]
+
+    agreement = Agreement(ledger, Alone(), False, clock, sleep)
+    agreement.wait(13, 0.02)
+    assert agreement.created() == 13 and clock.now == pytest.approx(0.005)
+    agreement.wait(1000, 0.02)
+    begun = clock.now
+    assert begun == pytest.approx(0.02, abs=0.001) and agreement.created() < 1000
+    ledger.ranks = [500, 500]
+    agreement.wait(1000, 0.02)
+    assert clock.now == begun and agreement.created() == 500, "what came in the meantime is heard of"
+    agreement.call(idle=False)
+    agreement.wait(1000, 0.02)
+    assert clock.now == pytest.approx(begun + 0.02, abs=0.001)
 
 
 def test_only_rank_0_writes_into_the_ledger() -> None:

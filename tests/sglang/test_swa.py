@@ -17,7 +17,7 @@ from sglang.srt.platforms import current_platform
 from sglang_kvcached.allocators import ElasticPagedAllocator, rebind
 from sglang_kvcached.pools import ElasticMHATokenToKVPool
 from sglang_kvcached.swa import ElasticSWAAllocator
-from tests.sglang.elastic import HEAD_DIM, HEADS, IDLE_SECONDS, Cache, Engine, engine, touch
+from tests.sglang.elastic import HEAD_DIM, HEADS, IDLE_SECONDS, Cache, Engine, engine, request, touch
 
 FULL_SLOTS, SWA_SLOTS = 1536, 768
 FULL_LAYERS, SWA_LAYERS = [0, 3], [1, 2, 4]
@@ -107,7 +107,7 @@ class Requests:
             assert slots is not None
             self.all.append(slots)
             self.left.append(0)
-            self.engine.scheduler.running_batch.reqs = list(self.all)
+            self.engine.scheduler.running_batch.reqs = [request()] * len(self.all)
         return bool(fits)
 
     def decode(self) -> None:
@@ -143,7 +143,7 @@ class Requests:
         else:
             self.both.free_full(slots[:left])
             self.both.free(slots[left:])
-        self.engine.scheduler.running_batch.reqs = list(self.all)
+        self.engine.scheduler.running_batch.reqs = [request()] * len(self.all)
 
     def check(self) -> None:
         """Slots that anybody holds have memory in both pools, and the books add up."""

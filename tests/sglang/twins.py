@@ -12,7 +12,7 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 
 from sglang_kvcached.allocators import ElasticPagedAllocator, ElasticTokenAllocator
 from sglang_kvcached.pools import ElasticMHATokenToKVPool, ElasticMLATokenToKVPool
-from tests.sglang.elastic import Engine, mha_pool, mla_pool, odd_mla_pool, touch
+from tests.sglang.elastic import Engine, mha_pool, mla_pool, odd_mla_pool, request, touch
 
 SLOTS = 1500  # 12 granules, the last one not whole
 Make = Callable[[type, int, int], Any]
@@ -109,7 +109,7 @@ class Twins:
         while self.requests:
             lengths = torch.tensor([len(slots) + 1 for slots, _ in self.requests])
             pages = int(((lengths - 1) % self.page_size == 0).sum())
-            rows = [SimpleRequest()] * len(self.requests)
+            rows = [request()] * len(self.requests)
             fits = self.elastic.check_decode_capacity(
                 num_tokens=pages * self.page_size, tree_cache=self.engine.cache, requests=rows
             )
@@ -161,7 +161,7 @@ class Twins:
         assert (self.engine.mapped, self.engine.held()) == tuple(min(count, most) for count in before)
 
     def _tell(self) -> None:
-        self.engine.scheduler.running_batch.reqs = [SimpleRequest()] * len(self.requests)
+        self.engine.scheduler.running_batch.reqs = [request()] * len(self.requests)
 
     def check(self) -> None:
         """The sizes are those of stock; no slot is in two hands; what has memory adds up."""
@@ -175,7 +175,3 @@ class Twins:
         assert not torch.isin(slots // self.page_size, pages).any()
         self.engine.service.check()
         touch(self.elastic.get_kvcache(), slots)
-
-
-class SimpleRequest:
-    """A row of a batch."""

@@ -94,6 +94,7 @@ class Agreement:
         self._sleep = sleep
         self._calls = self._left = 1
         self._was_idle = True
+        self._waited_seconds = 0.0  # since the last call
         self._heard_at = clock()
         self.word = self._hear(1)
 
@@ -102,6 +103,7 @@ class Agreement:
     def call(self, idle: bool) -> bool:
         """Count a call that every rank makes; hear the news if it is time, and say whether it was."""
         turned, self._was_idle = idle != self._was_idle, idle
+        self._waited_seconds = 0.0
         self._left -= 1
         if self._left > 0 and not turned and not (self._always and idle):
             return False
@@ -111,14 +113,17 @@ class Agreement:
     def wait(self, enough: int, seconds: float) -> None:
         """Let rank 0 wait until `enough` granules were created or are refused, `seconds` at most; hear it.
 
-        Nothing else is heard: what is being admitted was promised by the limit as it was.
+        All waits since the last call() share the `seconds`: what has come by then is a step's worth, and more
+        comes while that step runs. Nothing else is heard: what is being admitted was promised by the limit
+        as it was.
         """
         if self._ledger is not None:
-            give_up_at = self._clock() + seconds
-            while self._ledger.created() < enough and not self._ledger.refused():
-                if self._clock() >= give_up_at:
-                    break
+            began = now = self._clock()
+            give_up_at = began + seconds - self._waited_seconds
+            while now < give_up_at and self._ledger.created() < enough and not self._ledger.refused():
                 self._sleep(_PAUSE_SECONDS)
+                now = self._clock()
+            self._waited_seconds += now - began
         news = self._hear(MOST_BUSY_CALLS)
         self.word = self.word._replace(created=news.created, refused=news.refused)
 

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 _LOOK_AT_WAITING = 64  # requests, so that a long queue costs no more than a short one
+_MOST_NEW_TOKENS = 4096  # as SGLang counts on, of what a request may ask for
 
 
 class Demand:
@@ -20,11 +21,21 @@ class Demand:
     @property
     def running(self) -> int:
         """Requests that decode, and those whose prompt was computed in the last step."""
-        running, last = self._scheduler.running_batch, self._scheduler.last_batch
-        count = 0 if running is None else len(running.reqs)
-        if last is not None and last is not running and last.forward_mode.is_extend():
-            count += len(last.reqs)
-        return count
+        return len(self._decoding) + len(self._joining)
+
+    @property
+    def _decoding(self) -> list[Any]:
+        batch = self._scheduler.running_batch
+        return [] if batch is None else batch.reqs
+
+    @property
+    def _joining(self) -> list[Any]:
+        """Requests whose prompt was computed in the last step and that are not among those that decode."""
+        last, decoding = self._scheduler.last_batch, self._decoding
+        if last is None or not last.reqs or not last.forward_mode.is_extend():
+            return []
+        # SGLang adds them to the end of those that decode, or makes them these; the batch stays as it is.
+        return [] if decoding and decoding[-1] is last.reqs[-1] else last.reqs
 
     @property
     def is_busy(self) -> bool:
@@ -52,6 +63,30 @@ class Demand:
             pages += 1 + self._pages(length)
             tokens += length
         return pages
+
+    def lasting(self) -> int:
+        """Return what all requests may still take until they end, as SGLang estimates it.
+
+        Looks at all that run. Those that wait beyond the first ones are taken to be like these.
+        """
+        scheduler = self._scheduler
+        ratio = float(scheduler.new_token_ratio_tracker.current)
+        waiting = scheduler.waiting_queue
+        looked_at = list(islice(waiting, _LOOK_AT_WAITING))
+        pages = self.growth()
+        pages += sum(self._to_generate(request, ratio) for request in (*self._decoding, *self._joining))
+        queued = sum(
+            self._pages(len(request.origin_input_ids) + len(request.output_ids))
+            + self._to_generate(request, ratio)
+            for request in looked_at
+        )
+        room = max(0, int(scheduler.max_running_requests) - self.running)
+        return pages + (queued * min(len(waiting), room) // len(looked_at) if looked_at else 0)
+
+    def _to_generate(self, request: Any, ratio: float) -> int:
+        sampling = request.sampling_params
+        tokens = max(0, min(sampling.max_new_tokens - len(request.output_ids), _MOST_NEW_TOKENS))
+        return self._pages(tokens if sampling.ignore_eos else int(tokens * ratio))
 
     def admit_again(self) -> None:
         """Let SGLang look at its queue again: it had found that nothing more fits."""

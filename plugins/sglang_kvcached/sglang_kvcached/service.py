@@ -72,8 +72,9 @@ class Service:
         virtual_bytes = self.books.granule_count * self.books.granule_bytes
         spare = -(-chosen.spare.of(virtual_bytes) // self.books.granule_bytes)
         self.governor = PageGovernor(
-            self.books, agreement, lambda _: None, spare, chosen.idle_seconds, self.tally.report
-        )
+            self.books, agreement, lambda _: None, spare, chosen.idle_seconds, self.tally.report,
+            lasting=self._lasting,
+        )  # fmt: skip
         self._look_at = float("-inf")
         self._dirty = True  # pages moved since the empty granules were last counted
         self._idle_word = agreement.word
@@ -256,6 +257,12 @@ class Service:
         self._admit_again()
         if self._waker is not None and self.governor.deadline not in (None, deadline):
             self._waker.tell()
+
+    def _lasting(self) -> int:
+        """Return the granules that hold something, and those that all requests may still come to take."""
+        books = self.books
+        pages = [self._demand.lasting()] * len(books.sheets)
+        return books.mapped - books.empty + books.granules_for(pages)
 
     def _look(self, now: float, busy: bool) -> None:
         """Count the empty granules: when requests have ended, and now and then while they run."""
