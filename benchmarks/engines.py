@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks import gpu_rig
 from kvcached_core.ledger import OwnerSnapshot, Runtime, snapshot
 from kvcached_core.units import GIB, MIB
+from tools.process_groups import kill_group
 
 KILL_SECONDS = 30.0
 FILL_UNITS = 8
@@ -181,8 +182,8 @@ class Engine:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def kill(self) -> None:
-        """End it and its engine core; may be repeated."""
-        self.send_kill()
+        """End it and all that belongs to it, with what it has in shared memory; may be repeated."""
+        kill_group(self._process.pid)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(KILL_SECONDS)
 

@@ -140,6 +140,7 @@ class HttpServer(Child):
         self, name: str, runtime: Path, port: int, command: list[str], extra: Mapping[str, str]
     ) -> None:
         self.port = port
+        self._answer = "none"  # to the last question whether it is ready
         super().__init__(name, runtime, command, extra)
 
     @property
@@ -148,7 +149,13 @@ class HttpServer(Child):
 
     def wait_ready(self) -> None:
         """Wait until the server answers; fails if it ends before or is late."""
-        until(self._answers, READY_SECONDS, f"{self.name} is ready")
+        try:
+            until(self._answers, READY_SECONDS, f"{self.name} is ready")
+        except AssertionError as error:
+            error.add_note(
+                f"the last answer of port {self.port}: {self._answer}; sockets: {sockets(self.port)}"
+            )
+            raise
         self.note_shared()
 
     def _answers(self) -> bool:
@@ -159,9 +166,12 @@ class HttpServer(Child):
         ) as connection:
             try:
                 connection.request("GET", self.path)
-                return connection.getresponse().status == http.HTTPStatus.OK
-            except (OSError, http.client.HTTPException):
+                status = connection.getresponse().status
+            except (OSError, http.client.HTTPException) as error:
+                self._answer = repr(error)
                 return False
+            self._answer = str(status)
+            return status == http.HTTPStatus.OK
 
 
 class Server(HttpServer):
@@ -214,6 +224,14 @@ class Fleet:
         with contextlib.ExitStack() as steps:
             for child in self._children:
                 steps.callback(child.close)
+
+
+def sockets(port: int) -> list[str]:
+    """Return the addresses, states and queues of all sockets of a local port, as the kernel writes them."""
+    rows = [
+        row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()
+    ]
+    return [" ".join(row[1:5]) for row in rows if row[1].endswith(f":{port:04X}")]
 
 
 def free_port() -> int:
