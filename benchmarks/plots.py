@@ -96,7 +96,6 @@ PICTURES = {
     "vllm_throughput": throughput,
     "sglang_throughput": throughput,
     "vllm_alternating": alternating,
-    "vllm_alternating_growing": alternating,
     "vllm_alternating_h200": alternating,
     "sglang_alternating": alternating,
     "sglang_alternating_first": alternating,

@@ -60,9 +60,9 @@ class Governor:
     `spare_granules` are kept ready ahead of need while requests run; whatever was not needed for
     `idle_seconds` is let go. What was cached and not used for `cache_seconds` is evicted, if that is not 0.
     `evict` is told cached blocks that are about to lose their memory. `event` is called for "evict" with the
-    `granules` that had cached blocks and the number of those `blocks`. `lasting` says how many granules the
-    requests there are may come to need until they end: idle as these may be now, they are not let go. It is
-    called once in `idle_seconds` at most, and only if there is something to let go.
+    `granules` that had cached blocks and the number of those `blocks`. `lasting` says how many granules,
+    empty or new ones, the requests there are may still take until they end: idle as these may be now, they
+    are not let go. It is called once in `idle_seconds` at most, and only if there is something to let go.
     """
 
     def __init__(
@@ -231,13 +231,14 @@ class Governor:
 
     def _decay(self, now: float) -> None:
         """Let go what was surplus throughout the last `idle_seconds`, and will be."""
-        surplus = self.held - max(self.wanted, self.granules.mapped - self.granules.empty)
+        kept = self.granules.mapped - self.granules.empty
+        surplus = self.held - max(self.wanted, kept)
         if self._decay_at is not None:
             self._least_surplus = min(self._least_surplus, surplus)
             if now < self._decay_at and surplus > 0:
                 return
             if now >= self._decay_at and self._least_surplus > 0:
-                idle = min(self._least_surplus, self.held - self._lasting())
+                idle = min(self._least_surplus, self.held - kept - self._lasting())
                 if idle > 0:
                     self._give_down_to(self.held - idle)  # it is empty: nothing is evicted
                     surplus -= idle

@@ -59,7 +59,7 @@ class Engine:
     """Granules, their governor and what a worker has carried out."""
 
     def __init__(self, spare: int = SPARE, cache_seconds: float = 0.0) -> None:
-        self.lasting = 0  # granules that requests may come to need
+        self.lasting = 0  # granules that requests may still take
         self.ledger = FakeLedger()
         self.blocks = [Block(index) for index in range(SIZE * COUNT)]
         self.granules = Granules(self.blocks, range(0, SIZE * COUNT, SIZE), SIZE)

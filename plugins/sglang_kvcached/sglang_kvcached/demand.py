@@ -55,11 +55,10 @@ class Demand:
     def pages(self) -> int:
         """Return that, and what the next requests of the queue take that two steps could begin with."""
         pages, tokens = self.growth(), 0
-        room = int(self._scheduler.max_running_requests) - self.running
-        for request in islice(self._scheduler.waiting_queue, min(max(0, room), _LOOK_AT_WAITING)):
+        for request in islice(self._scheduler.waiting_queue, min(self._room, _LOOK_AT_WAITING)):
             if tokens >= 2 * self._step_tokens:
                 break
-            length = len(request.origin_input_ids) + len(request.output_ids)
+            length = _prompt_tokens(request)
             pages += 1 + self._pages(length)
             tokens += length
         return pages
@@ -69,19 +68,15 @@ class Demand:
 
         Looks at all that run. Those that wait beyond the first ones are taken to be like these.
         """
-        scheduler = self._scheduler
-        ratio = float(scheduler.new_token_ratio_tracker.current)
-        waiting = scheduler.waiting_queue
+        ratio = float(self._scheduler.new_token_ratio_tracker.current)
+        waiting = self._scheduler.waiting_queue
         looked_at = list(islice(waiting, _LOOK_AT_WAITING))
         pages = self.growth()
         pages += sum(self._to_generate(request, ratio) for request in (*self._decoding, *self._joining))
         queued = sum(
-            self._pages(len(request.origin_input_ids) + len(request.output_ids))
-            + self._to_generate(request, ratio)
-            for request in looked_at
+            self._pages(_prompt_tokens(request)) + self._to_generate(request, ratio) for request in looked_at
         )
-        room = max(0, int(scheduler.max_running_requests) - self.running)
-        return pages + (queued * min(len(waiting), room) // len(looked_at) if looked_at else 0)
+        return pages + (queued * min(len(waiting), self._room) // len(looked_at) if looked_at else 0)
 
     def _to_generate(self, request: Any, ratio: float) -> int:
         sampling = request.sampling_params
@@ -93,8 +88,18 @@ class Demand:
         self._scheduler.running_batch.batch_is_full = False
 
     @property
+    def _room(self) -> int:
+        """Requests that may run beside those that do."""
+        return max(0, int(self._scheduler.max_running_requests) - self.running)
+
+    @property
     def _lookahead(self) -> int:
         return int(self._scheduler.server_args.speculative_num_draft_tokens or 0)
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self._page_size)
+
+
+def _prompt_tokens(request: Any) -> int:
+    """Return what is computed before a request's next answer: one that was retracted has answered before."""
+    return len(request.origin_input_ids) + len(request.output_ids)

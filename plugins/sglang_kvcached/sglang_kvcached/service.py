@@ -259,10 +259,8 @@ class Service:
             self._waker.tell()
 
     def _lasting(self) -> int:
-        """Return the granules that hold something, and those that all requests may still come to take."""
-        books = self.books
-        pages = [self._demand.lasting()] * len(books.sheets)
-        return books.mapped - books.empty + books.granules_for(pages)
+        """Return the granules that all requests may still take."""
+        return self.books.granules_for([self._demand.lasting()] * len(self.books.sheets))
 
     def _look(self, now: float, busy: bool) -> None:
         """Count the empty granules: when requests have ended, and now and then while they run."""
