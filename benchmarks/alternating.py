@@ -3,9 +3,10 @@
     python -m benchmarks.alternating --engine vllm --out benchmarks/results/vllm_alternating.json
 
 Of the shape of Llama-8B. While one works the other is idle. A round is `--requests` new prompts at once;
-`growing` begins with no memory mapped, `full` evicts with every block, in `steady` memory is there and clean;
-`prefill` is steady with one token each, `decode` with short prompts and many. At the end one growing and one
-steady round of each are profiled. Without a GPU (or with `--host --model FOLDER`) all is small.
+`growing` begins with no memory mapped, after a pause that stock has as well; `full` evicts with every block,
+in `steady` memory is there and clean; `prefill` is steady with one token each, `decode` with short prompts
+and many. At the end one growing and one steady round of each are profiled. Without a GPU (or with `--host
+--model FOLDER`) all is small.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from benchmarks.sglang_rig import BYTES_PER_TOKEN
 from kvcached_core.ledger import OwnerSnapshot, Runtime
 
 START_SECONDS, ROUND_SECONDS, REST_SECONDS = 300.0, 240.0, 30.0
+# Before a round that grows: idle memory is gone by then. The other rests as long, for a device that was idle
+# begins slowly, whoever uses it.
+PAUSE_SECONDS = 6.0
 PHASES = ("growing", "full", "steady", "prefill", "decode")
 FILLS = 2  # rounds after which the cache is full
 DECODE_PROMPT = 16  # tokens
@@ -83,11 +87,15 @@ class Contender:
         """Forget the prefix cache. Raises TimeoutError."""
         self._until(lambda: bool(self._engine.result(self._engine.ask("flush"), REST_SECONDS)["done"]))
 
-    def rest(self) -> None:
-        """Forget the prefix cache, and wait until an elastic engine has its null granule alone."""
+    def rest(self, seconds: float) -> float:
+        """Forget the prefix cache, and wait until an elastic engine has its null granule alone; `seconds` at
+        least. Returns how long it took."""
+        began = time.monotonic()
         self.flush()
         if owner := self.owner:
             self._until(lambda: owner().ready_bytes == owner().granule_bytes)
+        time.sleep(max(0.0, began + seconds - time.monotonic()))
+        return time.monotonic() - began
 
     def profiled(self, shape: Shape) -> dict[str, Any]:
         """Return what the device did in a round; see benchmarks.profiles."""
@@ -120,8 +128,8 @@ class Play:
         shape = self._shape
         for contender in self._contenders:
             contender.round(shape._replace(requests=max(1, shape.requests // 16)))  # what is compiled late
-            contender.rest()
-        self._phase("growing", shape, Contender.rest, Contender.flush)
+            self._rest(contender)
+        self._phase("growing", shape, self._rest, Contender.flush)
         if "full" in self._phases:
             for contender in self._contenders * FILLS:
                 contender.round(shape)
@@ -137,8 +145,8 @@ class Play:
                after: Callable[[Contender], None] | None = None) -> None:  # fmt: skip
         if name not in self._phases:
             return
-        for _ in range(self._rounds):
-            for contender in self._contenders:
+        for turn in range(self._rounds):
+            for contender in self._contenders[:: -1 if turn % 2 else 1]:  # nobody is always second
                 if before:
                     before(contender)
                 self._bytes(contender, f"{name}_before")
@@ -150,12 +158,15 @@ class Play:
             self._save()
         print(f"{name}: {self._shown(name)}", flush=True)
 
+    def _rest(self, contender: Contender) -> None:
+        self._found.note(contender.name, rest_seconds=contender.rest(PAUSE_SECONDS))
+
     def _bytes(self, contender: Contender, when: str) -> None:
         if owner := contender.owner:
             self._found.note(contender.name, **{f"{when}_ready_bytes": owner().ready_bytes})
 
     def _profiles(self) -> None:
-        for name, before in (("growing", Contender.rest), ("steady", Contender.flush)):
+        for name, before in (("growing", self._rest), ("steady", Contender.flush)):
             for contender in self._contenders:
                 before(contender)
                 try:

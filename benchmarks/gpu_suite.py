@@ -43,6 +43,7 @@ STEPS = {
     "vllm_outputs": Step("vllm", 240, "benchmarks.outputs", "--engine vllm --rounds 4"),
     "fence_stress": Step("vllm", 90, "benchmarks.fence_stress", "--rounds 10000", logs=False),
     "vllm_alternating": Step("vllm", 420, "benchmarks.alternating", "--engine vllm --rounds 6"),
+    "sglang_layouts": Step("sglang", 120, "benchmarks.sglang_layouts", logs=False),
     "sglang_outputs": Step("sglang", 300, "benchmarks.outputs",
                            "--engine sglang --rounds 4 --option layout=block"),
     "sglang_alternating": Step("sglang", 420, "benchmarks.alternating",

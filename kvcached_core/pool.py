@@ -201,6 +201,11 @@ class ElasticPool:
             placed += len(row)
         return True
 
+    @property
+    def is_at_work(self) -> bool:
+        """Say whether memory is being made or given back just now; cheap, from any thread."""
+        return self.supply_thread.is_at_work
+
     def mapped_bytes(self) -> int:
         """Return what is mapped, waiting for a fence included."""
         return self._arena.mapped_units * self._account.granule_bytes

@@ -48,6 +48,7 @@ class SupplyThread:
         self._stopping = False
         self._failure: BaseException | None = None
         self._device_failed = False
+        self.is_at_work = False  # in a turn; read by others without a lock
         self._turns = threading.Lock()
         self._may_place_ahead = True  # until it fails; again with the next ring of the bell
         self._thread = threading.Thread(target=self._run, name="kvcached-supply", daemon=True)
@@ -94,7 +95,11 @@ class SupplyThread:
         Any thread may call it.
         """
         with self._turns:
-            return self._turn(now, rung)
+            self.is_at_work = True
+            try:
+                return self._turn(now, rung)
+            finally:
+                self.is_at_work = False
 
     def _turn(self, now: float, rung: bool) -> float | None:
         self._account.drain()

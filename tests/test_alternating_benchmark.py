@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import profiles
-from benchmarks.alternating import PHASES, Found, Play, Shape, compared
+from benchmarks.alternating import PAUSE_SECONDS, PHASES, Found, Play, Shape, compared
 
 
 class FakeContender:
@@ -27,8 +27,9 @@ class FakeContender:
     def flush(self) -> None:
         self._did.append(f"{self.name} flush")
 
-    def rest(self) -> None:
-        self._did.append(f"{self.name} rest")
+    def rest(self, seconds: float) -> float:
+        self._did.append(f"{self.name} rest {seconds:g}")
+        return seconds + 1.0
 
     def profiled(self, shape: Shape) -> dict[str, Any]:
         if isinstance(self._profile, Exception):
@@ -49,12 +50,17 @@ def played(monkeypatch: pytest.MonkeyPatch, profile: dict[str, Any] | Exception)
 
 def test_contenders_take_turns_and_begin_every_phase_in_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     did, found = played(monkeypatch, {"busy": 1.0})
-    growing = ["rest", "32x(512+128)", "flush"]
-    turns = [f"{name} {what}" for _ in range(2) for name in ("stock", "kvcached") for what in growing]
-    begun = did.index("stock rest", did.index("kvcached rest"))  # after the first rounds
+    rest = f"rest {PAUSE_SECONDS:g}"  # as long for either: a device that was idle begins slowly
+    order = ["stock", "kvcached", "kvcached", "stock"]
+    turns = [f"{name} {what}" for name in order for what in (rest, "32x(512+128)", "flush")]
+    begun = did.index(f"stock {rest}", did.index(f"kvcached {rest}"))  # after the first rounds
     assert did[begun : begun + len(turns)] == turns
-    full = did[begun + len(turns) :][:8]  # two rounds fill, two are measured, nothing is forgotten
-    assert full == ["stock 32x(512+128)", "kvcached 32x(512+128)"] * 4
+    # Two rounds fill, two are measured, nothing is forgotten.
+    full = did[begun + len(turns) :][:8]
+    assert full == [f"{name} 32x(512+128)" for name in ["stock", "kvcached"] * 2 + order]
+    assert (
+        found.samples["rest_seconds_stock"] == [PAUSE_SECONDS + 1.0] * 4
+    )  # the first rounds', and a profile's
     assert "kvcached 32x(512+1)" in did and "kvcached 32x(16+256)" in did
     for phase in PHASES:
         assert found.samples[f"{phase}_tokens_per_second_kvcached"] == [99.0, 99.0]

@@ -54,7 +54,8 @@ class CudaDriver:
 
     Measured (H100): 13 us to create a page, 40 us to map, 22 us to unmap, whatever its size. Rows take as
     long as their pages one by one, but most of that in one call: each call gives Python's lock away, and a
-    thread that runs beside an engine's loop has to wait for it after every one.
+    thread that runs beside an engine's loop has to wait for it after every one. So pages are made, mapped
+    and freed without choosing the device first: these calls name it, or need none.
     """
 
     name = "cuda"
@@ -121,7 +122,6 @@ class CudaDriver:
             raise CapacityError(
                 f"cuda: {size_bytes} bytes more are over the capacity of {self._capacity_bytes}"
             )
-        self._use()
         handle = int(_checked(cu.cuMemCreate, size_bytes, self._properties, 0))
         self._book.sizes[handle] = size_bytes
         return handle
@@ -133,12 +133,12 @@ class CudaDriver:
     def release(self, handle: Handle) -> None:
         """Give a page back to the device."""
         self._book.check_releasable(handle)
-        self._use()
         _checked(cu.cuMemRelease, handle)
         self._book.released(handle)
 
     def map(self, address: int, page_bytes: int, handles: Sequence[Handle], stream: int = 0) -> None:
         """Map pages and set them to zero on `stream`: fresh memory may hold NaN bit patterns."""
+        self._use()
         with ExitStack() as undo:
             self._place(address, page_bytes, handles, True, undo)
             # Last: once the memset is queued, only a fence could make an unmap safe.
@@ -154,7 +154,6 @@ class CudaDriver:
     def unmap(self, address: int, page_bytes: int, count: int = 1) -> None:
         """Take pages away, at once and in no stream's order."""
         pages = self._book.unmappable(address, page_bytes, count)
-        self._use()
         _checked(cu.cuMemUnmap, address, page_bytes * count)
         for page in pages:
             self._book.unmapped(page)
@@ -215,7 +214,6 @@ class CudaDriver:
         self, address: int, page_bytes: int, handles: Sequence[Handle], exclusive: bool, undo: ExitStack
     ) -> None:
         self._book.check_mappable(address, page_bytes, handles, exclusive)
-        self._use()
         for page, handle in side_by_side(address, page_bytes, handles):
             _checked(cu.cuMemMap, page, page_bytes, 0, handle, 0)
             self._book.mapped(page, page_bytes, handle)

@@ -374,15 +374,15 @@ def test_a_tensor_is_a_view_of_the_range(gpu: FakeGpu, driver: Driver) -> None:
     assert tensor.shape == (3 * PAGE,) and tensor.dtype == torch.int8
 
 
-def test_every_thread_gets_the_device_made_current(gpu: FakeGpu, driver: Driver) -> None:
+def test_a_thread_gets_the_device_made_current_where_a_call_goes_to_the_current_one(
+    gpu: FakeGpu, driver: Driver
+) -> None:
     address, handle = driver.reserve(PAGE), driver.create(PAGE)
     verbs: list[Callable[[], object]] = [
         lambda: driver.map(address, PAGE, [handle]),
         lambda: driver.record(0),
         lambda: driver.follow(0, types.SimpleNamespace(ptr=77)),
         lambda: driver.passed(types.SimpleNamespace(ptr=77)),
-        lambda: driver.unmap(address, PAGE),
-        lambda: driver.release(handle),
         driver.memory,
         driver.synchronize,
     ]
@@ -392,6 +392,12 @@ def test_every_thread_gets_the_device_made_current(gpu: FakeGpu, driver: Driver)
         thread.start()
         thread.join(10)
         assert next(name for name, _ in gpu.calls) == "use" and len(gpu.calls) > 1
+    gpu.calls.clear()
+    driver.unmap(address, PAGE)
+    driver.release(handle)
+    driver.create(PAGE)
+    names = [name for name, _ in gpu.calls]
+    assert names == ["cuMemUnmap", "cuMemRelease", "cuMemCreate"], "each call gives Python's lock away"
 
 
 def test_memory_is_the_devices_or_what_the_capacity_leaves(gpu: FakeGpu, driver: Driver) -> None:

@@ -51,16 +51,20 @@ def test_the_supply_thread_waits_shortly_in_its_turns_only() -> None:
     account = FakeAccount(256, 1 << 20)
     pool = ready(account, FakeDriver(1 << 20), 1)
     seen: list[float] = []
+    at_work: list[bool] = []
     looked = threading.Event()
 
     def usage() -> Usage:
         seen.append(sys.getswitchinterval())
+        at_work.append(thread.is_at_work)
         looked.set()
         return Usage(0, 0, 0)
 
     thread = SupplyThread(account, pool._supply, lambda: 0, lambda: False, usage, lambda: 0)
+    assert not thread.is_at_work
     thread.start()
     assert looked.wait(BOUND_SECONDS)
     thread.stop()
     account.close()
+    assert all(at_work) and not thread.is_at_work, "whoever spins beside it makes way"
     assert seen and all(interval == pytest.approx(SWITCH_SECONDS) for interval in seen)

@@ -42,15 +42,15 @@ class Place:
         self.driver = HostDriver(CAPACITY)
         self.capacity_bytes = CAPACITY
         self.longest_tokens = longest_tokens
-        self.side_by_side = False
+        self.by_token = False
         self.account = Account.attach(
             self.runtime, self.driver.identity(), CAPACITY, 0, instance="one", rank=rank, name="one"
         )
         self.private = PrivateMemory(None, lambda: 0, lambda: 0)
 
-    def lay_side_by_side(self, page_bytes: int | None = 2 * PAGE_BYTES) -> None:
-        """Have keys and values in one lane; by default a granule is of as many slots and bytes as before."""
-        self.side_by_side = True
+    def lay_by_token(self, page_bytes: int | None = 2 * LAYERS * PAGE_BYTES) -> None:
+        """Have one lane for all; by default a granule is of as many slots and bytes as before."""
+        self.by_token = True
         page_size = None if page_bytes is None else Size(page_bytes)
         self.settings = dataclasses.replace(self.settings, page_size=page_size)
 
@@ -137,6 +137,7 @@ class Engine:
         memory.use(self.rank)
         self.page_size = page_size
         self.now = 0.0
+        self.pauses: list[float] = []  # that an idle scheduler made
         self.limit_granules = 1 << 32  # as it was set last
         self.cache: Any = Cache()
         self.scheduler = scheduler(page_size, self.cache)
@@ -146,7 +147,9 @@ class Engine:
         self.allocator = self.cache.allocator = allocator
         self.desk = Desk.find(self.place.runtime, "one", 1, lambda: self.now)
         agreement = Agreement(self.desk, Alone(), False, lambda: self.now, self._sleep)
-        self.service = Service(self.rank, Demand(self.scheduler), Tree(self.scheduler), agreement)
+        self.service = Service(
+            self.rank, Demand(self.scheduler), Tree(self.scheduler), agreement, pause=self.pauses.append
+        )
         memory.use(self.rank, self.service)
 
     def turn(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kvcached_core.driver.base import Handle
 from kvcached_core.governor import FLOOR_GRACE_SECONDS
 from kvcached_core.ledger import snapshot
 from tests.sglang.elastic import Engine, engine
@@ -219,6 +220,30 @@ def test_a_step_does_not_wait_where_the_ledger_has_refused(tmp_path: Path) -> No
         begun = made.now
         twins.begin(300)
         assert len(twins.requests) == 1 and made.now == begun
+
+
+def test_an_idle_scheduler_pauses_while_memory_is_made_or_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It spins, and would keep Python's lock from a thread that needs it after each call of the driver."""
+    with engine(tmp_path, KIND.page_size) as made:
+        twins = started(made, 2)
+        made.idle()
+        assert made.pauses == [], "nothing is under way"
+        for _ in range(2):
+            twins.end(0, keep=False)
+        release, at_work = made.place.driver.release, list[list[str]]()
+
+        def release_while_it_spins(handle: Handle) -> None:
+            at_work.append(made.service.idle())
+            release(handle)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(made.place.driver, "release", release_while_it_spins)
+            made.idle(10.0)
+            made.idle(10.0)
+        assert at_work and len(made.pauses) == len(at_work)
+        assert all(0 < seconds < 0.001 for seconds in made.pauses)
 
 
 def test_i9_usage_in_the_ledger_is_what_requests_and_cache_hold(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""Keys and values side by side: who may have them so, and that what SGLang does with a pool still holds."""
+"""All of a token in one row: who may have it so, and that what SGLang does with a pool still holds."""
 
 from __future__ import annotations
 
 import ctypes
 import logging
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,19 +18,20 @@ from sglang.srt.mem_cache.layout.paged_view import paged_kv_view
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
 from kvcached_core.errors import UnsupportedError
-from sglang_kvcached.layouts import PROVEN_BACKENDS, STRIDED_BACKENDS, side_by_side
+from sglang_kvcached.layouts import PROVEN_BACKENDS, STRIDED_BACKENDS, by_token
 from sglang_kvcached.pools import ElasticMHATokenToKVPool
 from tests.sglang.elastic import HEAD_DIM, HEADS, LAYERS, Engine, engine, mha_pool
 
 SLOTS = 240  # one granule of 256 slots with page 0, all of it mapped
 ROW_BYTES = HEADS * HEAD_DIM * 4
+TOKEN_BYTES = 2 * LAYERS * ROW_BYTES
 
 
 @pytest.fixture(params=[1, 16])
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     """An engine at both kinds of page size, all of whose first granule can be touched."""
     with engine(tmp_path, request.param) as made:
-        made.place.lay_side_by_side(None)
+        made.place.lay_by_token(None)
         yield made
 
 
@@ -44,7 +46,7 @@ def filled(kvcache: Any) -> Any:
 
 
 def pair(made: Engine, **more: Any) -> tuple[Any, Any]:
-    """Return a stock pool and one with keys and values side by side, filled alike."""
+    """Return a stock pool and one with all of a token in one row, filled alike."""
     stock, elastic = (
         filled(mha_pool(cls, SLOTS, made.page_size, **more))
         for cls in (MHATokenToKVPool, ElasticMHATokenToKVPool)
@@ -59,15 +61,17 @@ def same(stock: Any, elastic: Any) -> None:
             assert torch.equal(expected, found)
 
 
-def test_a_granule_is_one_page_of_each_layer_and_rows_of_a_slot_are_neighbours(made: Engine) -> None:
+def test_a_granule_is_one_page_and_all_rows_of_a_slot_are_neighbours(made: Engine) -> None:
     kvcache = mha_pool(ElasticMHATokenToKVPool, SLOTS, made.page_size)
     geometry = kvcache.kv_reservation.sheet.geometry
-    assert len(geometry.starts) == LAYERS
-    assert geometry.stride_bytes == 2 * ROW_BYTES * made.page_size
-    for k, v in zip(kvcache.k_buffer, kvcache.v_buffer, strict=True):
-        assert k.shape == v.shape == (SLOTS + made.page_size, HEADS, HEAD_DIM)
-        assert k.stride() == v.stride() == (2 * HEADS * HEAD_DIM, HEAD_DIM, 1)
-        assert v.data_ptr() - k.data_ptr() == ROW_BYTES
+    assert len(geometry.starts) == 1
+    assert geometry.stride_bytes == TOKEN_BYTES * made.page_size
+    buffers = list(chain.from_iterable(zip(kvcache.k_buffer, kvcache.v_buffer, strict=True)))
+    assert len(buffers) == 2 * LAYERS
+    for at, buffer in enumerate(buffers):
+        assert buffer.shape == (SLOTS + made.page_size, HEADS, HEAD_DIM)
+        assert buffer.stride() == (2 * LAYERS * HEADS * HEAD_DIM, HEAD_DIM, 1)
+        assert buffer.data_ptr() - buffers[0].data_ptr() == at * ROW_BYTES
 
 
 def test_what_is_stored_is_read_and_nothing_else_is_written(made: Engine) -> None:
@@ -88,7 +92,7 @@ def _copy_rows(pointers: Any, strides: Any, target: Any, source: Any, count: int
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_slots_that_are_moved_take_keys_and_values_along(
+def test_slots_that_are_moved_take_all_layers_along(
     made: Engine, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_pool, "copy_all_layer_kv_cache_func", _copy_rows)
@@ -102,12 +106,12 @@ def test_slots_that_are_moved_take_keys_and_values_along(
     assert not torch.equal(stock.k_buffer[0], before)
 
 
-def test_the_pointers_and_strides_that_moves_go_by_cover_rows_of_both_and_nothing_between(
+def test_the_pointer_and_the_stride_that_moves_go_by_cover_whole_rows(
     made: Engine,
 ) -> None:
     kvcache = mha_pool(ElasticMHATokenToKVPool, SLOTS, made.page_size)
-    assert kvcache.data_ptrs.tolist() == [buffer.data_ptr() for buffer in kvcache.k_buffer]
-    assert kvcache.data_strides.tolist() == [2 * ROW_BYTES] * LAYERS
+    assert kvcache.data_ptrs.tolist() == [kvcache.k_buffer[0].data_ptr()]
+    assert kvcache.data_strides.tolist() == [TOKEN_BYTES]
     assert all(buffer.is_contiguous() for buffer in kvcache._slot_move_pointer_buffers())
 
 
@@ -124,7 +128,7 @@ def test_a_copy_on_the_host_and_back_is_the_same(made: Engine) -> None:
 def test_the_log_says_so(made: Engine, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         mha_pool(ElasticMHATokenToKVPool, SLOTS, made.page_size)
-    assert "keys and values side by side" in caplog.text
+    assert "layers by token" in caplog.text
 
 
 def test_every_backend_that_may_have_it_is_one_of_sglangs() -> None:
@@ -132,11 +136,11 @@ def test_every_backend_that_may_have_it_is_one_of_sglangs() -> None:
 
 
 @pytest.mark.parametrize("backends", [(name, name) for name in sorted(STRIDED_BACKENDS)])
-def test_side_by_side_can_be_asked_for_where_it_is_read_and_is_the_default_where_it_is_proven(
+def test_layers_by_token_can_be_asked_for_where_it_is_read_and_is_the_default_where_it_is_proven(
     backends: tuple[str, str],
 ) -> None:
-    assert side_by_side("block", backends, False) and not side_by_side("engine", backends, False)
-    assert side_by_side("auto", backends, False) == (backends[0] in PROVEN_BACKENDS)
+    assert by_token("block", backends, False) and not by_token("engine", backends, False)
+    assert by_token("auto", backends, False) == (backends[0] in PROVEN_BACKENDS)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +157,7 @@ def test_any_other_backend_has_lanes_of_stock_and_is_refused_by_name_where_block
     backends: tuple[str | None, str | None], amx: bool, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        assert not side_by_side("auto", backends, amx)
+        assert not by_token("auto", backends, amx)
     assert name in caplog.text
     with pytest.raises(UnsupportedError, match=f"KVCACHED_LAYOUT=block: .*{name}.*--attention-backend fa3"):
-        side_by_side("block", backends, amx)
+        by_token("block", backends, amx)

@@ -183,7 +183,7 @@ def test_keys_and_values_lie_as_the_attention_backend_of_this_server_allows(
     monkeypatch.setattr(runtime_context, "attention_backends", lambda: (backend, backend))
     monkeypatch.setattr("sglang.srt.utils.common.cpu_has_amx_support", lambda: amx)
     with starting.rank(arguments(), PORTS) as start:
-        assert start.side_by_side is expected
+        assert start.by_token is expected
 
 
 def test_a_layout_that_the_attention_backend_cannot_read_ends_the_start(
@@ -192,5 +192,5 @@ def test_a_layout_that_the_attention_backend_cannot_read_ends_the_start(
     monkeypatch.setenv("KVCACHED_LAYOUT", "block")
     monkeypatch.setattr(runtime_context, "attention_backends", lambda: ("trtllm_mha", "trtllm_mha"))
     with pytest.raises(UnsupportedError, match="trtllm_mha"), starting.rank(arguments(), PORTS) as start:
-        _ = start.side_by_side
+        _ = start.by_token
     assert "this engine cannot start" in caplog.text

@@ -17,7 +17,17 @@ from sglang.srt.platforms import current_platform
 from sglang_kvcached.allocators import ElasticPagedAllocator, rebind
 from sglang_kvcached.pools import ElasticMHATokenToKVPool
 from sglang_kvcached.swa import ElasticSWAAllocator
-from tests.sglang.elastic import HEAD_DIM, HEADS, IDLE_SECONDS, Cache, Engine, engine, request, touch
+from tests.sglang.elastic import (
+    HEAD_DIM,
+    HEADS,
+    IDLE_SECONDS,
+    PAGE_BYTES,
+    Cache,
+    Engine,
+    engine,
+    request,
+    touch,
+)
 
 FULL_SLOTS, SWA_SLOTS = 1536, 768
 FULL_LAYERS, SWA_LAYERS = [0, 3], [1, 2, 4]
@@ -162,16 +172,16 @@ MOVE = st.tuples(
 )
 
 
-@pytest.mark.parametrize("side_by_side", [False, True])
+@pytest.mark.parametrize("by_token", [False, True])
 @pytest.mark.parametrize("page_size", [1, 16])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moves=st.lists(MOVE, max_size=20))
 def test_i5_i9_slots_of_both_pools_have_memory(
-    page_size: int, side_by_side: bool, tmp_path: Path, moves: list[tuple[str, int]]
+    page_size: int, by_token: bool, tmp_path: Path, moves: list[tuple[str, int]]
 ) -> None:
     with engine(tmp_path, page_size) as made:
-        if side_by_side:
-            made.place.lay_side_by_side()
+        if by_token:
+            made.place.lay_by_token(2 * PAGE_BYTES)
         requests = Requests(made)
         for name, number in moves:
             if name == "begin":
@@ -191,16 +201,16 @@ def test_i5_i9_slots_of_both_pools_have_memory(
             requests.check()
 
 
-@pytest.mark.parametrize("side_by_side", [False, True])
+@pytest.mark.parametrize("by_token", [False, True])
 @pytest.mark.parametrize("page_size", [1, 16])
 def test_both_pools_grow_and_shrink_in_units_of_the_ledger(
-    page_size: int, side_by_side: bool, tmp_path: Path
+    page_size: int, by_token: bool, tmp_path: Path
 ) -> None:
     with engine(tmp_path, page_size) as made:
-        if side_by_side:
-            made.place.lay_side_by_side()
+        if by_token:
+            made.place.lay_by_token(2 * PAGE_BYTES)
         requests = Requests(made)
-        lanes = 1 if side_by_side else 2
+        lanes = 1 if by_token else 2
         first = lanes * (len(FULL_LAYERS) + len(SWA_LAYERS))  # a page in every lane of both
         assert made.mapped == made.held() == first
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""SGLang's Triton attention reads keys and values side by side: its kernels, in Triton's interpreter."""
+"""SGLang's Triton attention reads layers that lie by token: its kernels, in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 
-def test_triton_attention_and_moves_give_the_same_with_keys_and_values_side_by_side(tmp_path: Path) -> None:
+def test_triton_attention_and_moves_give_the_same_with_layers_by_token(tmp_path: Path) -> None:
     # A process of its own: Triton looks at the variable when a kernel is imported.
     done = subprocess.run(
         [sys.executable, "-m", "tests.sglang.triton_kernels", str(tmp_path)],

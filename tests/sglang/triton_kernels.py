@@ -1,4 +1,4 @@
-"""SGLang's Triton kernels in Triton's interpreter: over a stock pool, and with keys and values side by side.
+"""SGLang's Triton kernels in Triton's interpreter: over a stock pool, and over one with layers by token.
 
 `TRITON_INTERPRET=1 python -m tests.sglang.triton_kernels FOLDER` prints, as JSON, which results are the same.
 """
@@ -95,7 +95,7 @@ def main(folder: Path) -> None:
 
     same: dict[str, bool] = {}
     with engine(folder, PAGE) as made:
-        made.place.lay_side_by_side(None)
+        made.place.lay_by_token(None)
         classes = (MHATokenToKVPool, ElasticMHATokenToKVPool)
         stock, elastic = (filled(mha_pool(cls, SLOTS, PAGE), (HEADS, HEAD_DIM)) for cls in classes)
         before = contents(stock)

@@ -25,14 +25,14 @@ class Kind(NamedTuple):
     stock_pool: type
     elastic_pool: type
     page_size: int
-    side_by_side: bool = False
+    by_token: bool = False
 
 
 KINDS = {
     "mha-1": Kind(mha_pool, MHATokenToKVPool, ElasticMHATokenToKVPool, 1),
     "mha-16": Kind(mha_pool, MHATokenToKVPool, ElasticMHATokenToKVPool, 16),
-    "mha-1-side-by-side": Kind(mha_pool, MHATokenToKVPool, ElasticMHATokenToKVPool, 1, True),
-    "mha-16-side-by-side": Kind(mha_pool, MHATokenToKVPool, ElasticMHATokenToKVPool, 16, True),
+    "mha-1-by-token": Kind(mha_pool, MHATokenToKVPool, ElasticMHATokenToKVPool, 1, True),
+    "mha-16-by-token": Kind(mha_pool, MHATokenToKVPool, ElasticMHATokenToKVPool, 16, True),
     "mla-1": Kind(mla_pool, MLATokenToKVPool, ElasticMLATokenToKVPool, 1),
     "mla-16": Kind(mla_pool, MLATokenToKVPool, ElasticMLATokenToKVPool, 16),
 }
@@ -53,8 +53,8 @@ def allocator(pool: Any, slots: int, page_size: int, elastic: bool) -> Any:
 def begun(made: Engine, kind: Kind, slots: int = SLOTS) -> Any:
     """Return an elastic allocator that serves."""
     slots = slots // kind.page_size * kind.page_size
-    if kind.side_by_side:
-        made.place.lay_side_by_side()
+    if kind.by_token:
+        made.place.lay_by_token()
     pool = kind.make(kind.elastic_pool, slots, kind.page_size)
     made.begin(allocator(pool, slots, kind.page_size, elastic=True))
     return made.allocator

@@ -1,7 +1,7 @@
-"""Whether the keys and values of a token lie side by side: in one lane of a layer, or each in its own.
+"""Whether all that a token has lies together: keys and values of all layers in one row, or lanes as in stock.
 
-Side by side, a row of either buffer is followed by the other's: stride(0) is twice a row. docs/sglang.md says
-how each attention backend was found to read that.
+By token, two rows of a layer's buffer are as far apart as keys and values of all layers are long: that is its
+stride(0). docs/sglang.md says how each attention backend was found to read that.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ STRIDED_BACKENDS = frozenset({"triton", "flashinfer", "fa3", "torch_native"})
 PROVEN_BACKENDS = frozenset({"torch_native", "triton"})
 
 
-def side_by_side(layout: str, backends: Iterable[str | None], has_amx_kernels: bool) -> bool:
-    """Say whether keys and values are to lie side by side; `layout` is the setting of that name.
+def by_token(layout: str, backends: Iterable[str | None], has_amx_kernels: bool) -> bool:
+    """Say whether all that a token has is to lie together; `layout` is the setting of that name.
 
     Raises UnsupportedError, with the backend's name, where that was asked for and is not known to be read.
     """
@@ -34,12 +34,12 @@ def side_by_side(layout: str, backends: Iterable[str | None], has_amx_kernels: b
         return True
     if layout == "block":
         raise UnsupportedError(
-            "--kv-cache-backend kvcached: KVCACHED_LAYOUT=block: keys and values cannot lie side by side for "
+            "--kv-cache-backend kvcached: KVCACHED_LAYOUT=block: a token's layers cannot lie together for "
             f"{' and '.join(strangers)}: leave it out, or choose one of "
             f"--attention-backend {', '.join(sorted(STRIDED_BACKENDS))}"
         )
     _log.info(
-        "kvcached: keys and values have lanes of their own: side by side is not proven for %s",
+        "kvcached: keys and values have lanes of their own: layers by token are not proven for %s",
         " and ".join(strangers),
     )
     return False

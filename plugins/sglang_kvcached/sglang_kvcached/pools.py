@@ -36,12 +36,16 @@ class _Elastic:
     def mem_usage(self, usage: float) -> None:
         self._stock_usage = usage
 
+    @property
+    def _is_one_of_two(self) -> bool:
+        """Say whether this is one of a model's two pools."""
+        return getattr(self, "allocation_label", None) is not None
+
     def _reserve(self, shape: tuple[int, ...], count: int, page_size: int) -> list[torch.Tensor]:
         """Return `count` buffers of `shape`, whose first page alone has memory."""
         rows, dtype = shape[0], self.store_dtype
         lanes = Lanes(count, rows, math.prod(shape[1:]) * dtype.itemsize, page_size)
-        several = getattr(self, "allocation_label", None) is not None  # one of two pools of a model
-        self.kv_reservation = memory.required().reserve(lanes, several)
+        self.kv_reservation = memory.required().reserve(lanes, self._is_one_of_two)
         size_bytes, whole = rows * lanes.row_bytes, self.kv_reservation.tensor
         return [
             whole[start : start + size_bytes].view(dtype).view(shape)
@@ -63,9 +67,9 @@ class _Elastic:
 
 
 class ElasticMHATokenToKVPool(_Elastic, MHATokenToKVPool):
-    """K and V of every layer: side by side in one lane, or each in its own."""
+    """K and V of every layer: all that a token has in one row, or each buffer in a lane of its own."""
 
-    _pairs: list[torch.Tensor] | None = None  # rows of K and V, where they lie side by side
+    _rows: list[torch.Tensor] | None = None  # of keys and values together, by lane
 
     def _create_buffers(self) -> None:
         if not memory.is_claimed():
@@ -88,26 +92,27 @@ class ElasticMHATokenToKVPool(_Elastic, MHATokenToKVPool):
             raise UnsupportedError(
                 f"kvcached: keys of shape {k_shape[1:]} and values of shape {v_shape[1:]} are not supported"
             )
-        if memory.required().side_by_side:
-            rows, *row = k_shape
-            self._pairs = self._reserve((rows, 2, *row), self.layer_num, self.page_size)
-            self.k_buffer = [pair[:, 0] for pair in self._pairs]
-            self.v_buffer = [pair[:, 1] for pair in self._pairs]
+        if memory.required().by_token:
+            # Two pools share a size of pages, which rows of many layers would fill badly.
+            lanes, layers = (self.layer_num, 1) if self._is_one_of_two else (1, self.layer_num)
+            shape = (k_shape[0], layers, 2, *k_shape[1:])
+            self._rows = self._reserve(shape, lanes, self.page_size)
+            self.k_buffer, self.v_buffer = (
+                [rows[:, layer, which] for rows in self._rows for layer in range(layers)] for which in (0, 1)
+            )
         else:
             buffers = self._reserve(k_shape, 2 * self.layer_num, self.page_size)
             self.k_buffer, self.v_buffer = buffers[0::2], buffers[1::2]
 
     def _slot_move_pointer_buffers(self) -> list[torch.Tensor]:
-        """Return what SGLang moves slots in. Its kernel takes a stride for the width: K and V as one row."""
-        if self._pairs is None:
-            return list(super()._slot_move_pointer_buffers())
-        return self._pairs
+        """Return what SGLang moves slots in. Its kernel takes a stride for the width: a token as one row."""
+        return list(super()._slot_move_pointer_buffers()) if self._rows is None else self._rows
 
     def _finalize_allocation_log(self, num_tokens: int) -> None:
         if self.kv_reservation is None:
             super()._finalize_allocation_log(num_tokens)
         else:
-            self._log_reservation(num_tokens, "; keys and values side by side" if self._pairs else "")
+            self._log_reservation(num_tokens, "" if self._rows is None else "; layers by token")
 
 
 class ElasticMLATokenToKVPool(_Elastic, MLATokenToKVPool):

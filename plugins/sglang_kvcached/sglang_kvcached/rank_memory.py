@@ -39,7 +39,7 @@ class Place(Protocol):
     @property
     def capacity_bytes(self) -> int: ...
     @property
-    def side_by_side(self) -> bool: ...
+    def by_token(self) -> bool: ...
     def limit_bytes(self) -> int: ...
     def set_floor(self, floor_bytes: int) -> None: ...
 
@@ -68,9 +68,9 @@ class RankMemory:
         return self._place.settings
 
     @property
-    def side_by_side(self) -> bool:
-        """Whether keys and values lie side by side. Raises UnsupportedError where that cannot be."""
-        return self._place.side_by_side
+    def by_token(self) -> bool:
+        """Whether all that a token has lies together. Raises UnsupportedError where that cannot be."""
+        return self._place.by_token
 
     @property
     def account(self) -> Account:

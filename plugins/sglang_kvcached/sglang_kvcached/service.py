@@ -19,6 +19,8 @@ from sglang_kvcached.tally import Tally
 from sglang_kvcached.tree import Tree
 from sglang_kvcached.wake import Waker
 
+_PAUSE_SECONDS = 0.0005  # a request that comes in it waits no longer
+
 
 class PageGovernor(Governor):
     """A governor that is asked for pages of each sheet: a sheet has no use for what is free in another."""
@@ -54,9 +56,10 @@ class Service:
         waker: Waker | None = None,
         tally: Tally | None = None,
         streams: Callable[[], tuple[int, tuple[int, ...]]] = lambda: (0, ()),
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         """`waker` is for the rank that reads the ledger; `streams` returns where the next step's kernels are
-        launched, and what else may still use pages of earlier ones."""
+        launched, and what else may still use pages of earlier ones; `pause` lets so many seconds pass."""
         chosen = rank.settings
         self._rank = rank
         self._demand = demand
@@ -65,6 +68,7 @@ class Service:
         self._waker = waker
         self.tally = tally or Tally()
         self._streams = streams
+        self._pause = pause
         self._short: Sequence[int] | None = None
         self._grant_seconds = chosen.grant_seconds
         self._look_seconds = self._idle_seconds = chosen.idle_seconds
@@ -109,8 +113,11 @@ class Service:
     def idle(self) -> list[str]:
         """Settle the budget of a scheduler without requests, and say what does not add up.
 
-        Cheap where nothing has happened: SGLang's loop spins.
+        Cheap where nothing has happened: SGLang's loop spins. It pauses while memory is made or given back:
+        each call of the driver gives Python's lock away, and a loop that spins keeps it for a millisecond.
         """
+        if self._rank.pool.is_at_work:
+            self._pause(_PAUSE_SECONDS)
         rang = self._waker is not None and self._waker.take()
         if self._agreement.is_alone and not (rang or self._dirty):
             return []

@@ -136,13 +136,13 @@ class RankStart:
         return get_parallel().attn_tp_group.cpu_group
 
     @property
-    def side_by_side(self) -> bool:
-        """Say whether keys and values lie side by side. Raises UnsupportedError where they cannot."""
+    def by_token(self) -> bool:
+        """Say whether all that a token has lies together. Raises UnsupportedError where it cannot."""
         from sglang.srt.runtime_context import attention_backends
         from sglang.srt.utils.common import cpu_has_amx_support
 
         amx = self.on_host and bool(cpu_has_amx_support())
-        return layouts.side_by_side(self.settings.layout, attention_backends(), amx)
+        return layouts.by_token(self.settings.layout, attention_backends(), amx)
 
     def limit_bytes(self) -> int:
         """Return what this rank may hold at most when it starts."""
