@@ -114,9 +114,9 @@ OPTIONS: tuple[Option, ...] = (
             _number(1024, 1 << 24, int), "262144"),
     _option("page_size", "auto, or a size that is a multiple of the driver's granularity",
             "unit of physical memory", _auto(_absolute), "auto"),
-    _option("layout", "auto, block or engine", "block: the smallest granule; auto: that where it "
-            "is proven; engine: leave the choice to the engine",
-            _choice("auto", "block", "engine"), "auto"),
+    _option("layout", "auto, block, layer or engine", "block: the smallest granule; layer (SGLang): keys and "
+            "values of a layer together; auto: the fastest of these that is proven; engine: as in stock",
+            _choice("auto", "block", "layer", "engine"), "auto"),
     _option("headroom", LEGAL_SIZES, "left free on the device for everybody else", parse_size, "256MiB"),
     _option("spare", LEGAL_SIZES, "kept ready ahead of need", parse_size, "128MiB"),
     _option("idle_seconds", "0 to 86400", "spare memory unused for so long is given back",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from kvcached_core.errors import BusyError, CapacityError
+from kvcached_core.geometry import make_geometry
 from kvcached_core.pages import FIRST_RETRY_SECONDS, SLICE_GRANULES
 from kvcached_core.plan import Plan
 from kvcached_core.pool import ElasticPool
@@ -176,10 +177,16 @@ def test_i11_close_while_the_thread_maps_ahead_leaves_nothing(account: FakeAccou
     pool.check()
 
 
+@pytest.mark.parametrize(
+    ("segments", "batches"),
+    [(1, [1, *(1, 1, 2, 4, 8, 16), *(1, 1, 2, 4, 3)]), (16, [1, 1, 1, 2, *[4] * 7, 1, 1, 2, 4, 3])],
+)
 def test_the_ledger_hears_of_the_first_granules_at_once_and_of_many_seldom(
-    account: FakeAccount, monkeypatch: pytest.MonkeyPatch
+    segments: int, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """But always after as much work as a step should wait for."""
     told: list[int] = []
+    account = FakeAccount(64 * segments, 1 << 20)
     created = account.created
 
     def note(granules: int) -> None:
@@ -187,10 +194,12 @@ def test_the_ledger_hears_of_the_first_granules_at_once_and_of_many_seldom(
         created(granules)
 
     monkeypatch.setattr(account, "created", note)
-    pool = ElasticPool(FakeDriver(1 << 20), GEOMETRY, account)
+    geometry = make_geometry(64, 64, [4096 * segment for segment in range(segments)], 64, 64)
+    pool = ElasticPool(FakeDriver(1 << 20), geometry, account)
     assert told == [1]
     account.want(1 + 43)
     pool.supply_thread.turn(0.0)
     pool.supply_thread.turn(0.0)
-    assert told == [1, *(1, 1, 2, 4, 8, 16), *(1, 1, 2, 4, 3)]
+    assert told == batches
     assert account.ready_bytes == account.leased_bytes
+    account.close()

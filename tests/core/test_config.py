@@ -22,7 +22,7 @@ LEGAL: dict[str, list[tuple[Any, Any]]] = {
     "virtual": [("10GiB", Size(10 << 30))],
     "max_blocks": [("1024", 1024), (1 << 24, 1 << 24)],
     "page_size": [("auto", None), ("32MiB", Size(32 * MIB))],
-    "layout": [("engine", "engine"), ("block", "block"), ("auto", "auto")],
+    "layout": [("engine", "engine"), ("block", "block"), ("layer", "layer"), ("auto", "auto")],
     "headroom": [("0", Size(0))],
     "spare": [("1MiB", Size(MIB))],
     "idle_seconds": [("0", 0.0), (0.5, 0.5), ("86400", 86400.0)],

@@ -42,15 +42,17 @@ class Place:
         self.driver = HostDriver(CAPACITY)
         self.capacity_bytes = CAPACITY
         self.longest_tokens = longest_tokens
-        self.by_token = False
+        self.layout = "engine"
         self.account = Account.attach(
             self.runtime, self.driver.identity(), CAPACITY, 0, instance="one", rank=rank, name="one"
         )
         self.private = PrivateMemory(None, lambda: 0, lambda: 0)
 
-    def lay_by_token(self, page_bytes: int | None = 2 * LAYERS * PAGE_BYTES) -> None:
-        """Have one lane for all; by default a granule is of as many slots and bytes as before."""
-        self.by_token = True
+    def lay(self, layout: str, page_bytes: int | None = 0) -> None:
+        """Have fewer lanes; by default a granule is of as many slots and bytes as before."""
+        self.layout = layout
+        if page_bytes == 0:
+            page_bytes = {"engine": 1, "layer": 2, "block": 2 * LAYERS}[layout] * PAGE_BYTES
         page_size = None if page_bytes is None else Size(page_bytes)
         self.settings = dataclasses.replace(self.settings, page_size=page_size)
 

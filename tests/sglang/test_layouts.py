@@ -1,11 +1,10 @@
-"""All of a token in one row: who may have it so, and that what SGLang does with a pool still holds."""
+"""Keys and values together, of a layer or of all: who may have it, and that what SGLang does still holds."""
 
 from __future__ import annotations
 
 import ctypes
 import logging
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,21 +17,26 @@ from sglang.srt.mem_cache.layout.paged_view import paged_kv_view
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
 from kvcached_core.errors import UnsupportedError
-from sglang_kvcached.layouts import PROVEN_BACKENDS, STRIDED_BACKENDS, by_token
+from sglang_kvcached.layouts import FASTEST, PROVEN_BACKENDS, STRIDED_BACKENDS, chosen
 from sglang_kvcached.pools import ElasticMHATokenToKVPool
 from tests.sglang.elastic import HEAD_DIM, HEADS, LAYERS, Engine, engine, mha_pool
 
 SLOTS = 240  # one granule of 256 slots with page 0, all of it mapped
 ROW_BYTES = HEADS * HEAD_DIM * 4
-TOKEN_BYTES = 2 * LAYERS * ROW_BYTES
 
 
-@pytest.fixture(params=[1, 16])
+@pytest.fixture(params=[(layout, page_size) for layout in ("layer", "block") for page_size in (1, 16)])
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     """An engine at both kinds of page size, all of whose first granule can be touched."""
-    with engine(tmp_path, request.param) as made:
-        made.place.lay_by_token(None)
+    layout, page_size = request.param
+    with engine(tmp_path, page_size) as made:
+        made.place.lay(layout, None)
         yield made
+
+
+def together(made: Engine) -> int:
+    """Return the layers whose keys and values lie together."""
+    return LAYERS if made.place.layout == "block" else 1
 
 
 def filled(kvcache: Any) -> Any:
@@ -46,7 +50,7 @@ def filled(kvcache: Any) -> Any:
 
 
 def pair(made: Engine, **more: Any) -> tuple[Any, Any]:
-    """Return a stock pool and one with all of a token in one row, filled alike."""
+    """Return a stock pool and one with keys and values together, filled alike."""
     stock, elastic = (
         filled(mha_pool(cls, SLOTS, made.page_size, **more))
         for cls in (MHATokenToKVPool, ElasticMHATokenToKVPool)
@@ -61,17 +65,18 @@ def same(stock: Any, elastic: Any) -> None:
             assert torch.equal(expected, found)
 
 
-def test_a_granule_is_one_page_and_all_rows_of_a_slot_are_neighbours(made: Engine) -> None:
-    kvcache = mha_pool(ElasticMHATokenToKVPool, SLOTS, made.page_size)
+def test_a_granule_is_one_page_of_each_lane_and_rows_of_a_slot_are_neighbours(made: Engine) -> None:
+    kvcache, each = mha_pool(ElasticMHATokenToKVPool, SLOTS, made.page_size), together(made)
     geometry = kvcache.kv_reservation.sheet.geometry
-    assert len(geometry.starts) == 1
-    assert geometry.stride_bytes == TOKEN_BYTES * made.page_size
-    buffers = list(chain.from_iterable(zip(kvcache.k_buffer, kvcache.v_buffer, strict=True)))
-    assert len(buffers) == 2 * LAYERS
-    for at, buffer in enumerate(buffers):
-        assert buffer.shape == (SLOTS + made.page_size, HEADS, HEAD_DIM)
-        assert buffer.stride() == (2 * LAYERS * HEADS * HEAD_DIM, HEAD_DIM, 1)
-        assert buffer.data_ptr() - buffers[0].data_ptr() == at * ROW_BYTES
+    assert len(geometry.starts) == LAYERS // each
+    assert geometry.stride_bytes == 2 * each * ROW_BYTES * made.page_size
+    base = kvcache.k_buffer[0].data_ptr()
+    for layer, (k, v) in enumerate(zip(kvcache.k_buffer, kvcache.v_buffer, strict=True)):
+        assert k.shape == v.shape == (SLOTS + made.page_size, HEADS, HEAD_DIM)
+        assert k.stride() == v.stride() == (2 * each * HEADS * HEAD_DIM, HEAD_DIM, 1)
+        assert v.data_ptr() - k.data_ptr() == ROW_BYTES
+        lane, place = divmod(layer, each)
+        assert k.data_ptr() - base == geometry.starts[lane] + 2 * place * ROW_BYTES
 
 
 def test_what_is_stored_is_read_and_nothing_else_is_written(made: Engine) -> None:
@@ -92,7 +97,7 @@ def _copy_rows(pointers: Any, strides: Any, target: Any, source: Any, count: int
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_slots_that_are_moved_take_all_layers_along(
+def test_slots_that_are_moved_take_keys_and_values_along(
     made: Engine, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_pool, "copy_all_layer_kv_cache_func", _copy_rows)
@@ -106,12 +111,13 @@ def test_slots_that_are_moved_take_all_layers_along(
     assert not torch.equal(stock.k_buffer[0], before)
 
 
-def test_the_pointer_and_the_stride_that_moves_go_by_cover_whole_rows(
+def test_the_pointers_and_strides_that_moves_go_by_cover_whole_rows_and_nothing_between(
     made: Engine,
 ) -> None:
     kvcache = mha_pool(ElasticMHATokenToKVPool, SLOTS, made.page_size)
-    assert kvcache.data_ptrs.tolist() == [kvcache.k_buffer[0].data_ptr()]
-    assert kvcache.data_strides.tolist() == [TOKEN_BYTES]
+    each = together(made)
+    assert kvcache.data_ptrs.tolist() == [buffer.data_ptr() for buffer in kvcache.k_buffer[::each]]
+    assert kvcache.data_strides.tolist() == [2 * each * ROW_BYTES] * (LAYERS // each)
     assert all(buffer.is_contiguous() for buffer in kvcache._slot_move_pointer_buffers())
 
 
@@ -128,7 +134,8 @@ def test_a_copy_on_the_host_and_back_is_the_same(made: Engine) -> None:
 def test_the_log_says_so(made: Engine, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         mha_pool(ElasticMHATokenToKVPool, SLOTS, made.page_size)
-    assert "layers by token" in caplog.text
+    expected = "all layers of a token" if together(made) == LAYERS else "keys and values of a layer"
+    assert f"{expected} together" in caplog.text
 
 
 def test_every_backend_that_may_have_it_is_one_of_sglangs() -> None:
@@ -136,11 +143,12 @@ def test_every_backend_that_may_have_it_is_one_of_sglangs() -> None:
 
 
 @pytest.mark.parametrize("backends", [(name, name) for name in sorted(STRIDED_BACKENDS)])
-def test_layers_by_token_can_be_asked_for_where_it_is_read_and_is_the_default_where_it_is_proven(
+def test_a_layout_can_be_asked_for_where_it_is_read_and_the_fastest_is_the_default_where_it_is_proven(
     backends: tuple[str, str],
 ) -> None:
-    assert by_token("block", backends, False) and not by_token("engine", backends, False)
-    assert by_token("auto", backends, False) == (backends[0] in PROVEN_BACKENDS)
+    for layout in ("block", "layer", "engine"):
+        assert chosen(layout, backends, False) == layout
+    assert chosen("auto", backends, False) == (FASTEST if backends[0] in PROVEN_BACKENDS else "engine")
 
 
 @pytest.mark.parametrize(
@@ -153,11 +161,14 @@ def test_layers_by_token_can_be_asked_for_where_it_is_read_and_is_the_default_wh
         (("torch_native", "torch_native"), True, "the AMX kernels"),
     ],
 )
-def test_any_other_backend_has_lanes_of_stock_and_is_refused_by_name_where_block_is_asked_for(
+def test_any_other_backend_has_lanes_of_stock_and_is_refused_by_name_where_more_is_asked_for(
     backends: tuple[str | None, str | None], amx: bool, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        assert not by_token("auto", backends, amx)
+        assert chosen("auto", backends, amx) == "engine"
     assert name in caplog.text
-    with pytest.raises(UnsupportedError, match=f"KVCACHED_LAYOUT=block: .*{name}.*--attention-backend fa3"):
-        by_token("block", backends, amx)
+    for layout in ("block", "layer"):
+        with pytest.raises(
+            UnsupportedError, match=f"KVCACHED_LAYOUT={layout}: .*{name}.*--attention-backend fa3"
+        ):
+            chosen(layout, backends, amx)

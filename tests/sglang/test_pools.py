@@ -68,7 +68,7 @@ def test_the_log_says_what_is_reserved_and_what_is_held(
     assert "KV Cache is reserved (kvcached): #tokens: 1024, 576 KiB of addresses, 64 KiB held" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["mha-16", "mha-16-by-token"])
+@pytest.mark.parametrize("kind", ["mha-16", "mha-16-layer", "mha-16-block"])
 def test_a_draft_pool_made_beside_an_owned_one_is_stock(kind: str, tmp_path: Path) -> None:
     with engine(tmp_path, 16) as made:
         begun(made, KINDS[kind])

@@ -170,20 +170,21 @@ def test_weights_are_shared_by_the_ranks_that_load_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layout", "backend", "amx", "expected"),
     [
-        ("auto", "torch_native", False, True),
-        ("auto", "torch_native", True, False),
-        ("auto", "flex_attention", False, False),
-        ("engine", "torch_native", False, False),
+        ("auto", "torch_native", False, "layer"),
+        ("auto", "torch_native", True, "engine"),
+        ("auto", "flex_attention", False, "engine"),
+        ("block", "torch_native", False, "block"),
+        ("engine", "torch_native", False, "engine"),
     ],
 )
 def test_keys_and_values_lie_as_the_attention_backend_of_this_server_allows(
-    layout: str, backend: str, amx: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+    layout: str, backend: str, amx: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KVCACHED_LAYOUT", layout)
     monkeypatch.setattr(runtime_context, "attention_backends", lambda: (backend, backend))
     monkeypatch.setattr("sglang.srt.utils.common.cpu_has_amx_support", lambda: amx)
     with starting.rank(arguments(), PORTS) as start:
-        assert start.by_token is expected
+        assert start.layout == expected
 
 
 def test_a_layout_that_the_attention_backend_cannot_read_ends_the_start(
@@ -192,5 +193,5 @@ def test_a_layout_that_the_attention_backend_cannot_read_ends_the_start(
     monkeypatch.setenv("KVCACHED_LAYOUT", "block")
     monkeypatch.setattr(runtime_context, "attention_backends", lambda: ("trtllm_mha", "trtllm_mha"))
     with pytest.raises(UnsupportedError, match="trtllm_mha"), starting.rank(arguments(), PORTS) as start:
-        _ = start.by_token
+        _ = start.layout
     assert "this engine cannot start" in caplog.text

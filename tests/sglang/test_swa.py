@@ -172,16 +172,16 @@ MOVE = st.tuples(
 )
 
 
-@pytest.mark.parametrize("by_token", [False, True])
+@pytest.mark.parametrize("layout", ["engine", "layer", "block"])
 @pytest.mark.parametrize("page_size", [1, 16])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moves=st.lists(MOVE, max_size=20))
 def test_i5_i9_slots_of_both_pools_have_memory(
-    page_size: int, by_token: bool, tmp_path: Path, moves: list[tuple[str, int]]
+    page_size: int, layout: str, tmp_path: Path, moves: list[tuple[str, int]]
 ) -> None:
     with engine(tmp_path, page_size) as made:
-        if by_token:
-            made.place.lay_by_token(2 * PAGE_BYTES)
+        # In either a layer has a lane of its own: the pools share a size of pages.
+        made.place.lay(layout, PAGE_BYTES if layout == "engine" else 2 * PAGE_BYTES)
         requests = Requests(made)
         for name, number in moves:
             if name == "begin":
@@ -201,16 +201,16 @@ def test_i5_i9_slots_of_both_pools_have_memory(
             requests.check()
 
 
-@pytest.mark.parametrize("by_token", [False, True])
+@pytest.mark.parametrize("layout", ["engine", "layer", "block"])
 @pytest.mark.parametrize("page_size", [1, 16])
 def test_both_pools_grow_and_shrink_in_units_of_the_ledger(
-    page_size: int, by_token: bool, tmp_path: Path
+    page_size: int, layout: str, tmp_path: Path
 ) -> None:
     with engine(tmp_path, page_size) as made:
-        if by_token:
-            made.place.lay_by_token(2 * PAGE_BYTES)
+        # In either a layer has a lane of its own: the pools share a size of pages.
+        made.place.lay(layout, PAGE_BYTES if layout == "engine" else 2 * PAGE_BYTES)
         requests = Requests(made)
-        lanes = 1 if by_token else 2
+        lanes = 2 if layout == "engine" else 1
         first = lanes * (len(FULL_LAYERS) + len(SWA_LAYERS))  # a page in every lane of both
         assert made.mapped == made.held() == first
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""SGLang's Triton attention reads layers that lie by token: its kernels, in Triton's interpreter."""
+"""SGLang's Triton attention reads keys and values that lie together: its kernels, in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 
-def test_triton_attention_and_moves_give_the_same_with_layers_by_token(tmp_path: Path) -> None:
+def test_triton_attention_and_moves_give_the_same_with_keys_and_values_together(tmp_path: Path) -> None:
     # A process of its own: Triton looks at the variable when a kernel is imported.
     done = subprocess.run(
         [sys.executable, "-m", "tests.sglang.triton_kernels", str(tmp_path)],
@@ -19,5 +19,6 @@ def test_triton_attention_and_moves_give_the_same_with_layers_by_token(tmp_path:
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    expected = {"move", "decode 1", "decode 16", "extend 1", "extend 16"}
+    kernels = ("move", "decode 1", "decode 16", "extend 1", "extend 16")
+    expected = {f"{layout}: {kernel}" for layout in ("layer", "block") for kernel in kernels}
     assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(expected, True)

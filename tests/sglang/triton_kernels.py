@@ -1,4 +1,4 @@
-"""SGLang's Triton kernels in Triton's interpreter: over a stock pool, and over one with layers by token.
+"""SGLang's Triton kernels in Triton's interpreter: over a stock pool, and with keys and values together.
 
 `TRITON_INTERPRET=1 python -m tests.sglang.triton_kernels FOLDER` prints, as JSON, which results are the same.
 """
@@ -87,25 +87,26 @@ def contents(kvcache: Any) -> torch.Tensor:
 
 
 def main(folder: Path) -> None:
-    """Run each kernel over both pools."""
+    """Run each kernel over a stock pool and over either layout."""
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
     from sglang_kvcached.pools import ElasticMHATokenToKVPool
     from tests.sglang.elastic import HEAD_DIM, HEADS, engine, mha_pool
 
     same: dict[str, bool] = {}
-    with engine(folder, PAGE) as made:
-        made.place.lay_by_token(None)
-        classes = (MHATokenToKVPool, ElasticMHATokenToKVPool)
-        stock, elastic = (filled(mha_pool(cls, SLOTS, PAGE), (HEADS, HEAD_DIM)) for cls in classes)
-        before = contents(stock)
-        same["move"] = torch.equal(move(stock, PAGE), move(elastic, PAGE))
-        assert not torch.equal(before, contents(stock))
-        for name, kernel in (("decode", decode), ("extend", extend)):
-            for page_size in (1, PAGE):
-                found = [kernel(kvcache, page_size) for kvcache in (stock, elastic)]
-                assert float(found[0].abs().min()) > 0.0
-                same[f"{name} {page_size}"] = torch.equal(*found)
+    for layout in ("layer", "block"):
+        with engine(folder / layout, PAGE) as made:
+            made.place.lay(layout, None)
+            classes = (MHATokenToKVPool, ElasticMHATokenToKVPool)
+            stock, elastic = (filled(mha_pool(cls, SLOTS, PAGE), (HEADS, HEAD_DIM)) for cls in classes)
+            before = contents(stock)
+            same[f"{layout}: move"] = torch.equal(move(stock, PAGE), move(elastic, PAGE))
+            assert not torch.equal(before, contents(stock))
+            for name, kernel in (("decode", decode), ("extend", extend)):
+                for page_size in (1, PAGE):
+                    found = [kernel(kvcache, page_size) for kvcache in (stock, elastic)]
+                    assert float(found[0].abs().min()) > 0.0
+                    same[f"{layout}: {name} {page_size}"] = torch.equal(*found)
     print(json.dumps(same))
 
 

@@ -25,14 +25,16 @@ class Kind(NamedTuple):
     stock_pool: type
     elastic_pool: type
     page_size: int
-    by_token: bool = False
+    layout: str = "engine"
 
 
 KINDS = {
     "mha-1": Kind(mha_pool, MHATokenToKVPool, ElasticMHATokenToKVPool, 1),
     "mha-16": Kind(mha_pool, MHATokenToKVPool, ElasticMHATokenToKVPool, 16),
-    "mha-1-by-token": Kind(mha_pool, MHATokenToKVPool, ElasticMHATokenToKVPool, 1, True),
-    "mha-16-by-token": Kind(mha_pool, MHATokenToKVPool, ElasticMHATokenToKVPool, 16, True),
+    "mha-1-layer": Kind(mha_pool, MHATokenToKVPool, ElasticMHATokenToKVPool, 1, "layer"),
+    "mha-16-layer": Kind(mha_pool, MHATokenToKVPool, ElasticMHATokenToKVPool, 16, "layer"),
+    "mha-1-block": Kind(mha_pool, MHATokenToKVPool, ElasticMHATokenToKVPool, 1, "block"),
+    "mha-16-block": Kind(mha_pool, MHATokenToKVPool, ElasticMHATokenToKVPool, 16, "block"),
     "mla-1": Kind(mla_pool, MLATokenToKVPool, ElasticMLATokenToKVPool, 1),
     "mla-16": Kind(mla_pool, MLATokenToKVPool, ElasticMLATokenToKVPool, 16),
 }
@@ -53,8 +55,7 @@ def allocator(pool: Any, slots: int, page_size: int, elastic: bool) -> Any:
 def begun(made: Engine, kind: Kind, slots: int = SLOTS) -> Any:
     """Return an elastic allocator that serves."""
     slots = slots // kind.page_size * kind.page_size
-    if kind.by_token:
-        made.place.lay_by_token()
+    made.place.lay(kind.layout)
     pool = kind.make(kind.elastic_pool, slots, kind.page_size)
     made.begin(allocator(pool, slots, kind.page_size, elastic=True))
     return made.allocator

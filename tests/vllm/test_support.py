@@ -48,6 +48,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("model_config.sleep_mode_backend", "criu", "sleep mode by 'criu' also takes"),
     ("parallel_config.enable_elastic_ep", True, "leave out --enable-elastic-ep"),
     ("parallel_config.enable_dbo", True, "leave out --enable-dbo"),
+    ("additional_config", {"kvcached": {"layout": "layer"}}, "set KVCACHED_LAYOUT to auto, block or engine"),
 ]  # fmt: skip
 WARNED: list[tuple[str, Any, str]] = [
     ("speculative_config", object(), "speculative decoding"),

@@ -1,7 +1,8 @@
-"""Whether all that a token has lies together: keys and values of all layers in one row, or lanes as in stock.
+"""How the keys and values of a token lie: as in stock, those of a layer together, or all of them together.
 
-By token, two rows of a layer's buffer are as far apart as keys and values of all layers are long: that is its
-stride(0). docs/sglang.md says how each attention backend was found to read that.
+With `layer` a row of the keys is followed by one of the values: rows of either buffer are twice a row apart.
+With `block` all that a token has is one row, and rows of a layer's buffer are as far apart as that is long.
+docs/sglang.md says how each attention backend was found to read that.
 """
 
 from __future__ import annotations
@@ -17,29 +18,32 @@ _log = logging.getLogger(__name__)
 STRIDED_BACKENDS = frozenset({"triton", "flashinfer", "fa3", "torch_native"})
 # With them engines gave stock's answers that way, triton on a GPU; the others have it where it is asked for.
 PROVEN_BACKENDS = frozenset({"torch_native", "triton"})
+FASTEST = "layer"
 
 
-def by_token(layout: str, backends: Iterable[str | None], has_amx_kernels: bool) -> bool:
-    """Say whether all that a token has is to lie together; `layout` is the setting of that name.
+def chosen(layout: str, backends: Iterable[str | None], has_amx_kernels: bool) -> str:
+    """Return `block`, `layer` or `engine`; `layout` is the setting of that name.
 
-    Raises UnsupportedError, with the backend's name, where that was asked for and is not known to be read.
+    Raises UnsupportedError, with the backend's name, where what was asked for is not known to be read.
     """
     if layout == "engine":
-        return False
-    known = STRIDED_BACKENDS if layout == "block" else PROVEN_BACKENDS
-    strangers = sorted({str(name) for name in backends} - known)
+        return layout
+    is_asked_for = layout != "auto"
+    strangers = sorted(
+        {str(name) for name in backends} - (STRIDED_BACKENDS if is_asked_for else PROVEN_BACKENDS)
+    )
     if has_amx_kernels:
         strangers.append("the AMX kernels that store keys and values")
     if not strangers:
-        return True
-    if layout == "block":
+        return layout if is_asked_for else FASTEST
+    if is_asked_for:
         raise UnsupportedError(
-            "--kv-cache-backend kvcached: KVCACHED_LAYOUT=block: a token's layers cannot lie together for "
+            f"--kv-cache-backend kvcached: KVCACHED_LAYOUT={layout}: keys and values cannot lie together for "
             f"{' and '.join(strangers)}: leave it out, or choose one of "
             f"--attention-backend {', '.join(sorted(STRIDED_BACKENDS))}"
         )
     _log.info(
-        "kvcached: keys and values have lanes of their own: layers by token are not proven for %s",
+        "kvcached: keys and values have lanes of their own: lying together is not proven for %s",
         " and ".join(strangers),
     )
-    return False
+    return "engine"

@@ -92,27 +92,30 @@ class ElasticMHATokenToKVPool(_Elastic, MHATokenToKVPool):
             raise UnsupportedError(
                 f"kvcached: keys of shape {k_shape[1:]} and values of shape {v_shape[1:]} are not supported"
             )
-        if memory.required().by_token:
-            # Two pools share a size of pages, which rows of many layers would fill badly.
-            lanes, layers = (self.layer_num, 1) if self._is_one_of_two else (1, self.layer_num)
-            shape = (k_shape[0], layers, 2, *k_shape[1:])
-            self._rows = self._reserve(shape, lanes, self.page_size)
-            self.k_buffer, self.v_buffer = (
-                [rows[:, layer, which] for rows in self._rows for layer in range(layers)] for which in (0, 1)
-            )
-        else:
+        layout = memory.required().layout
+        if layout == "engine":
             buffers = self._reserve(k_shape, 2 * self.layer_num, self.page_size)
             self.k_buffer, self.v_buffer = buffers[0::2], buffers[1::2]
+            return
+        # A model's two pools share a size of pages, which rows of many layers would fill badly.
+        is_whole = layout == "block" and not self._is_one_of_two
+        lanes, layers = (1, self.layer_num) if is_whole else (self.layer_num, 1)
+        self._rows = self._reserve((k_shape[0], layers, 2, *k_shape[1:]), lanes, self.page_size)
+        self.k_buffer, self.v_buffer = (
+            [rows[:, layer, which] for rows in self._rows for layer in range(layers)] for which in (0, 1)
+        )
 
     def _slot_move_pointer_buffers(self) -> list[torch.Tensor]:
-        """Return what SGLang moves slots in. Its kernel takes a stride for the width: a token as one row."""
+        """Return what SGLang moves slots in. Its kernel takes a stride for the width: rows as a whole."""
         return list(super()._slot_move_pointer_buffers()) if self._rows is None else self._rows
 
     def _finalize_allocation_log(self, num_tokens: int) -> None:
         if self.kv_reservation is None:
             super()._finalize_allocation_log(num_tokens)
         else:
-            self._log_reservation(num_tokens, "" if self._rows is None else "; layers by token")
+            whole = self._rows is not None and len(self._rows) < self.layer_num
+            how = "all layers of a token" if whole else "keys and values of a layer"
+            self._log_reservation(num_tokens, "" if self._rows is None else f"; {how} together")
 
 
 class ElasticMLATokenToKVPool(_Elastic, MLATokenToKVPool):

@@ -39,7 +39,7 @@ class Place(Protocol):
     @property
     def capacity_bytes(self) -> int: ...
     @property
-    def by_token(self) -> bool: ...
+    def layout(self) -> str: ...
     def limit_bytes(self) -> int: ...
     def set_floor(self, floor_bytes: int) -> None: ...
 
@@ -68,9 +68,9 @@ class RankMemory:
         return self._place.settings
 
     @property
-    def by_token(self) -> bool:
-        """Whether all that a token has lies together. Raises UnsupportedError where that cannot be."""
-        return self._place.by_token
+    def layout(self) -> str:
+        """How a token's keys and values lie, as layouts.chosen() says. Raises UnsupportedError."""
+        return self._place.layout
 
     @property
     def account(self) -> Account:

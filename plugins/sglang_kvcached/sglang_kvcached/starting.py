@@ -136,13 +136,13 @@ class RankStart:
         return get_parallel().attn_tp_group.cpu_group
 
     @property
-    def by_token(self) -> bool:
-        """Say whether all that a token has lies together. Raises UnsupportedError where it cannot."""
+    def layout(self) -> str:
+        """How a token's keys and values lie, as layouts.chosen() says. Raises UnsupportedError."""
         from sglang.srt.runtime_context import attention_backends
         from sglang.srt.utils.common import cpu_has_amx_support
 
         amx = self.on_host and bool(cpu_has_amx_support())
-        return layouts.by_token(self.settings.layout, attention_backends(), amx)
+        return layouts.chosen(self.settings.layout, attention_backends(), amx)
 
     def limit_bytes(self) -> int:
         """Return what this rank may hold at most when it starts."""

@@ -62,6 +62,9 @@ def _refusals(vllm_config: VllmConfig) -> list[str]:
     backend = parallel.distributed_executor_backend
     sleeper = getattr(vllm_config.model_config, "sleep_mode_backend", "cumem")
     checks = {
+        "layout 'layer' is one of SGLang's pools: set KVCACHED_LAYOUT to auto, block or engine": (
+            settings(vllm_config).layout == "layer"
+        ),
         f"worker class {parallel.worker_cls} cannot hold an elastic cache: leave out --worker-cls": (
             parallel.worker_cls != WORKER
         ),
