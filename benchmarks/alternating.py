@@ -127,7 +127,7 @@ class Play:
         """Play the phases."""
         shape = self._shape
         for contender in self._contenders:
-            contender.round(shape._replace(requests=max(1, shape.requests // 16)))  # what is compiled late
+            contender.round(shape)  # what is compiled late
             self._rest(contender)
         self._phase("growing", shape, self._rest, Contender.flush)
         if "full" in self._phases:

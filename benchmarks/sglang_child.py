@@ -83,6 +83,7 @@ def main() -> None:
     engine = sglang_rig.engine(
         options.backend, options.model, None, options.options, RUNNING, ranks=options.ranks, **more
     )
+    engine.freeze_gc()  # else a collection of all that was imported falls into some round
     with os.fdopen(options.answers, "w") as answers:
         child = Child(engine, options.vocabulary, answers)
         length = engine.server_args.context_length
