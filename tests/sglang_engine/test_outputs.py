@@ -43,10 +43,11 @@ def test_i12_outputs_equal_stock_in_turn_together_and_with_shared_prefixes(
     record("sglang.compared", len(answers))
 
 
-def test_i12_outputs_equal_stock_with_a_page_for_each_token(
+def test_i12_outputs_equal_stock_with_a_page_for_each_token_and_all_of_its_layers_together(
     fleet: Fleet, model: Path, runtime: Path, stock: Answers, prompts: list[Prompt]
 ) -> None:
-    settings = SETTINGS | {"KVCACHED_NAME": "tokens", "ENABLE_KVCACHED": "true"}
+    more = {"KVCACHED_NAME": "tokens", "ENABLE_KVCACHED": "true", "KVCACHED_LAYOUT": "block"}
+    settings = SETTINGS | more
     server = SglangServer("sglang-tokens", model, runtime, MODEL_FLAGS, settings)
     with fleet.running(server):
         server.wait_ready()
@@ -54,6 +55,7 @@ def test_i12_outputs_equal_stock_with_a_page_for_each_token(
             answers = client.answers(prompts, SEQUENTIAL)
             assert client.state()["memory_usage"]["token_capacity"] > 20_000
         assert watch.peak_used_bytes["tokens"] > 4 * MIB
+    assert "all layers of a token together" in server.text()
     assert not differences(answers, stock)
     record("sglang.compared", len(answers))
 
