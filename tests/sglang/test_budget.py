@@ -11,7 +11,7 @@ import pytest
 from kvcached_core.driver.base import Handle
 from kvcached_core.governor import FLOOR_GRACE_SECONDS
 from kvcached_core.ledger import snapshot
-from tests.sglang.elastic import Engine, engine
+from tests.sglang.elastic import Engine, engine, request
 from tests.sglang.twins import KINDS, Twins
 
 KIND = KINDS["mha-16"]
@@ -222,27 +222,31 @@ def test_a_step_does_not_wait_where_the_ledger_has_refused(tmp_path: Path) -> No
         assert len(twins.requests) == 1 and made.now == begun
 
 
-def test_an_idle_scheduler_pauses_while_memory_is_made_or_given_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("running", "spin", "pauses"), [(0, "idle", 1), (0, "settle", 1), (1, "settle", 0)])
+def test_a_scheduler_that_only_spins_pauses_while_memory_is_made_or_given_back(
+    running: int, spin: str, pauses: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It spins, and would keep Python's lock from a thread that needs it after each call of the driver."""
+    """It would keep Python's lock from a thread that needs it after each call of the driver."""
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 2)
         made.idle()
         assert made.pauses == [], "nothing is under way"
         for _ in range(2):
             twins.end(0, keep=False)
-        release, at_work = made.place.driver.release, list[list[str]]()
+        release, spins = made.place.driver.release, list[int]()
 
         def release_while_it_spins(handle: Handle) -> None:
-            at_work.append(made.service.idle())
+            made.scheduler.running_batch.reqs = [request()] * running
+            getattr(made.service, spin)()
+            made.scheduler.running_batch.reqs = []
+            spins.append(len(made.pauses))
             release(handle)
 
         with monkeypatch.context() as patch:
             patch.setattr(made.place.driver, "release", release_while_it_spins)
             made.idle(10.0)
             made.idle(10.0)
-        assert at_work and len(made.pauses) == len(at_work)
+        assert spins == [pauses * (1 + before) for before in range(len(spins))] != []
         assert all(0 < seconds < 0.001 for seconds in made.pauses)
 
 

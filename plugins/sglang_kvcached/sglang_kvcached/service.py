@@ -107,17 +107,17 @@ class Service:
 
     def settle(self) -> None:
         """Settle the budget for the next step and ask for what is missing."""
+        if not self._demand.running:
+            self._make_way()  # requests wait for memory, perhaps, and SGLang's loop spins
         self._agreement.call(idle=False)
         self._update(True)
 
     def idle(self) -> list[str]:
         """Settle the budget of a scheduler without requests, and say what does not add up.
 
-        Cheap where nothing has happened: SGLang's loop spins. It pauses while memory is made or given back:
-        each call of the driver gives Python's lock away, and a loop that spins keeps it for a millisecond.
+        Cheap where nothing has happened: SGLang's loop spins.
         """
-        if self._rank.pool.is_at_work:
-            self._pause(_PAUSE_SECONDS)
+        self._make_way()
         rang = self._waker is not None and self._waker.take()
         if self._agreement.is_alone and not (rang or self._dirty):
             return []
@@ -248,6 +248,14 @@ class Service:
             self._waker.close()
 
     # -- parts -------------------------------------------------------------------------------------------
+
+    def _make_way(self) -> None:
+        """Pause while memory is made or given back and nothing runs that this could hold up.
+
+        Each call of the driver gives Python's lock away, and a loop that spins keeps it for a millisecond.
+        """
+        if self._rank.pool.is_at_work:
+            self._pause(_PAUSE_SECONDS)
 
     def _update(self, busy: bool) -> None:
         now, demand = self._agreement.now, self._demand
