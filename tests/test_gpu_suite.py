@@ -40,7 +40,7 @@ def test_each_engine_finds_its_own_packages_first(
     monkeypatch.setenv("PYTHONPATH", "/more")
     ours = settings._replace(sites={"vllm": tmp_path / "v", "sglang": None})
     assert environment("vllm_outputs", ours)["PYTHONPATH"] == f"{tmp_path / 'v'}{os.pathsep}/more"
-    assert environment("sglang_outputs", ours)["PYTHONPATH"] == "/more"
+    assert environment("sglang_outputs_layer", ours)["PYTHONPATH"] == "/more"
     assert environment("beside", ours)["PYTHONPATH"] == "/more"
     assert f"--vllm-site {tmp_path / 'v'}" in shlex.join(command("beside", ours))
     assert "--sglang-site" not in command("beside", ours)
