@@ -50,9 +50,9 @@ STEPS = {
                                  "--engine sglang --rounds 4 --option layout=block"),
     "sglang_alternating": Step("sglang", 600, "benchmarks.alternating",
                                "--engine sglang --rounds 10 --phases growing full steady"),
-    "sglang_alternating_block": Step("sglang", 600, "benchmarks.alternating",
+    "sglang_alternating_layer": Step("sglang", 600, "benchmarks.alternating",
                                      "--engine sglang --rounds 10 --phases growing full steady "
-                                     "--option layout=block"),
+                                     "--option layout=layer"),
     "sleep": Step("vllm", 240, "benchmarks.sleep", "--rounds 3", headroom=True),
     "sharing": Step("vllm", 540, "benchmarks.sharing"),
     "beside": Step("vllm", 420, "benchmarks.beside", logs=False, headroom=True),

@@ -98,7 +98,7 @@ PICTURES = {
     "vllm_alternating": alternating,
     "vllm_alternating_h200": alternating,
     "sglang_alternating": alternating,
-    "sglang_alternating_block": alternating,
+    "sglang_alternating_layer": alternating,
     **plot_ledger.PICTURES,
 }
 

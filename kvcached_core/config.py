@@ -114,8 +114,8 @@ OPTIONS: tuple[Option, ...] = (
             _number(1024, 1 << 24, int), "262144"),
     _option("page_size", "auto, or a size that is a multiple of the driver's granularity",
             "unit of physical memory", _auto(_absolute), "auto"),
-    _option("layout", "auto, block, layer or engine", "block: the smallest granule; layer (SGLang): keys and "
-            "values of a layer together; auto: the fastest of these that is proven; engine: as in stock",
+    _option("layout", "auto, block, layer or engine", "block: the smallest granule; auto: that where it is "
+            "proven; layer (SGLang only): keys and values of a layer together; engine: as in stock",
             _choice("auto", "block", "layer", "engine"), "auto"),
     _option("headroom", LEGAL_SIZES, "left free on the device for everybody else", parse_size, "256MiB"),
     _option("spare", LEGAL_SIZES, "kept ready ahead of need", parse_size, "128MiB"),

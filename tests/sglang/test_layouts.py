@@ -17,7 +17,7 @@ from sglang.srt.mem_cache.layout.paged_view import paged_kv_view
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
 from kvcached_core.errors import UnsupportedError
-from sglang_kvcached.layouts import FASTEST, PROVEN_BACKENDS, STRIDED_BACKENDS, chosen
+from sglang_kvcached.layouts import DEFAULT, PROVEN_BACKENDS, STRIDED_BACKENDS, chosen
 from sglang_kvcached.pools import ElasticMHATokenToKVPool
 from tests.sglang.elastic import HEAD_DIM, HEADS, LAYERS, Engine, engine, mha_pool
 
@@ -143,12 +143,12 @@ def test_every_backend_that_may_have_it_is_one_of_sglangs() -> None:
 
 
 @pytest.mark.parametrize("backends", [(name, name) for name in sorted(STRIDED_BACKENDS)])
-def test_a_layout_can_be_asked_for_where_it_is_read_and_the_fastest_is_the_default_where_it_is_proven(
+def test_a_layout_can_be_asked_for_where_it_is_read_and_the_finest_is_the_default_where_it_is_proven(
     backends: tuple[str, str],
 ) -> None:
     for layout in ("block", "layer", "engine"):
         assert chosen(layout, backends, False) == layout
-    assert chosen("auto", backends, False) == (FASTEST if backends[0] in PROVEN_BACKENDS else "engine")
+    assert chosen("auto", backends, False) == (DEFAULT if backends[0] in PROVEN_BACKENDS else "engine")
 
 
 @pytest.mark.parametrize(

@@ -170,10 +170,10 @@ def test_weights_are_shared_by_the_ranks_that_load_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layout", "backend", "amx", "expected"),
     [
-        ("auto", "torch_native", False, "layer"),
+        ("auto", "torch_native", False, "block"),
         ("auto", "torch_native", True, "engine"),
         ("auto", "flex_attention", False, "engine"),
-        ("block", "torch_native", False, "block"),
+        ("layer", "torch_native", False, "layer"),
         ("engine", "torch_native", False, "engine"),
     ],
 )

@@ -35,18 +35,19 @@ def test_i12_the_default_backend_is_stock_and_stock_agrees_with_itself(
 
 
 def test_i12_outputs_equal_stock_in_turn_together_and_with_shared_prefixes(
-    client: SglangClient, runtime: Path, stock: Answers, prompts: list[Prompt]
+    elastic: SglangServer, client: SglangClient, runtime: Path, stock: Answers, prompts: list[Prompt]
 ) -> None:
     with watching(runtime):
         answers = client.answers(prompts, SEQUENTIAL)
     assert not differences(answers, stock)
+    assert "all layers of a token together" in elastic.text()
     record("sglang.compared", len(answers))
 
 
-def test_i12_outputs_equal_stock_with_a_page_for_each_token_and_all_of_its_layers_together(
+def test_i12_outputs_equal_stock_with_a_page_for_each_token_and_each_layers_keys_and_values_together(
     fleet: Fleet, model: Path, runtime: Path, stock: Answers, prompts: list[Prompt]
 ) -> None:
-    more = {"KVCACHED_NAME": "tokens", "ENABLE_KVCACHED": "true", "KVCACHED_LAYOUT": "block"}
+    more = {"KVCACHED_NAME": "tokens", "ENABLE_KVCACHED": "true", "KVCACHED_LAYOUT": "layer"}
     settings = SETTINGS | more
     server = SglangServer("sglang-tokens", model, runtime, MODEL_FLAGS, settings)
     with fleet.running(server):
@@ -55,7 +56,7 @@ def test_i12_outputs_equal_stock_with_a_page_for_each_token_and_all_of_its_layer
             answers = client.answers(prompts, SEQUENTIAL)
             assert client.state()["memory_usage"]["token_capacity"] > 20_000
         assert watch.peak_used_bytes["tokens"] > 4 * MIB
-    assert "all layers of a token together" in server.text()
+    assert "keys and values of a layer together" in server.text()
     assert not differences(answers, stock)
     record("sglang.compared", len(answers))
 

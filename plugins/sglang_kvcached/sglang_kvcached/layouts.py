@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 STRIDED_BACKENDS = frozenset({"triton", "flashinfer", "fa3", "torch_native"})
 # With them engines gave stock's answers that way, triton on a GPU; the others have it where it is asked for.
 PROVEN_BACKENDS = frozenset({"torch_native", "triton"})
-FASTEST = "layer"
+DEFAULT = "block"
 
 
 def chosen(layout: str, backends: Iterable[str | None], has_amx_kernels: bool) -> str:
@@ -35,7 +35,7 @@ def chosen(layout: str, backends: Iterable[str | None], has_amx_kernels: bool) -
     if has_amx_kernels:
         strangers.append("the AMX kernels that store keys and values")
     if not strangers:
-        return layout if is_asked_for else FASTEST
+        return layout if is_asked_for else DEFAULT
     if is_asked_for:
         raise UnsupportedError(
             f"--kv-cache-backend kvcached: KVCACHED_LAYOUT={layout}: keys and values cannot lie together for "
