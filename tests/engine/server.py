@@ -110,7 +110,12 @@ class Child:
 
     def wait(self, seconds: float) -> int:
         """Return the exit status; fails if the process does not end in time."""
-        until(lambda: not self.alive, seconds, f"{self.name} ends by itself")
+
+        def ended() -> bool:
+            self.note_shared()  # SGLang leaves some behind where its start is refused, as stock does
+            return not self.alive
+
+        until(ended, seconds, f"{self.name} ends by itself")
         return int(self.process.returncode)
 
     def terminate(self, seconds: float) -> int:
