@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.record import Ratio, write
+from sglang_kvcached import layouts
 
 LAYERS, HEADS, QUERY_HEADS, SIZE = 32, 8, 32, 128
 FAR_SLOTS, NEAR_SLOTS = 24 * 2**30 // (LAYERS * 2 * HEADS * SIZE * 2), 4096
@@ -46,12 +47,9 @@ def cache(layout: str, slots: int) -> Cache:
     if layout == "stock":
         buffers = list(zeros(2 * LAYERS, slots))
         return Cache(buffers[0::2], buffers[1::2], buffers)
-    if layout == "layer":
-        pairs = list(zeros(LAYERS, slots, 2))
-        return Cache([pair[:, 0] for pair in pairs], [pair[:, 1] for pair in pairs], pairs)
-    rows = zeros(slots, LAYERS, 2)
-    keys, values = ([rows[:, layer, which] for layer in range(LAYERS)] for which in (0, 1))
-    return Cache(keys, values, [rows])
+    lanes, layers = (LAYERS, 1) if layout == "layer" else (1, LAYERS)
+    rows = list(zeros(lanes, slots, layers, 2))
+    return Cache(*layouts.buffers(rows), rows)
 
 
 def order(name: str, tokens: int) -> Any:

@@ -28,6 +28,8 @@ from sglang_kvcached.tree import Tree
 CAPACITY = 64 * MIB
 HEADS, HEAD_DIM, LAYERS = 2, 16, 2  # 128 bytes a row and lane
 PAGE_BYTES = 16 * KIB  # 128 rows: a granule of 128 slots
+# With these a granule is of as many slots and bytes in each layout.
+LAID_PAGE_BYTES = {"engine": PAGE_BYTES, "layer": 2 * PAGE_BYTES, "block": 2 * LAYERS * PAGE_BYTES}
 IDLE_SECONDS = 2.0
 
 
@@ -48,11 +50,9 @@ class Place:
         )
         self.private = PrivateMemory(None, lambda: 0, lambda: 0)
 
-    def lay(self, layout: str, page_bytes: int | None = 0) -> None:
-        """Have fewer lanes; by default a granule is of as many slots and bytes as before."""
+    def lay(self, layout: str, page_bytes: int | None) -> None:
+        """Choose a layout, and the size of a page; None leaves that to the driver."""
         self.layout = layout
-        if page_bytes == 0:
-            page_bytes = {"engine": 1, "layer": 2, "block": 2 * LAYERS}[layout] * PAGE_BYTES
         page_size = None if page_bytes is None else Size(page_bytes)
         self.settings = dataclasses.replace(self.settings, page_size=page_size)
 
@@ -139,7 +139,6 @@ class Engine:
         memory.use(self.rank)
         self.page_size = page_size
         self.now = 0.0
-        self.pauses: list[float] = []  # that an idle scheduler made
         self.limit_granules = 1 << 32  # as it was set last
         self.cache: Any = Cache()
         self.scheduler = scheduler(page_size, self.cache)
@@ -149,9 +148,7 @@ class Engine:
         self.allocator = self.cache.allocator = allocator
         self.desk = Desk.find(self.place.runtime, "one", 1, lambda: self.now)
         agreement = Agreement(self.desk, Alone(), False, lambda: self.now, self._sleep)
-        self.service = Service(
-            self.rank, Demand(self.scheduler), Tree(self.scheduler), agreement, pause=self.pauses.append
-        )
+        self.service = Service(self.rank, Demand(self.scheduler), Tree(self.scheduler), agreement)
         memory.use(self.rank, self.service)
 
     def turn(self) -> None:

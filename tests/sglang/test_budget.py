@@ -229,8 +229,10 @@ def test_a_scheduler_that_only_spins_pauses_while_memory_is_made_or_given_back(
     """It would keep Python's lock from a thread that needs it after each call of the driver."""
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 2)
+        paused = list[float]()
+        monkeypatch.setattr(made.service._agreement, "_sleep", paused.append)
         made.idle()
-        assert made.pauses == [], "nothing is under way"
+        assert paused == [], "nothing is under way"
         for _ in range(2):
             twins.end(0, keep=False)
         release, spins = made.place.driver.release, list[int]()
@@ -239,7 +241,7 @@ def test_a_scheduler_that_only_spins_pauses_while_memory_is_made_or_given_back(
             made.scheduler.running_batch.reqs = [request()] * running
             getattr(made.service, spin)()
             made.scheduler.running_batch.reqs = []
-            spins.append(len(made.pauses))
+            spins.append(len(paused))
             release(handle)
 
         with monkeypatch.context() as patch:
@@ -247,7 +249,7 @@ def test_a_scheduler_that_only_spins_pauses_while_memory_is_made_or_given_back(
             made.idle(10.0)
             made.idle(10.0)
         assert spins == [pauses * (1 + before) for before in range(len(spins))] != []
-        assert all(0 < seconds < 0.001 for seconds in made.pauses)
+        assert all(0 < seconds < 0.001 for seconds in paused)
 
 
 def test_i9_usage_in_the_ledger_is_what_requests_and_cache_hold(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tests.sglang.elastic import (
     HEAD_DIM,
     HEADS,
     IDLE_SECONDS,
-    PAGE_BYTES,
+    LAID_PAGE_BYTES,
     Cache,
     Engine,
     engine,
@@ -90,6 +90,11 @@ def begun(made: Engine) -> ElasticSWAAllocator:
     both = ElasticSWAAllocator(FULL_SLOTS, SWA_SLOTS, made.page_size, torch.float32, "cpu", kvcache, False)
     made.begin(both)
     return both
+
+
+def lay(made: Engine, layout: str) -> None:
+    """Choose a layout; in `block` layers have lanes of their own, too: the pools share a size of pages."""
+    made.place.lay(layout, LAID_PAGE_BYTES["layer" if layout == "block" else layout])
 
 
 class Requests:
@@ -180,8 +185,7 @@ def test_i5_i9_slots_of_both_pools_have_memory(
     page_size: int, layout: str, tmp_path: Path, moves: list[tuple[str, int]]
 ) -> None:
     with engine(tmp_path, page_size) as made:
-        # In either a layer has a lane of its own: the pools share a size of pages.
-        made.place.lay(layout, PAGE_BYTES if layout == "engine" else 2 * PAGE_BYTES)
+        lay(made, layout)
         requests = Requests(made)
         for name, number in moves:
             if name == "begin":
@@ -207,8 +211,7 @@ def test_both_pools_grow_and_shrink_in_units_of_the_ledger(
     page_size: int, layout: str, tmp_path: Path
 ) -> None:
     with engine(tmp_path, page_size) as made:
-        # In either a layer has a lane of its own: the pools share a size of pages.
-        made.place.lay(layout, PAGE_BYTES if layout == "engine" else 2 * PAGE_BYTES)
+        lay(made, layout)
         requests = Requests(made)
         lanes = 2 if layout == "engine" else 1
         first = lanes * (len(FULL_LAYERS) + len(SWA_LAYERS))  # a page in every lane of both

@@ -12,7 +12,7 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 
 from sglang_kvcached.allocators import ElasticPagedAllocator, ElasticTokenAllocator
 from sglang_kvcached.pools import ElasticMHATokenToKVPool, ElasticMLATokenToKVPool
-from tests.sglang.elastic import Engine, mha_pool, mla_pool, odd_mla_pool, request, touch
+from tests.sglang.elastic import LAID_PAGE_BYTES, Engine, mha_pool, mla_pool, odd_mla_pool, request, touch
 
 SLOTS = 1500  # 12 granules, the last one not whole
 Make = Callable[[type, int, int], Any]
@@ -55,7 +55,7 @@ def allocator(pool: Any, slots: int, page_size: int, elastic: bool) -> Any:
 def begun(made: Engine, kind: Kind, slots: int = SLOTS) -> Any:
     """Return an elastic allocator that serves."""
     slots = slots // kind.page_size * kind.page_size
-    made.place.lay(kind.layout)
+    made.place.lay(kind.layout, LAID_PAGE_BYTES[kind.layout])
     pool = kind.make(kind.elastic_pool, slots, kind.page_size)
     made.begin(allocator(pool, slots, kind.page_size, elastic=True))
     return made.allocator

@@ -121,11 +121,15 @@ class Agreement:
             began = now = self._clock()
             give_up_at = began + seconds - self._waited_seconds
             while now < give_up_at and self._ledger.created() < enough and not self._ledger.refused():
-                self._sleep(_PAUSE_SECONDS)
+                self.pause()
                 now = self._clock()
             self._waited_seconds += now - began
         news = self._hear(MOST_BUSY_CALLS)
         self.word = self.word._replace(created=news.created, refused=news.refused)
+
+    def pause(self) -> None:
+        """Let a moment pass, so that memory can be made or given back."""
+        self._sleep(_PAUSE_SECONDS)
 
     def _hear(self, most: int) -> Word:
         word = None if self._ledger is None else self._read(self._ledger, most)

@@ -8,9 +8,13 @@ docs/sglang.md says how each attention backend was found to read that.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from kvcached_core.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
 
 _log = logging.getLogger(__name__)
 
@@ -47,3 +51,14 @@ def chosen(layout: str, backends: Iterable[str | None], has_amx_kernels: bool) -
         " and ".join(strangers),
     )
     return "engine"
+
+
+def buffers(lanes: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return the keys and the values of each layer, as views.
+
+    A lane is (slots, layers, 2, heads, size): for each slot the keys and values of its layers.
+    """
+    keys, values = (
+        [lane[:, layer, which] for lane in lanes for layer in range(lane.shape[1])] for which in (0, 1)
+    )
+    return keys, values

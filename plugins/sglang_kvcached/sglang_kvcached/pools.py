@@ -11,7 +11,7 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 
 from kvcached_core.errors import UnsupportedError
 from kvcached_core.units import GIB, format_size
-from sglang_kvcached import memory
+from sglang_kvcached import layouts, memory
 from sglang_kvcached.lanes import Lanes
 from sglang_kvcached.rank_memory import Reservation
 
@@ -67,7 +67,7 @@ class _Elastic:
 
 
 class ElasticMHATokenToKVPool(_Elastic, MHATokenToKVPool):
-    """K and V of every layer: all that a token has in one row, or each buffer in a lane of its own."""
+    """K and V of every layer, in as many lanes as the layout has."""
 
     _rows: list[torch.Tensor] | None = None  # of keys and values together, by lane
 
@@ -101,9 +101,7 @@ class ElasticMHATokenToKVPool(_Elastic, MHATokenToKVPool):
         is_whole = layout == "block" and not self._is_one_of_two
         lanes, layers = (1, self.layer_num) if is_whole else (self.layer_num, 1)
         self._rows = self._reserve((k_shape[0], layers, 2, *k_shape[1:]), lanes, self.page_size)
-        self.k_buffer, self.v_buffer = (
-            [rows[:, layer, which] for rows in self._rows for layer in range(layers)] for which in (0, 1)
-        )
+        self.k_buffer, self.v_buffer = layouts.buffers(self._rows)
 
     def _slot_move_pointer_buffers(self) -> list[torch.Tensor]:
         """Return what SGLang moves slots in. Its kernel takes a stride for the width: rows as a whole."""

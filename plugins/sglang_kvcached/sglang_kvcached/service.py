@@ -7,37 +7,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvcached_core.errors import InvariantError
-from kvcached_core.governor import Governor
 from kvcached_core.ledger import Desk
 from kvcached_core.pool_stats import PoolStats
 from sglang_kvcached.agreement import Agreement, Alone, Circle, Together
 from sglang_kvcached.books import Books
 from sglang_kvcached.demand import Demand
+from sglang_kvcached.page_governor import PageGovernor
 from sglang_kvcached.rank_memory import RankMemory
 from sglang_kvcached.sheet import Opened
 from sglang_kvcached.tally import Tally
 from sglang_kvcached.tree import Tree
 from sglang_kvcached.wake import Waker
-
-_PAUSE_SECONDS = 0.0005  # a request that comes in it waits no longer
-
-
-class PageGovernor(Governor):
-    """A governor that is asked for pages of each sheet: a sheet has no use for what is free in another."""
-
-    asked: Sequence[int] = ()
-
-    def _granules_for(self, demand_blocks: int) -> int:
-        books = self.granules
-        assert isinstance(books, Books)
-        return books.granules_for(self.asked)
-
-    def ask(self, pages: Sequence[int]) -> None:
-        """Want at least what so many pages of each sheet take."""
-        self.asked = pages
-        self.enough = max(self.enough, self._want(0))
-        self.wanted = max(self.wanted, min(self.limit, self.enough + self._spare))
-        self._publish()
 
 
 class Service:
@@ -56,10 +36,9 @@ class Service:
         waker: Waker | None = None,
         tally: Tally | None = None,
         streams: Callable[[], tuple[int, tuple[int, ...]]] = lambda: (0, ()),
-        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         """`waker` is for the rank that reads the ledger; `streams` returns where the next step's kernels are
-        launched, and what else may still use pages of earlier ones; `pause` lets so many seconds pass."""
+        launched, and what else may still use pages of earlier ones."""
         chosen = rank.settings
         self._rank = rank
         self._demand = demand
@@ -68,7 +47,6 @@ class Service:
         self._waker = waker
         self.tally = tally or Tally()
         self._streams = streams
-        self._pause = pause
         self._short: Sequence[int] | None = None
         self._grant_seconds = chosen.grant_seconds
         self._look_seconds = self._idle_seconds = chosen.idle_seconds
@@ -107,8 +85,7 @@ class Service:
 
     def settle(self) -> None:
         """Settle the budget for the next step and ask for what is missing."""
-        if not self._demand.running:
-            self._make_way()  # requests wait for memory, perhaps, and SGLang's loop spins
+        self._make_way()
         self._agreement.call(idle=False)
         self._update(True)
 
@@ -252,10 +229,11 @@ class Service:
     def _make_way(self) -> None:
         """Pause while memory is made or given back and nothing runs that this could hold up.
 
-        Each call of the driver gives Python's lock away, and a loop that spins keeps it for a millisecond.
+        SGLang's loop spins then, be it idle or do all requests wait for memory. Each call of the driver gives
+        Python's lock away, and a loop that spins keeps it for a millisecond.
         """
-        if self._rank.pool.is_at_work:
-            self._pause(_PAUSE_SECONDS)
+        if self._rank.pool.is_at_work and not self._demand.running:
+            self._agreement.pause()
 
     def _update(self, busy: bool) -> None:
         now, demand = self._agreement.now, self._demand

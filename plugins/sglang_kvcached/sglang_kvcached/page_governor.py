@@ -1,0 +1,26 @@
+"""The governor of an engine whose pages lie on several sheets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvcached_core.governor import Governor
+from sglang_kvcached.books import Books
+
+
+class PageGovernor(Governor):
+    """A governor that is asked for pages of each sheet: a sheet has no use for what is free in another."""
+
+    asked: Sequence[int] = ()
+
+    def _granules_for(self, demand_blocks: int) -> int:
+        books = self.granules
+        assert isinstance(books, Books)
+        return books.granules_for(self.asked)
+
+    def ask(self, pages: Sequence[int]) -> None:
+        """Want at least what so many pages of each sheet take."""
+        self.asked = pages
+        self.enough = max(self.enough, self._want(0))
+        self.wanted = max(self.wanted, min(self.limit, self.enough + self._spare))
+        self._publish()
