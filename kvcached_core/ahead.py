@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from kvcached_core.arena import Handles
 from kvcached_core.arenas import Arenas
 from kvcached_core.driver.base import Driver, Fence
 
-_NOT_RECORDED: Fence = object()
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """Granules that were zeroed in one go, the `number`th."""
+
+    number: int
+    fence: Fence | None = None  # behind the zeroing; None until it is recorded
 
 
 class Ahead:
@@ -23,7 +30,8 @@ class Ahead:
         """Granules `first` <= g < `end` are vacant; those below are never given back."""
         self._driver = driver
         self._arena = arena
-        self._zeroed: dict[int, Fence] = {}
+        self._zeroed: dict[int, _Row] = {}
+        self._rows = 0  # so far
         # A vacant granule is below `fresh` and in the heap, or it is in [fresh, end).
         self._returned: list[int] = []  # heap, each once; may hold granules that are mapped again
         self._is_returned: set[int] = set()  # what the heap holds
@@ -46,23 +54,25 @@ class Ahead:
         If the map failed nothing has changed. If only the fence did, all are here all the same: their
         zeroing may be running, and whoever needs a fence records it.
         """
-        row = range(first, first + len(granules))
         self._arena.map(first, granules, self._driver.own_stream())
-        self._zeroed.update(dict.fromkeys(row, _NOT_RECORDED))
-        self._zeroed.update(dict.fromkeys(row, self._fence(first)))
+        self._rows += 1
+        row = _Row(self._rows)
+        self._zeroed.update(dict.fromkeys(range(first, first + len(granules)), row))
+        self._fence(row)
 
-    def claim(self, granule: int, stream: int) -> bool:
-        """Make a granule an ordinary one, in which later work on `stream` reads zeros.
-
-        False if it is not here. If the driver fails nothing has changed.
+    def claim(self, granules: Iterable[int], stream: int) -> list[int]:
+        """Make those of these granules that are here ordinary ones, in which later work on `stream` reads
+        zeros; return them. If the driver fails nothing has changed.
         """
-        if granule not in self._zeroed:
-            return False
-        fence = self._fence(granule)
-        if not self._driver.passed(fence):
-            self._driver.follow(stream, fence)
-        del self._zeroed[granule]
-        return True
+        claimed = [granule for granule in granules if granule in self._zeroed]
+        if claimed:
+            # Rows are zeroed in their order: what is behind the latest is behind all. So a step pays for one.
+            fence = self._fence(max((self._zeroed[g] for g in claimed), key=lambda row: row.number))
+            if not self._driver.passed(fence):
+                self._driver.follow(stream, fence)
+        for granule in claimed:
+            del self._zeroed[granule]
+        return claimed
 
     def withdraw(self) -> list[Handles]:
         """Unmap the highest granule, which is wanted last, and return its handles.
@@ -72,7 +82,7 @@ class Ahead:
         if not self._zeroed:
             return []
         granule = max(self._zeroed)
-        if not self._driver.passed(self._fence(granule)):
+        if not self._driver.passed(self._fence(self._zeroed[granule])):
             return []
         withdrawn = self._arena.unmap(granule)
         del self._zeroed[granule]
@@ -109,8 +119,8 @@ class Ahead:
             self._fresh += 1
         return self._fresh if self._fresh < self._end else None
 
-    def _fence(self, granule: int) -> Fence:
-        """Return a fence behind a granule's zeroing."""
-        if self._zeroed[granule] is _NOT_RECORDED:
-            self._zeroed[granule] = self._driver.record(self._driver.own_stream())
-        return self._zeroed[granule]
+    def _fence(self, row: _Row) -> Fence:
+        """Return a fence behind a row's zeroing."""
+        if row.fence is None:
+            row.fence = self._driver.record(self._driver.own_stream())
+        return row.fence

@@ -137,12 +137,15 @@ class ElasticPool:
                 self._unmap_later(plan.unmap, streams)
             with ExitStack() as undo:
                 # What is mapped already comes first: its handles are not to be taken for the others.
-                missing = []
-                for granule in plan.map:
-                    if self._revive(granule, stream):
-                        undo.callback(self._unmap_later, (granule,), streams)
-                    else:
-                        missing.append(granule)
+                # A canceled unmap leaves finite old values, as in a block that was used before.
+                revived = [granule for granule in plan.map if self._pending.cancel(granule)]
+                if revived:
+                    undo.callback(self._unmap_later, revived, streams)
+                claimed = self._ahead.claim(plan.map, stream)
+                if claimed:
+                    undo.callback(self._unmap_later, claimed, streams)
+                there = {*revived, *claimed}
+                missing = [granule for granule in plan.map if granule not in there]
                 while missing:
                     count = self._arena.row(missing, self._row)
                     self._source.map(missing[0], count, stream)
@@ -298,11 +301,6 @@ class ElasticPool:
 
     def _unmap_later(self, granules: Iterable[int], streams: Iterable[int]) -> None:
         self._pending.add([granule for granule in granules if self._is_live(granule)], streams)
-
-    def _revive(self, granule: int, stream: int) -> bool:
-        """Make a granule that is mapped already an ordinary one; False if it is not."""
-        # A canceled unmap leaves finite old values, as in a block that was used before.
-        return self._pending.cancel(granule) or self._ahead.claim(granule, stream)
 
     def _unmap_all(self) -> None:
         with ExitStack() as steps:
