@@ -142,6 +142,20 @@ def test_a_step_waits_for_memory_that_is_on_its_way(tmp_path: Path) -> None:
         assert len(twins.requests) == 1 and 0 < made.now - begun <= made.place.settings.grant_seconds
 
 
+def test_a_step_waits_for_what_it_takes_and_not_for_what_the_next_one_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with engine(tmp_path, KIND.page_size) as made:
+        twins = started(made, 0)
+        monkeypatch.setattr("kvcached_core.pages.SLICE_GRANULES", 1)  # a granule in each turn, and
+        monkeypatch.setattr(made, "turn", lambda: made.rank.pool.supply_thread.turn(made.now))  # one a pause
+        made.scheduler.waiting_queue = [request(prompt=256)] * 8
+        twins.begin(300)
+        governor = made.service.governor
+        assert len(twins.requests) == 1
+        assert governor.held == made.mapped < governor.enough, "the rest comes while the step runs"
+
+
 def test_i5_a_limit_that_is_lowered_while_requests_are_admitted_does_not_reach_them(tmp_path: Path) -> None:
     """Requests are admitted one by one and take their pages together: what was found stays."""
     with engine(tmp_path, KIND.page_size) as made:

@@ -18,9 +18,11 @@ class PageGovernor(Governor):
         assert isinstance(books, Books)
         return books.granules_for(self.asked)
 
-    def ask(self, pages: Sequence[int]) -> None:
-        """Want at least what so many pages of each sheet take."""
+    def ask(self, pages: Sequence[int]) -> int:
+        """Want at least what so many pages of each sheet take; returns how many granules are held with them."""
         self.asked = pages
-        self.enough = max(self.enough, self._want(0))
+        asked = self._want(0)
+        self.enough = max(self.enough, asked)
         self.wanted = max(self.wanted, min(self.limit, self.enough + self._spare))
         self._publish()
+        return asked

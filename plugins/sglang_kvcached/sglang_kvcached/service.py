@@ -108,13 +108,14 @@ class Service:
     def wait(self, pages: Sequence[int]) -> None:
         """Ask for what makes so many pages of each sheet attainable; wait a moment if it is on its way.
 
-        Gives nothing up: pages that were found attainable stay so until they are taken.
+        Gives nothing up: pages that were found attainable stay so until they are taken. What later steps take
+        comes while this one runs.
         """
         governor = self.governor
-        governor.ask(pages)
+        enough = governor.ask(pages)
         # Also over a target: what runs may go on as long as nobody refuses it.
-        if governor.enough > governor.held and not self._agreement.refused():
-            self._agreement.wait(governor.enough + governor.released, self._grant_seconds)
+        if enough > governor.held and not self._agreement.refused():
+            self._agreement.wait(enough + governor.released, self._grant_seconds)
             governor.refresh()
 
     def flushed(self) -> None:
