@@ -14,6 +14,7 @@ from kvcached_core.arenas import Arenas
 from kvcached_core.driver.base import Driver, Handle
 from kvcached_core.errors import InvariantError
 from kvcached_core.geometry import Geometry
+from kvcached_core.interpreter import short_waits
 from kvcached_core.lease_account import LeaseAccount, Usage
 from kvcached_core.pages import SLICE_GRANULES, PageSupply
 from kvcached_core.pending import Pending
@@ -128,7 +129,7 @@ class ElasticPool:
         self.supply_thread.raise_failure()
         if self._supply.asleep:
             raise InvariantError(f"{plan} came while the pool sleeps")
-        with self._step_first, self._changed:
+        with short_waits(), self._step_first, self._changed:
             if not self._is_next(plan):
                 return
             self._attempted = plan.sequence

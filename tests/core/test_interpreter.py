@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from kvcached_core.interpreter import SWITCH_SECONDS, short_waits
 from kvcached_core.lease_account import Usage
+from kvcached_core.plan import Plan
 from kvcached_core.supply_thread import SupplyThread
 from tests.fakes import FakeAccount, FakeDriver
 from tests.small_pool import ready
@@ -45,6 +47,20 @@ def test_an_interval_that_is_shorter_already_stays() -> None:
         assert sys.getswitchinterval() == pytest.approx(10e-6)
     finally:
         sys.setswitchinterval(before)
+
+
+def test_a_step_waits_shortly_while_it_carries_out_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes driver calls, too: beside a thread that unpacks requests each could cost it 5 ms."""
+    driver, seen = FakeDriver(1 << 20), list[float]()
+    pool, place = ready(FakeAccount(256, 1 << 20), driver, 3), driver.map
+
+    def look(*arguments: Any) -> None:
+        seen.append(sys.getswitchinterval())
+        place(*arguments)
+
+    monkeypatch.setattr(driver, "map", look)
+    pool.apply(Plan(0, (), (1, 2), 0))
+    assert seen == [pytest.approx(SWITCH_SECONDS)] * len(seen) != []
 
 
 def test_the_supply_thread_waits_shortly_in_its_turns_only() -> None:
