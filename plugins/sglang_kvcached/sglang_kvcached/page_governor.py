@@ -19,7 +19,7 @@ class PageGovernor(Governor):
         return books.granules_for(self.asked)
 
     def ask(self, pages: Sequence[int]) -> int:
-        """Want at least what so many pages of each sheet take; returns how many granules are held with them."""
+        """Want at least what so many pages of each sheet take; returns the granules to hold for that."""
         self.asked = pages
         asked = self._want(0)
         self.enough = max(self.enough, asked)
