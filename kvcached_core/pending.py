@@ -22,6 +22,7 @@ class Pending:
         self._fences: OrderedDict[int, tuple[Fence, ...]] = (
             OrderedDict()
         )  # oldest first; all must have passed
+        self._passed: tuple[Fence, ...] = ()  # as seen last
 
     def __len__(self) -> int:
         return len(self._fences)
@@ -51,8 +52,10 @@ class Pending:
         if not self._fences:
             return []
         first, fences = next(iter(self._fences.items()))
-        if not all(self._driver.passed(fence) for fence in fences):
-            return []
+        if fences is not self._passed:
+            if not all(self._driver.passed(fence) for fence in fences):
+                return []
+            self._passed = fences
         came_with = takewhile(lambda item: item[1] is fences, self._fences.items())
         count = self._arena.row((granule for granule, _ in came_with), most)
         withdrawn = self._arena.unmap(first, count)

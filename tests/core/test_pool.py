@@ -16,6 +16,7 @@ from kvcached_core.plan import Plan
 from kvcached_core.pool import ElasticPool
 from tests.fakes import FakeAccount, FakeDriver
 from tests.faults import FaultyDriver
+from tests.small_pool import ROW, offsets, ready
 
 
 def two_segments() -> Geometry:
@@ -53,6 +54,24 @@ def test_i6_page_is_unmapped_only_after_its_fences(account: FakeAccount) -> None
         **dict.fromkeys(("pending", "spare", "moving", "released"), 0), "mapped": 2, "ahead": 1, "created": 3,
     }  # fmt: skip
     assert (account.published, account.maps, account.unmaps) == ((768, 0), 4, 1)
+
+
+def test_i6_a_fence_that_passed_is_not_asked_for_again_and_the_next_plans_is(account: FakeAccount) -> None:
+    """Each question gives Python's lock away, beside an engine that works on."""
+    driver = FakeDriver(1 << 20)
+    faulty = FaultyDriver(driver)
+    pool = ready(account, faulty, 1 + 3 * ROW)
+    last = 3 * ROW
+    pool.apply(Plan(0, (), tuple(range(1, last + 1)), 0), stream=1)
+    pool.apply(Plan(1, tuple(range(1, 2 * ROW + 1)), (), 0), stream=1)
+    driver.complete(driver.launched)
+    driver.launch(offsets(last), stream=1)
+    pool.apply(Plan(2, (last,), (), 0), stream=1)
+    before = faulty.calls["passed"]
+    assert pool.retire() == 1
+    assert faulty.calls["passed"] - before == 2, "once for two rows, and once for the other plan"
+    driver.complete(driver.launched)
+    assert pool.retire() == 0
 
 
 def test_a_granule_mapped_again_cancels_its_unmap(account: FakeAccount) -> None:
