@@ -40,6 +40,7 @@ class Step(NamedTuple):
 STEPS = {
     "driver": Step("vllm", 120, "pytest", "-q -p no:cacheprovider tests/core/test_driver_cuda.py",
                    logs=False),
+    "burst": Step("vllm", 60, "benchmarks.burst", logs=False),
     "vllm_outputs": Step("vllm", 240, "benchmarks.outputs", "--engine vllm --rounds 4"),
     "fence_stress": Step("vllm", 90, "benchmarks.fence_stress", "--rounds 10000", logs=False),
     "vllm_alternating": Step("vllm", 420, "benchmarks.alternating", "--engine vllm --rounds 6"),
