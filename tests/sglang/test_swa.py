@@ -113,17 +113,27 @@ class Requests:
             chunk_limit=None, max_new_tokens=1, swa_host_hit_length=0,
         )  # fmt: skip
         if fits:
-            self.both.evict_to_free_tokens(self.engine.cache, tokens + self.page_size)
-            if self.page_size == 1:
-                slots = self.both.alloc(tokens)
-            else:
-                none, length = torch.tensor([0]), torch.tensor([tokens])
-                slots = self.both.alloc_extend(none, none, length, length, torch.tensor([-1]), tokens)
-            assert slots is not None
-            self.all.append(slots)
-            self.left.append(0)
-            self.engine.scheduler.running_batch.reqs = [request()] * len(self.all)
+            self._take(tokens)
         return bool(fits)
+
+    def chunk(self, tokens: int) -> int:
+        """Take as much of a long prompt as goes into this step, as one of its own."""
+        fits = self.both.create_prefill_budget(self.engine.cache).available_chunk_tokens(tokens) or 0
+        if fits:
+            self._take(fits)
+        return int(fits)
+
+    def _take(self, tokens: int) -> None:
+        self.both.evict_to_free_tokens(self.engine.cache, tokens + self.page_size)
+        if self.page_size == 1:
+            slots = self.both.alloc(tokens)
+        else:
+            none, length = torch.tensor([0]), torch.tensor([tokens])
+            slots = self.both.alloc_extend(none, none, length, length, torch.tensor([-1]), tokens)
+        assert slots is not None
+        self.all.append(slots)
+        self.left.append(0)
+        self.engine.scheduler.running_batch.reqs = [request()] * len(self.all)
 
     def decode(self) -> None:
         """Let all have another slot, and the window move on; the last one is retracted until they fit."""
@@ -172,7 +182,7 @@ class Requests:
 
 
 MOVE = st.tuples(
-    st.sampled_from(["begin", "begin", "decode", "decode", "end", "keep", "limit", "idle", "flush"]),
+    st.sampled_from(["begin", "begin", "chunk", "decode", "decode", "end", "keep", "limit", "idle", "flush"]),
     st.integers(1, 200),
 )
 
@@ -190,6 +200,8 @@ def test_i5_i9_slots_of_both_pools_have_memory(
         for name, number in moves:
             if name == "begin":
                 requests.begin(number)
+            elif name == "chunk":
+                requests.chunk(3 * number)
             elif name == "decode":
                 for _ in range(number % 80):
                     requests.decode()
@@ -224,6 +236,29 @@ def test_both_pools_grow_and_shrink_in_units_of_the_ledger(
         made.idle()
         made.idle(IDLE_SECONDS + 0.1)
         assert made.mapped == made.held() == first
+
+
+def test_a_prompt_waits_for_one_pool_though_granules_of_the_other_are_empty(tmp_path: Path) -> None:
+    with engine(tmp_path, 16) as made:
+        requests = Requests(made)
+        assert requests.begin(512)
+        requests.decode()  # most of it leaves the window,
+        made.now += 60.0  # which is looked at in the next step
+        made.service.settle()
+        full, sliding = made.service.books.sheets
+        assert full.empty == 0 and sliding.empty > 0
+        assert requests.begin(112)
+        requests.check()
+
+
+def test_a_chunk_is_no_longer_than_both_pools_have_together(tmp_path: Path) -> None:
+    with engine(tmp_path, 16) as made:
+        requests = Requests(made)
+        full, sliding = made.service.books.sheets
+        made.limit(made.mapped + max(full.units, sliding.units))  # one more granule of either, not of both
+        pages = min(full.free, sliding.free)
+        assert requests.chunk(400) == (pages - 1) * 16, "and as in stock a page is left"
+        requests.check()
 
 
 def test_over_a_lower_limit_both_pools_shed(tmp_path: Path) -> None:

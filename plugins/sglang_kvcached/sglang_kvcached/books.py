@@ -118,8 +118,20 @@ class Books:
             opened = -(-max(0, count - kept) // size) * units
             new = sheet.units_for(count - sheet.free)
             if new is None:
-                new = (sheet.extent.count - sheet.extent.mapped) * units
+                new = sheet.vacant_units
             granules += max(opened, new + sheet.empty * units if new else 0)
+        return granules
+
+    def granules_with(self, pages: Sequence[int]) -> int:
+        """Return how many granules are mapped once so many pages of each sheet can be taken, if nothing is
+        given up: what is empty in one sheet is of no use to another.
+
+        Where a sheet has not so many pages, all that it has.
+        """
+        granules = self.mapped
+        for sheet, count in zip(self.sheets, pages, strict=True):
+            new = sheet.units_for(count - sheet.free)
+            granules += sheet.vacant_units if new is None else new
         return granules
 
     def blocks_of(self, pages: Sequence[int]) -> int:

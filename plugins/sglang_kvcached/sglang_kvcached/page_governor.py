@@ -20,8 +20,9 @@ class PageGovernor(Governor):
 
     def ask(self, pages: Sequence[int]) -> int:
         """Want at least what so many pages of each sheet take; returns the granules to hold for that."""
-        self.asked = pages
-        asked = self._want(0)
+        books = self.granules
+        assert isinstance(books, Books)
+        asked = min(self.limit, books.granules_with(pages))
         self.enough = max(self.enough, asked)
         self.wanted = max(self.wanted, min(self.limit, self.enough + self._spare))
         self._publish()

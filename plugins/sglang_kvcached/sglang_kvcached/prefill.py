@@ -3,6 +3,7 @@ and what is here, of which this step's prompts are."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.prefill_budget import PrefillBudget, SWAPrefillBudget
@@ -34,8 +35,10 @@ class _Physical(PrefillBudget if TYPE_CHECKING else object):  # type: ignore[mis
 
     @property
     def remaining_current(self) -> int:
-        """Tokens to hand out in this step."""
-        return int(self._here(0) - self.current_offset)
+        """Tokens to hand out in this step, by eviction too."""
+        books = self._service.books
+        pages = books.attainable(0) + books.sheets[0].cached_pages
+        return int(pages * self.page_size - self.current_offset)
 
     def has_capacity(self) -> bool:
         """Say whether to look at another request: what it needs now is asked for when it is known."""
@@ -98,24 +101,28 @@ class _Physical(PrefillBudget if TYPE_CHECKING else object):  # type: ignore[mis
             return None  # what it took would keep requests from being retracted for long
         wanted = super().available_chunk_tokens(chunk_limit)
         if wanted is not None and not self._have(self.ceil_paged_tokens(wanted) + self.page_size):
-            here = min(self._here(at) for at in range(len(self._service.books.sheets)))
-            here -= self.current_offset + self.page_size
-            wanted = min(wanted, here // self.page_size * self.page_size)
+            # All sheets take from one budget: what each could have is not what they have together.
+            most = range(1, int(wanted) // self.page_size + 1)
+            wanted = self.page_size * bisect_left(
+                most, True, key=lambda pages: any(self._short((pages + 1) * self.page_size))
+            )
         return wanted if wanted is not None and wanted > 0 else None
-
-    def _here(self, at: int) -> int:
-        """Return the tokens of a sheet that can be had now, by eviction too."""
-        books = self._service.books
-        return int((books.attainable(at) + books.sheets[at].cached_pages) * self.page_size)
 
     def _have(self, tokens: int) -> bool:
         """Say whether so many tokens are here; if they are on their way, wait for them a moment."""
-        books = self._service.books
+        if any(self._short(tokens)):
+            self._service.wait(self._pages(tokens))
+        return not any(self._short(tokens))
+
+    def _short(self, tokens: int) -> list[int]:
+        """Return the pages of each sheet that are missing for so many tokens."""
+        return self._service.books.short(self._pages(tokens))
+
+    def _pages(self, tokens: int) -> list[int]:
+        """Return the pages that so many tokens take of each sheet beside those of this step, without what
+        eviction frees."""
         needed = -(-(tokens + self.current_offset) // self.page_size)
-        pages = [max(0, needed - sheet.cached_pages) for sheet in books.sheets]
-        if any(books.short(pages)):
-            self._service.wait(pages)
-        return not any(books.short(pages))
+        return [max(0, int(needed) - sheet.cached_pages) for sheet in self._service.books.sheets]
 
     def _may_begin_alone(self, input_tokens: int) -> bool:
         """Say whether a request may begin though it may never be given all it could ask for: nothing else

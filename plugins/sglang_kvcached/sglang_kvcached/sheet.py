@@ -102,6 +102,11 @@ class Sheet:
         return self.extent.mapped * self.units
 
     @property
+    def vacant_units(self) -> int:
+        """Granules of the ledger that could still be mapped here."""
+        return (self.extent.count - self.extent.mapped) * self.units
+
+    @property
     def empty(self) -> int:
         """Mapped granules that are surely empty.
 
