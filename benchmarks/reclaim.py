@@ -87,7 +87,9 @@ class Bench:
         like = self.owner()
         granules = TAKEN_UNITS * unit // like.page_bytes
         self.samples |= edit_seconds(self.driver, like.page_bytes, granules // 5)
-        self.taker = Taker(self._runtime, self.driver, headroom, like, granules)
+        self.taker = Taker(
+            self._runtime, self.driver, headroom, like.page_bytes, like.blocks_per_granule, granules
+        )
         self.file = LedgerFile(self._runtime.device(self.driver.identity().uuid).ledger)
         self.words = [Word(like.slot, name) for name in GIVER_WORDS]
         self.words += [Word(self.taker.account.slot, name) for name in TAKER_WORDS]

@@ -11,7 +11,7 @@ from typing import Any
 from kvcached_core.driver.base import Driver
 from kvcached_core.geometry import Geometry
 from kvcached_core.governor import Usage
-from kvcached_core.ledger import Account, Desk, OwnerSnapshot, Runtime
+from kvcached_core.ledger import Account, Desk, Runtime
 from kvcached_core.plan import Plan
 from kvcached_core.pool import ElasticPool
 
@@ -20,29 +20,31 @@ _LOOK_SECONDS = 0.001
 
 
 class Taker:
-    """A pool of `granules` and one more, which it never gives back, with the page size of another owner."""
+    """A pool of `granules` of a page each and one more, which it never gives back."""
 
     def __init__(
-        self, runtime: Runtime, driver: Driver, headroom_bytes: int, like: OwnerSnapshot, granules: int
-    ) -> None:
-        """Enter the ledger and take the one granule. Raises CapacityError if there is none."""
+        self, runtime: Runtime, driver: Driver, headroom_bytes: int, page_bytes: int, per_granule: int,
+        granules: int,
+    ) -> None:  # fmt: skip
+        """Enter the ledger and take the one granule; `per_granule` blocks are in each. Raises CapacityError
+        if there is none."""
         self.granules = granules
-        self.page_bytes = like.page_bytes
+        self.page_bytes = page_bytes
         instance, count = f"{NAME}-{os.getpid()}", granules + 1
         self.account = Account.attach(
             runtime, driver.identity(), driver.memory().total_bytes, headroom_bytes,
             instance=instance, rank=0, name=NAME, engine="none",
         )  # fmt: skip
-        per_granule = like.blocks_per_granule
-        stride = like.page_bytes // per_granule
+        stride = page_bytes // per_granule
         self.account.describe(
-            page_bytes=like.page_bytes, granule_bytes=like.page_bytes, granule_count=count,
+            page_bytes=page_bytes, granule_bytes=page_bytes, granule_count=count,
             blocks_per_granule=per_granule, block_count=count * per_granule, stride_bytes=stride,
         )  # fmt: skip
-        geometry = Geometry(like.page_bytes, stride, (0,), count * per_granule, per_granule, count)
+        geometry = Geometry(page_bytes, stride, (0,), count * per_granule, per_granule, count)
         self._pool = ElasticPool(driver, geometry, self.account)
         self._desk = Desk.find(runtime, instance, 1)
         self._released = self._sequence = 0
+        self._mapped: tuple[int, ...] = ()
         self._publish(1)
         self._pool.start()
 
@@ -59,9 +61,16 @@ class Taker:
 
     def wait_for_all(self, seconds: float) -> None:
         """Return once all granules are there. Raises TimeoutError."""
-        wait_until(
-            lambda: self.held > self.granules, seconds, lambda: f"{self.held - 1} of {self.granules} came"
-        )
+        self.wait_for(self.granules, seconds)
+
+    def wait_for(self, granules: int, seconds: float) -> None:
+        """Return once so many granules are there. Raises TimeoutError."""
+        wait_until(lambda: self.held > granules, seconds, lambda: f"{self.held - 1} of {granules} came")
+
+    def map(self, granules: int) -> None:
+        """Let a plan map so many granules that are there, as a step does; until all is given back."""
+        self._mapped = tuple(range(1, 1 + granules))
+        self._apply((), self._mapped)
 
     def give_back(self, seconds: float) -> None:
         """Want nothing more and let go of all but the one granule. Raises TimeoutError."""
@@ -75,8 +84,8 @@ class Taker:
         if self.held > 1:
             self._released += self.held - 1
             self._publish(1)
-            self._pool.apply(Plan(self._sequence, (), (), self._released))
-            self._sequence += 1
+            self._apply(self._mapped, ())
+            self._mapped = ()
         return self.account.leased_bytes <= self.page_bytes
 
     def close(self) -> None:
@@ -84,6 +93,10 @@ class Taker:
         self._desk.close()
         self._pool.close()
         self.account.detach()
+
+    def _apply(self, unmap: tuple[int, ...], mapped: tuple[int, ...]) -> None:
+        self._pool.apply(Plan(self._sequence, unmap, mapped, self._released))
+        self._sequence += 1
 
     def _publish(self, granules: int) -> None:
         blocks = (granules - 1) * self._desk.geometry[0].blocks_per_granule

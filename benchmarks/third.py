@@ -84,7 +84,9 @@ class Insider:
         """See Third."""
         like, driver = self._like(), open_driver("host", 0, self._capacity)
         granules = size_bytes // like.page_bytes - 1  # and the one that it never gives back
-        self._taker = Taker(self._runtime, driver, self._headroom, like, granules)
+        self._taker = Taker(
+            self._runtime, driver, self._headroom, like.page_bytes, like.blocks_per_granule, granules
+        )
         self._taker.wish()
         self._taker.wait_for_all(TAKE_SECONDS)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -136,23 +136,7 @@ class ElasticPool:
             streams = (stream, *also)
             if plan.unmap:
                 self._unmap_later(plan.unmap, streams)
-            with ExitStack() as undo:
-                # What is mapped already comes first: its handles are not to be taken for the others.
-                # A canceled unmap leaves finite old values, as in a block that was used before.
-                revived = [granule for granule in plan.map if self._pending.cancel(granule)]
-                if revived:
-                    undo.callback(self._unmap_later, revived, streams)
-                claimed = self._ahead.claim(plan.map, stream)
-                if claimed:
-                    undo.callback(self._unmap_later, claimed, streams)
-                there = {*revived, *claimed}
-                missing = [granule for granule in plan.map if granule not in there]
-                while missing:
-                    count = self._arena.row(missing, self._row)
-                    self._source.map(missing[0], count, stream)
-                    undo.callback(self._unmap_later, missing[:count], streams)
-                    del missing[:count]
-                undo.pop_all()
+            self._map(plan.map, streams)
             self._supply.ordered = max(self._supply.ordered, plan.released)
             self._next_sequence = plan.sequence + 1
             needs_turn = (
@@ -299,6 +283,29 @@ class ElasticPool:
             yield
         finally:
             self._changed.release()
+
+    def _map(self, granules: Sequence[int], streams: Sequence[int]) -> None:
+        """Make granules ordinary ones, all or none, in which later work on the first stream reads zeros.
+
+        Also the others may still use pages of earlier steps.
+        """
+        with ExitStack() as undo:
+            # What is mapped already comes first: its handles are not to be taken for the others.
+            # A canceled unmap leaves finite old values, as in a block that was used before.
+            revived = [granule for granule in granules if self._pending.cancel(granule)]
+            if revived:
+                undo.callback(self._unmap_later, revived, streams)
+            claimed = self._ahead.claim(granules, streams[0])
+            if claimed:
+                undo.callback(self._unmap_later, claimed, streams)
+            there = {*revived, *claimed}
+            missing = [granule for granule in granules if granule not in there]
+            while missing:
+                count = self._arena.row(missing, self._row)
+                self._source.map(missing[0], count, streams[0])
+                undo.callback(self._unmap_later, missing[:count], streams)
+                del missing[:count]
+            undo.pop_all()
 
     def _unmap_later(self, granules: Iterable[int], streams: Iterable[int]) -> None:
         self._pending.add([granule for granule in granules if self._is_live(granule)], streams)

@@ -116,23 +116,16 @@ class Books:
             size, units = sheet.geometry.blocks_per_granule, sheet.units
             kept = max(0, sheet.free - sheet.empty * size)
             opened = -(-max(0, count - kept) // size) * units
-            new = sheet.units_for(count - sheet.free)
-            if new is None:
-                new = sheet.vacant_units
+            new = sheet.units_towards(count - sheet.free)
             granules += max(opened, new + sheet.empty * units if new else 0)
         return granules
 
     def granules_with(self, pages: Sequence[int]) -> int:
         """Return how many granules are mapped once so many pages of each sheet can be taken, if nothing is
         given up: what is empty in one sheet is of no use to another.
-
-        Where a sheet has not so many pages, all that it has.
         """
-        granules = self.mapped
-        for sheet, count in zip(self.sheets, pages, strict=True):
-            new = sheet.units_for(count - sheet.free)
-            granules += sheet.vacant_units if new is None else new
-        return granules
+        lacking = zip(self.sheets, pages, strict=True)
+        return self.mapped + sum(sheet.units_towards(count - sheet.free) for sheet, count in lacking)
 
     def blocks_of(self, pages: Sequence[int]) -> int:
         """Return pages of each sheet in blocks."""

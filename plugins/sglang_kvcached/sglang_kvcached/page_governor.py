@@ -14,16 +14,17 @@ class PageGovernor(Governor):
     asked: Sequence[int] = ()
 
     def _granules_for(self, demand_blocks: int) -> int:
-        books = self.granules
-        assert isinstance(books, Books)
-        return books.granules_for(self.asked)
+        return self._books.granules_for(self.asked)
 
     def ask(self, pages: Sequence[int]) -> int:
         """Want at least what so many pages of each sheet take; returns the granules to hold for that."""
-        books = self.granules
-        assert isinstance(books, Books)
-        asked = min(self.limit, books.granules_with(pages))
+        asked = min(self.limit, self._books.granules_with(pages))
         self.enough = max(self.enough, asked)
         self.wanted = max(self.wanted, min(self.limit, self.enough + self._spare))
         self._publish()
         return asked
+
+    @property
+    def _books(self) -> Books:
+        assert isinstance(self.granules, Books)
+        return self.granules

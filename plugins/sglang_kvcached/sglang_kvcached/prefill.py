@@ -110,8 +110,9 @@ class _Physical(PrefillBudget if TYPE_CHECKING else object):  # type: ignore[mis
 
     def _have(self, tokens: int) -> bool:
         """Say whether so many tokens are here; if they are on their way, wait for them a moment."""
-        if any(self._short(tokens)):
-            self._service.wait(self._pages(tokens))
+        if not any(self._short(tokens)):
+            return True
+        self._service.wait(self._pages(tokens))
         return not any(self._short(tokens))
 
     def _short(self, tokens: int) -> list[int]:

@@ -102,11 +102,6 @@ class Sheet:
         return self.extent.mapped * self.units
 
     @property
-    def vacant_units(self) -> int:
-        """Granules of the ledger that could still be mapped here."""
-        return (self.extent.count - self.extent.mapped) * self.units
-
-    @property
     def empty(self) -> int:
         """Mapped granules that are surely empty.
 
@@ -142,6 +137,11 @@ class Sheet:
             if self.room(granules * self.units) >= pages:
                 return granules * self.units if granules <= self.extent.count - self.extent.mapped else None
         return None
+
+    def units_towards(self, pages: int) -> int:
+        """Return likewise, or all granules that are left if they have fewer pages."""
+        units = self.units_for(pages)
+        return (self.extent.count - self.extent.mapped) * self.units if units is None else units
 
     # -- granules that come and go -----------------------------------------------------------------------
 
