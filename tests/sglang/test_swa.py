@@ -66,11 +66,15 @@ class SlidingCache(Cache):
         from sglang.srt.mem_cache.base_prefix_cache import EvictResult
 
         full = sliding = 0
-        while self.lent and (full < params.num_tokens or sliding < params.swa_num_tokens):
+        while self.lent and (
+            full < params.num_tokens or (sliding < params.swa_num_tokens and self.swa_evictable_size())
+        ):
             slots = self.lent.pop(0)
+            inside = self.allocator.full_to_swa_index_mapping[slots] > 0
             full += len(slots)
-            sliding += int((self.allocator.full_to_swa_index_mapping[slots] > 0).sum())
-            self.allocator.free(slots)
+            sliding += int(inside.sum())
+            self.allocator.free_full(slots[~inside])
+            self.allocator.free(slots[inside])
         return EvictResult(num_tokens_evicted=full, swa_num_tokens_evicted=sliding)
 
 
@@ -259,6 +263,25 @@ def test_a_chunk_is_no_longer_than_both_pools_have_together(tmp_path: Path) -> N
         pages = min(full.free, sliding.free)
         assert requests.chunk(400) == (pages - 1) * 16, "and as in stock a page is left"
         requests.check()
+
+
+def test_i5_what_is_cached_in_one_pool_makes_room_for_the_other_in_which_nothing_is(tmp_path: Path) -> None:
+    with engine(tmp_path, 16) as made:
+        requests = Requests(made)
+        full, sliding = made.service.books.sheets
+        assert requests.begin(496)
+        made.cache.lend(requests.all.pop())
+        requests.left.pop()
+        requests.both.free_swa(made.cache.lent[0])
+        made.service.count()
+        assert (full.cached_pages, sliding.cached_pages) == (31, 0)
+        pages = sliding.free + 2
+        books = made.service.books
+        new = full.units_towards(pages - full.free)
+        books.set_budget(made.mapped + new + sliding.units - 1)  # enough for the first, nothing for the other
+        assert books.short([pages] * 2) == [0, 2]
+        requests.both.evict_to_free_tokens(made.cache, pages * 16)
+        assert not made.cache.lent and books.short([pages] * 2) == [0, 0]
 
 
 def test_over_a_lower_limit_both_pools_shed(tmp_path: Path) -> None:

@@ -162,6 +162,17 @@ class Books:
             left -= sheet.units_for(lacking) or 0
         return missing
 
+    def to_evict(self, pages: Sequence[int]) -> list[int]:
+        """Return the pages of each sheet whose eviction helps to take so many of each.
+
+        Where those that are short have none, what others lack and have cached: it leaves them the budget.
+        """
+        short = self.short(pages)
+        if any(missing and sheet.cached_pages for sheet, missing in zip(self.sheets, short, strict=True)):
+            return short
+        lacking = zip(self.sheets, pages, strict=True)
+        return [min(sheet.cached_pages, max(0, count - sheet.free)) for sheet, count in lacking]
+
     def open(self, at: int, pages: int) -> list[Opened]:
         """Map granules of a sheet until it has `pages` more, within the budget."""
         return self.sheets[at].open(pages, self.spare)

@@ -30,7 +30,7 @@ class Capacity:
             return
         service = memory.required_service()
         pages = self._pages(service, num_tokens)
-        while any(short := service.books.short(pages)) and service.evict(short):
+        while any(service.books.short(pages)) and service.evict(service.books.to_evict(pages)):
             pass
 
     def check_decode_capacity(
