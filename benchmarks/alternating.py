@@ -2,7 +2,8 @@
 
     python -m benchmarks.alternating --engine vllm --out benchmarks/results/vllm_alternating.json
 
-Of the shape of Llama-8B. While one works the other is idle. A round is `--requests` new prompts at once;
+Of the shape of Llama-8B. While one works the other is idle. On a GPU whoever works has the first half of the
+CPUs, the idle one the rest: an SGLang that is idle spins. A round is `--requests` new prompts at once;
 `growing` begins with no memory mapped, after a pause that stock has as well; `full` evicts with every block,
 in `steady` memory is there and clean; `prefill` is steady with one token each, `decode` with short prompts
 and many. At the end one growing and one steady round of each are profiled. Without a GPU (or with `--host
@@ -25,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import engines
+from benchmarks import cpus, engines
 from benchmarks.engines import Engine, EngineDiedError, Scale, owner_of
 from benchmarks.ratios import pairwise
 from benchmarks.record import Ratio, write
@@ -67,13 +68,20 @@ class Contender:
     """One engine, asked for rounds."""
 
     def __init__(
-        self, engine: Engine, seeds: Iterable[int], owner: Callable[[], OwnerSnapshot] | None
-    ) -> None:
-        """`owner` says what the ledger shows of an elastic engine."""
+        self, engine: Engine, seeds: Iterable[int], owner: Callable[[], OwnerSnapshot] | None,
+        halves: Sequence[frozenset[int]] | None = None,
+    ) -> None:  # fmt: skip
+        """`owner` says what the ledger shows of an elastic engine; `halves` are CPUs to work and idle on."""
         self.name = engine.name
         self._engine = engine
         self._seeds = iter(seeds)
+        self._halves = halves
         self.owner = owner
+
+    def place(self, works: bool) -> None:
+        """Move to the CPUs of whoever works, or to the others."""
+        if self._halves:
+            cpus.place(self._engine.group, self._halves[0 if works else 1])
 
     def round(self, shape: Shape) -> float:
         """Return the tokens it generated in a second. Raises RuntimeError if a request failed."""
@@ -127,11 +135,13 @@ class Play:
         """Play the phases."""
         shape = self._shape
         for contender in self._contenders:
+            self._seat(contender)
             contender.round(shape)  # what is compiled late
             self._rest(contender)
         self._phase("growing", shape, self._rest, Contender.flush)
         if "full" in self._phases:
             for contender in self._contenders * FILLS:
+                self._seat(contender)
                 contender.round(shape)
         self._phase("full", shape)
         self._phase("steady", shape, Contender.flush)
@@ -147,6 +157,7 @@ class Play:
             return
         for turn in range(self._rounds):
             for contender in self._contenders[:: -1 if turn % 2 else 1]:  # nobody is always second
+                self._seat(contender)
                 if before:
                     before(contender)
                 self._bytes(contender, f"{name}_before")
@@ -158,6 +169,11 @@ class Play:
             self._save()
         print(f"{name}: {self._shown(name)}", flush=True)
 
+    def _seat(self, contender: Contender) -> None:
+        """Let this one work."""
+        for one in self._contenders:
+            one.place(one is contender)
+
     def _rest(self, contender: Contender) -> None:
         self._found.note(contender.name, rest_seconds=contender.rest(PAUSE_SECONDS))
 
@@ -168,6 +184,7 @@ class Play:
     def _profiles(self) -> None:
         for name, before in (("growing", self._rest), ("steady", Contender.flush)):
             for contender in self._contenders:
+                self._seat(contender)
                 before(contender)
                 try:
                     profile = contender.profiled(self._shape)
@@ -219,13 +236,14 @@ def run(options: argparse.Namespace, scale: Scale, runtime: Runtime, found: Foun
     try:
         for engine in parties:
             found.note(engine.name, start_seconds=engine.wait_ready(START_SECONDS))
-        seeds = itertools.count(1)
+        seeds, halves = itertools.count(1), None if scale.on_host else cpus.halves()
         contenders = [
             Contender(
-                engine, seeds, None if engine.name == "stock" else partial(owner_of, engine.name, runtime)
+                engine, seeds, None if engine.name == "stock" else partial(owner_of, engine.name, runtime),
+                halves,
             )
             for engine in parties
-        ]
+        ]  # fmt: skip
         shape = Shape(options.requests, options.prompt, options.generate)
         Play(contenders, shape, options.rounds, found, options.phases, save).run(options.profile)
     finally:

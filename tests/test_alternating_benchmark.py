@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import profiles
+from benchmarks import cpus, profiles
 from benchmarks.alternating import PAUSE_SECONDS, PHASES, Found, Play, Shape, compared
 
 
@@ -17,10 +19,15 @@ class FakeContender:
     """Does what it is told at once, and writes it down where the others do."""
 
     def __init__(self, name: str, did: list[str], rate: float, profile: dict[str, Any] | Exception) -> None:
-        self.name, self.owner = name, None
+        self.name, self.owner, self.works = name, None, True
+        self.others: list[FakeContender] = []
         self._did, self._rate, self._profile = did, rate, profile
 
+    def place(self, works: bool) -> None:
+        self.works = works
+
     def round(self, shape: Shape) -> float:
+        assert self.works and not any(one.works for one in self.others)
         self._did.append(f"{self.name} {shape.requests}x({shape.prompt}+{shape.generate})")
         return self._rate
 
@@ -43,6 +50,8 @@ def played(monkeypatch: pytest.MonkeyPatch, profile: dict[str, Any] | Exception)
     contenders: Any = [
         FakeContender("stock", did, 100.0, profile), FakeContender("kvcached", did, 99.0, profile)
     ]  # fmt: skip
+    for one, other in (contenders, contenders[::-1]):
+        one.others = [other]
     monkeypatch.setattr("benchmarks.alternating.Contender", FakeContender)
     Play(contenders, Shape(32, 512, 128), 2, found).run(profiles=True)
     return did, found
@@ -72,6 +81,30 @@ def test_a_profile_that_fails_loses_nothing_of_what_was_measured(monkeypatch: py
     _, found = played(monkeypatch, TimeoutError("no answer"))
     assert found.profiles["steady_stock"] == {"error": "no answer"}
     assert found.samples["steady_tokens_per_second_stock"] == [100.0, 100.0]
+
+
+def test_the_threads_of_a_core_are_in_the_same_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert cpus.halves(tmp_path) == (frozenset(range(4)), frozenset(range(4, 8)))
+    for cpu in range(8):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
+    assert cpus.halves(tmp_path) == (frozenset({0, 4, 1, 5}), frozenset({2, 6, 3, 7}))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5})
+    assert cpus.halves(tmp_path) is None
+
+
+def test_all_threads_of_a_group_are_placed_and_others_are_not() -> None:
+    ours = os.sched_getaffinity(0)
+    sleeps = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        cpus.place(sleeps.pid, {min(ours)})
+        assert os.sched_getaffinity(sleeps.pid) == {min(ours)} and os.sched_getaffinity(0) == ours
+    finally:
+        sleeps.kill()
+        sleeps.wait()
+    cpus.place(sleeps.pid, ours)  # who has ended is nowhere
 
 
 def test_ratios_are_taken_round_by_round() -> None:

@@ -154,6 +154,24 @@ def test_waiting_ends_with_the_memory_with_a_refusal_or_in_time() -> None:
     assert agreement.refused() and clock.now == begun
 
 
+def test_waiting_goes_on_while_more_is_coming_and_no_longer_than_it_may() -> None:
+    ledger, clock = FakeLedger(ranks=[3, 3]), Clock()
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+        ledger.ranks = [count + 1 for count in ledger.ranks]
+
+    agreement = Agreement(ledger, Alone(), False, clock, sleep)
+    agreement.wait(5, 0.02, lambda: ledger.created() < 11)
+    assert agreement.created() == 11 and clock.now == pytest.approx(0.004)
+    agreement.wait(11, 0.02, lambda: True)
+    assert clock.now == pytest.approx(0.02, abs=0.001)
+    ledger.is_refused, begun = True, clock.now
+    agreement.call(idle=False)
+    agreement.wait(11, 0.02, lambda: True)
+    assert clock.now == begun
+
+
 def test_all_waits_of_a_step_share_its_time() -> None:
     ledger, clock = FakeLedger(ranks=[3, 3]), Clock()
 

@@ -146,14 +146,38 @@ def test_a_step_waits_for_what_it_takes_and_not_for_what_the_next_one_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with engine(tmp_path, KIND.page_size) as made:
-        twins = started(made, 0)
-        monkeypatch.setattr("kvcached_core.pages.SLICE_GRANULES", 1)  # a granule in each turn, and
-        monkeypatch.setattr(made, "turn", lambda: made.rank.pool.supply_thread.turn(made.now))  # one a pause
+        twins = started(made, 1)
+        _one_granule_a_pause(made, monkeypatch)
         made.scheduler.waiting_queue = [request(prompt=256)] * 8
         twins.begin(300)
         governor = made.service.governor
-        assert len(twins.requests) == 1
+        assert len(twins.requests) == 2
         assert governor.held == made.mapped < governor.enough, "the rest comes while the step runs"
+
+
+def test_a_bursts_first_step_waits_once_for_all_that_is_being_made_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with engine(tmp_path, KIND.page_size) as made:
+        twins = started(made, 0)
+        _one_granule_a_pause(made, monkeypatch)
+        made.scheduler.waiting_queue = [request(prompt=128)] * 8
+        service = made.service
+        twins.elastic.create_prefill_budget(made.cache)
+        assert service.governor.held < service.governor.enough == 3, "18 pages: 7, 8 and 3"
+        service.wait([9])
+        assert service.governor.held >= service.governor.enough
+
+
+def _one_granule_a_pause(made: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the supply thread make one granule in each turn, and take one turn in each pause."""
+    thread = made.rank.pool.supply_thread
+
+    def turn() -> None:
+        thread.is_at_work = thread.turn(made.now) == 0.0
+
+    monkeypatch.setattr("kvcached_core.pages.SLICE_GRANULES", 1)
+    monkeypatch.setattr(made, "turn", turn)
 
 
 def test_i5_a_limit_that_is_lowered_while_requests_are_admitted_does_not_reach_them(tmp_path: Path) -> None:

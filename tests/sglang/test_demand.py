@@ -40,6 +40,16 @@ def test_a_prompt_that_was_just_computed_is_counted_once_before_and_after_it_joi
     assert demand.pages() == 2 + 3 * (1 + 2), "as many as there is a place for"
 
 
+def test_of_the_queue_one_step_is_asked_for_before_anything_runs_and_two_behind_a_step() -> None:
+    fake = scheduler(PAGE, Cache())
+    demand = Demand(fake)
+    fake.waiting_queue = [request(prompt=2 * PAGE)] * 40
+    one = demand._step_tokens // (2 * PAGE)
+    assert 2 * one < 40 and demand.pages() == one * (1 + 2) and not demand.is_under_way
+    fake.running_batch.reqs = [request()]
+    assert demand.pages() == 1 + 2 * one * (1 + 2) and demand.is_under_way
+
+
 def test_requests_take_until_they_end_what_sglang_expects_of_them() -> None:
     fake = scheduler(PAGE, Cache())
     demand = Demand(fake)

@@ -65,11 +65,23 @@ def test_the_head_of_the_queue_needs_its_whole_prompt_and_the_watermark(stock: A
     demand = Demand(stock)
     stock.add_request(request(100, 1))
     assert demand.blocks() == 7 + stock.kv_cache_manager.watermark_blocks
-    stock.add_request(request(10, 1))
-    assert demand.blocks() == 7 + 1 + stock.kv_cache_manager.watermark_blocks
-    stock.add_request(request(200, 1))  # two steps prefill 128 tokens: the queue ends here
-    stock.add_request(request(200, 1))
-    assert demand.blocks() == 7 + 1 + 13 + stock.kv_cache_manager.watermark_blocks
+
+
+def test_of_the_queue_what_one_step_prefills_is_needed_before_anything_runs_and_of_two_behind_a_step(
+    stock: Any,
+) -> None:
+    demand, prompts = Demand(stock), (10, 100, 10, 200)  # 64 tokens a step: the second, and the last
+    for tokens in prompts:
+        stock.add_request(request(tokens, 1))
+    assert demand.blocks() == 1 + 7 + stock.kv_cache_manager.watermark_blocks
+    while stock.has_unfinished_requests():
+        finish_step(stock, stock.schedule())
+    stock.add_request(request(BLOCK_TOKENS, 10))
+    finish_step(stock, stock.schedule())
+    running = demand.blocks()
+    for tokens in prompts:
+        stock.add_request(request(tokens, 1))
+    assert demand.blocks() == running + 1 + 7 + 1 + 13 + stock.kv_cache_manager.watermark_blocks
 
 
 def test_a_long_queue_costs_no_more_than_a_short_one(stock: Any) -> None:
@@ -147,13 +159,13 @@ def test_who_runs_grows_and_who_waits_does_not(stock: Any) -> None:
 
 
 def test_a_request_that_vllm_put_aside_is_the_next_to_be_admitted(stock: Any) -> None:
-    aside, waits = request(100, 1), request(10, 1)
+    aside, waits = request(60, 1), request(10, 1)
     stock.add_request(waits)
     stock.skipped_waiting = create_request_queue(stock.policy)  # as in vLLM 0.30
     stock.skipped_waiting.add_request(aside)
     demand = Demand(stock)
-    assert demand.blocks() == 7 + 1 + stock.kv_cache_manager.watermark_blocks
-    assert demand.hopeless(6) is aside and demand.hopeless(7) is None
+    assert demand.blocks() == 4 + 1 + stock.kv_cache_manager.watermark_blocks
+    assert demand.hopeless(3) is aside and demand.hopeless(4) is None
     assert demand.hopeless(0) is aside
     stock.skipped_waiting.pop_request()
     assert demand.hopeless(0) is waits

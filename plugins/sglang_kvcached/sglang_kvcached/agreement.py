@@ -110,17 +110,19 @@ class Agreement:
         self.word = self._hear(MOST_IDLE_CALLS if idle else MOST_BUSY_CALLS)
         return True
 
-    def wait(self, enough: int, seconds: float) -> None:
+    def wait(self, enough: int, seconds: float, is_coming: Callable[[], bool] = lambda: False) -> None:
         """Let rank 0 wait until `enough` granules were created or are refused, `seconds` at most; hear it.
 
-        All waits since the last call() share the `seconds`: what has come by then is a step's worth, and more
-        comes while that step runs. Nothing else is heard: what is being admitted was promised by the limit
-        as it was.
+        While more `is_coming` to rank 0 it waits for that too. All waits since the last call() share the
+        `seconds`: what has come by then is a step's worth, and more comes while that step runs. Nothing else
+        is heard: what is being admitted was promised by the limit as it was.
         """
         if self._ledger is not None:
             began = now = self._clock()
             give_up_at = began + seconds - self._waited_seconds
-            while now < give_up_at and self._ledger.created() < enough and not self._ledger.refused():
+            while now < give_up_at and not self._ledger.refused():
+                if self._ledger.created() >= enough and not is_coming():
+                    break
                 self.pause()
                 now = self._clock()
             self._waited_seconds += now - began

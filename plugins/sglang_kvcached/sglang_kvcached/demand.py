@@ -38,10 +38,15 @@ class Demand:
         return [] if decoding and decoding[-1] is last.reqs[-1] else last.reqs
 
     @property
+    def is_under_way(self) -> bool:
+        """Say whether a step may be computed just now, behind which there is time."""
+        return bool(self.running or self._scheduler.chunked_req is not None)
+
+    @property
     def is_busy(self) -> bool:
         """Say whether there are requests."""
         scheduler = self._scheduler
-        return bool(self.running or scheduler.waiting_queue or scheduler.chunked_req is not None)
+        return bool(self.is_under_way or scheduler.waiting_queue)
 
     def growth(self) -> int:
         """Return what requests that run already may take in the next steps."""
@@ -53,10 +58,15 @@ class Demand:
         return pages
 
     def pages(self) -> int:
-        """Return that, and what the next requests of the queue take that two steps could begin with."""
+        """Return that, and what the next requests of the queue take that two steps could begin with.
+
+        One step if nothing runs: making the second's memory would hold up the first one's start, and there is
+        time for it while that is computed.
+        """
         pages, tokens = self.growth(), 0
+        most = (2 if self.is_under_way else 1) * self._step_tokens
         for request in islice(self._scheduler.waiting_queue, min(self._room, _LOOK_AT_WAITING)):
-            if tokens >= 2 * self._step_tokens:
+            if tokens >= most:
                 break
             length = _prompt_tokens(request)
             pages += 1 + self._pages(length)

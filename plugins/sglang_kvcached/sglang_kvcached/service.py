@@ -115,8 +115,15 @@ class Service:
         enough = governor.ask(pages)
         # Also over a target: what runs may go on as long as nobody refuses it.
         if enough > governor.held and not self._agreement.refused():
-            self._agreement.wait(enough + governor.released, self._grant_seconds)
+            self._agreement.wait(enough + governor.released, self._grant_seconds, self._is_coming)
             governor.refresh()
+
+    def _is_coming(self) -> bool:
+        """Say whether memory for the rest of a burst's first step is being made.
+
+        Waiting for all of it costs less than going on beside the thread that makes it, for Python's lock.
+        """
+        return self._rank.pool.is_at_work and not self._demand.is_under_way
 
     def flushed(self) -> None:
         """Take note that the pools were cleared: all but the first granules is surplus from now on.

@@ -28,10 +28,15 @@ class Demand:
         self.preemptions = 0
 
     def blocks(self) -> int:
-        """Return what running requests and the next ones to be admitted may take beyond what is used."""
+        """Return what running requests and the next ones to be admitted may take beyond what is used.
+
+        Those that two steps could prefill; one step if nothing runs: making the second's memory would hold up
+        the first one's start, and there is time for it while that is computed.
+        """
         needed = self.growth()
         if self._heads():
-            needed += self._of_waiting(2 * self._scheduler.max_num_scheduled_tokens)
+            steps = 2 if self._scheduler.running else 1
+            needed += self._of_waiting(steps * self._scheduler.max_num_scheduled_tokens)
             needed += int(self._manager.watermark_blocks)
         return needed
 
