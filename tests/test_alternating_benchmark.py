@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +96,26 @@ def test_the_threads_of_a_core_are_in_the_same_half(tmp_path: Path, monkeypatch:
     assert cpus.halves(tmp_path) is None
 
 
+TWO_THREADS = (
+    "import threading, time; threading.Thread(target=time.sleep, args=[60]).start(); print(flush=True);"
+    "time.sleep(60)"
+)
+
+
 def test_all_threads_of_a_group_are_placed_and_others_are_not() -> None:
     ours = os.sched_getaffinity(0)
-    sleeps = subprocess.Popen(["sleep", "60"], start_new_session=True)
-    try:
-        cpus.place(sleeps.pid, {min(ours)})
-        assert os.sched_getaffinity(sleeps.pid) == {min(ours)} and os.sched_getaffinity(0) == ours
-    finally:
-        sleeps.kill()
-        sleeps.wait()
-    cpus.place(sleeps.pid, ours)  # who has ended is nowhere
+    command = [sys.executable, "-c", TWO_THREADS]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout and process.stdout.readline()
+            cpus.place(process.pid, {min(ours)})
+            threads = [int(thread) for thread in os.listdir(f"/proc/{process.pid}/task")]
+            assert len(threads) == 2
+            assert [os.sched_getaffinity(thread) for thread in threads] == [{min(ours)}] * 2
+            assert os.sched_getaffinity(0) == ours
+        finally:
+            process.kill()
+    cpus.place(process.pid, ours)  # who has ended is nowhere
 
 
 def test_ratios_are_taken_round_by_round() -> None:
