@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -134,14 +134,12 @@ class Play:
     def run(self, profiles: bool) -> None:
         """Play the phases."""
         shape = self._shape
-        for contender in self._contenders:
-            self._seat(contender)
+        for contender in self._in_turn(self._contenders):
             contender.round(shape)  # what is compiled late
             self._rest(contender)
         self._phase("growing", shape, self._rest, Contender.flush)
         if "full" in self._phases:
-            for contender in self._contenders * FILLS:
-                self._seat(contender)
+            for contender in self._in_turn(self._contenders * FILLS):
                 contender.round(shape)
         self._phase("full", shape)
         self._phase("steady", shape, Contender.flush)
@@ -156,8 +154,8 @@ class Play:
         if name not in self._phases:
             return
         for turn in range(self._rounds):
-            for contender in self._contenders[:: -1 if turn % 2 else 1]:  # nobody is always second
-                self._seat(contender)
+            order = self._contenders[:: -1 if turn % 2 else 1]  # nobody is always second
+            for contender in self._in_turn(order):
                 if before:
                     before(contender)
                 self._bytes(contender, f"{name}_before")
@@ -169,10 +167,12 @@ class Play:
             self._save()
         print(f"{name}: {self._shown(name)}", flush=True)
 
-    def _seat(self, contender: Contender) -> None:
-        """Let this one work."""
-        for one in self._contenders:
-            one.place(one is contender)
+    def _in_turn(self, order: Iterable[Contender]) -> Iterator[Contender]:
+        """Yield one after the other, each on the CPUs of whoever works."""
+        for contender in order:
+            for one in self._contenders:
+                one.place(one is contender)
+            yield contender
 
     def _rest(self, contender: Contender) -> None:
         self._found.note(contender.name, rest_seconds=contender.rest(PAUSE_SECONDS))
@@ -183,8 +183,7 @@ class Play:
 
     def _profiles(self) -> None:
         for name, before in (("growing", self._rest), ("steady", Contender.flush)):
-            for contender in self._contenders:
-                self._seat(contender)
+            for contender in self._in_turn(self._contenders):
                 before(contender)
                 try:
                     profile = contender.profiled(self._shape)

@@ -154,14 +154,19 @@ def test_waiting_ends_with_the_memory_with_a_refusal_or_in_time() -> None:
     assert agreement.refused() and clock.now == begun
 
 
-def test_waiting_goes_on_while_more_is_coming_and_no_longer_than_it_may() -> None:
+def one_more_in_each_pause() -> tuple[Agreement, FakeLedger, Clock]:
+    """Return an agreement over a ledger of two ranks with 3 granules, who make one while it pauses."""
     ledger, clock = FakeLedger(ranks=[3, 3]), Clock()
 
     def sleep(seconds: float) -> None:
         clock.now += seconds
         ledger.ranks = [count + 1 for count in ledger.ranks]
 
-    agreement = Agreement(ledger, Alone(), False, clock, sleep)
+    return Agreement(ledger, Alone(), False, clock, sleep), ledger, clock
+
+
+def test_waiting_goes_on_while_more_is_coming_and_no_longer_than_it_may() -> None:
+    agreement, ledger, clock = one_more_in_each_pause()
     agreement.wait(5, 0.02, lambda: ledger.created() < 11)
     assert agreement.created() == 11 and clock.now == pytest.approx(0.004)
     agreement.wait(11, 0.02, lambda: True)
@@ -173,13 +178,7 @@ def test_waiting_goes_on_while_more_is_coming_and_no_longer_than_it_may() -> Non
 
 
 def test_all_waits_of_a_step_share_its_time() -> None:
-    ledger, clock = FakeLedger(ranks=[3, 3]), Clock()
-
-    def sleep(seconds: float) -> None:
-        clock.now += seconds
-        ledger.ranks = [count + 1 for count in ledger.ranks]
-
-    agreement = Agreement(ledger, Alone(), False, clock, sleep)
+    agreement, ledger, clock = one_more_in_each_pause()
     agreement.wait(13, 0.02)
     assert agreement.created() == 13 and clock.now == pytest.approx(0.005)
     agreement.wait(1000, 0.02)

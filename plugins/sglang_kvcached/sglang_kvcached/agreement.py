@@ -120,9 +120,11 @@ class Agreement:
         if self._ledger is not None:
             began = now = self._clock()
             give_up_at = began + seconds - self._waited_seconds
-            while now < give_up_at and not self._ledger.refused():
-                if self._ledger.created() >= enough and not is_coming():
-                    break
+            while (
+                now < give_up_at
+                and not self._ledger.refused()
+                and (self._ledger.created() < enough or is_coming())
+            ):
                 self.pause()
                 now = self._clock()
             self._waited_seconds += now - began

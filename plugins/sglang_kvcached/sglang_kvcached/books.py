@@ -163,12 +163,13 @@ class Books:
         return missing
 
     def to_evict(self, pages: Sequence[int]) -> list[int]:
-        """Return the pages of each sheet whose eviction helps to take so many of each.
+        """Return the pages of each sheet whose eviction helps to take so many of each; all 0 if nothing does.
 
         Where those that are short have none, what others lack and have cached: it leaves them the budget.
         """
         short = self.short(pages)
-        if any(missing and sheet.cached_pages for sheet, missing in zip(self.sheets, short, strict=True)):
+        helps = [missing and sheet.cached_pages for sheet, missing in zip(self.sheets, short, strict=True)]
+        if any(helps) or not any(short):
             return short
         lacking = zip(self.sheets, pages, strict=True)
         return [min(sheet.cached_pages, max(0, count - sheet.free)) for sheet, count in lacking]
@@ -195,7 +196,7 @@ class Books:
             over = self.mapped - max(self.least, granules)
             if over <= 0 or not any(sheet.cached_pages for sheet in self.sheets):
                 return
-            freed = self._evict([self._to_evict(sheet, over, asked) for sheet in self.sheets])
+            freed = self._evict([self._share_to_evict(sheet, over, asked) for sheet in self.sheets])
             if not freed:
                 return
             evict(range(freed))
@@ -210,7 +211,7 @@ class Books:
                     sheet.close(victims)
 
     @staticmethod
-    def _to_evict(sheet: Sheet, over: int, asked: int) -> int:
+    def _share_to_evict(sheet: Sheet, over: int, asked: int) -> int:
         """Return the pages to evict: a share of the cache is likely to be all over the granules."""
         pages = -(-over // sheet.units) * sheet.geometry.blocks_per_granule * asked
         return min(pages, sheet.cached_pages)

@@ -30,7 +30,7 @@ class Capacity:
             return
         service = memory.required_service()
         pages = self._pages(service, num_tokens)
-        while any(service.books.short(pages)) and service.evict(service.books.to_evict(pages)):
+        while any(useful := service.books.to_evict(pages)) and service.evict(useful):
             pass
 
     def check_decode_capacity(

@@ -39,14 +39,11 @@ class Demand:
 
     @property
     def is_under_way(self) -> bool:
-        """Say whether a step may be computed just now, behind which there is time."""
-        return bool(self.running or self._scheduler.chunked_req is not None)
+        """Say whether a step may be computed just now, behind which there is time.
 
-    @property
-    def is_busy(self) -> bool:
-        """Say whether there are requests."""
-        scheduler = self._scheduler
-        return bool(self.is_under_way or scheduler.waiting_queue)
+        SGLang sets a long prompt that does not end in it aside from those that run.
+        """
+        return bool(self.running or self._scheduler.chunked_req is not None)
 
     def growth(self) -> int:
         """Return what requests that run already may take in the next steps."""
