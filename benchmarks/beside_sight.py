@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from benchmarks.ledger_watch import Moment, Watch
-from kvcached_core import nvml
+from kvcached_core.driver import nvml
 from kvcached_core.ledger import DeviceSnapshot, Runtime, check, snapshot
 
 

@@ -86,7 +86,7 @@ class Account:
 def pool_over(driver: Any) -> Any:
     """Return a pool of GRANULES granules, all of them there."""
     from kvcached_core.geometry import Geometry
-    from kvcached_core.pool import ElasticPool
+    from kvcached_core.worker.pool import ElasticPool
 
     per_granule = 8
     geometry = Geometry(

@@ -28,7 +28,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import record
-from kvcached_core.granules import Granules
+from kvcached_core.scheduler.granules import Granules
 
 SIZES = (10_000, 100_000, 1_000_000)
 LEVELS = ("queue", "pool")

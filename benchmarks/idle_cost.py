@@ -19,10 +19,10 @@ from pathlib import Path
 from benchmarks import record
 from kvcached_core.driver.host import HostDriver
 from kvcached_core.geometry import Geometry
-from kvcached_core.governor import Usage
-from kvcached_core.ledger import Account, Desk, Runtime
-from kvcached_core.pool import ElasticPool
-from kvcached_core.steward import Steward
+from kvcached_core.ledger import Account, Runtime, SchedulerView
+from kvcached_core.scheduler.governor import Usage
+from kvcached_core.scheduler.idle_waker import IdleWaker
+from kvcached_core.worker.pool import ElasticPool
 
 OUTPUT = record.ROOT / "benchmarks" / "results" / "idle_cost.json"
 PAGE, GRANULES, HELD = 1 << 20, 64, 16
@@ -52,8 +52,8 @@ def measure(seconds: float) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as base:
         runtime = Runtime.open(Path(base) / "runtime")
         pool, account = _pool(runtime)
-        desk, woken = Desk.find(runtime, "idle", 1), threading.Event()
-        steward = Steward(desk.filenos(), desk.drain, lambda: None, woken.set)
+        desk, woken = SchedulerView.find(runtime, "idle", 1), threading.Event()
+        steward = IdleWaker(desk.filenos(), desk.drain, lambda: None, woken.set)
         try:
             pool.start()
             steward.start()

@@ -29,7 +29,7 @@ from benchmarks.ratios import percentile
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
 from kvcached_core.errors import BusyError
 from kvcached_core.ledger import Account, Runtime, check, snapshot
-from kvcached_core.ledger.lock import LedgerLock
+from kvcached_core.ledger.file.lock import LedgerLock
 
 OUTPUT = record.ROOT / "benchmarks" / "results" / "ledger_lock.json"
 GRANULE = 16 << 20

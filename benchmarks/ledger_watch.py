@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from kvcached_core.errors import KVCachedError
 from kvcached_core.ledger import DeviceSnapshot, OwnerSnapshot, Runtime, snapshot
-from kvcached_core.ledger.storage import LedgerFile
+from kvcached_core.ledger.file.storage import LedgerFile
 
 LOOK_SECONDS = 0.02
 WORD_SECONDS = 0.0002

@@ -16,7 +16,7 @@ from benchmarks.engines import Engine, EngineDiedError, Scale
 from benchmarks.sharing import out_of_memory
 from benchmarks.stage import START_SECONDS, Stage
 from benchmarks.third import Insider, Outsider, Third
-from kvcached_core import nvml
+from kvcached_core.driver import nvml
 from kvcached_core.ledger import OwnerSnapshot, Runtime, check, snapshot
 from kvcached_core.ledger.peers import LEAD_GRANULES
 from kvcached_core.units import MIB

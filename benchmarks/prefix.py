@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from benchmarks import record
 from benchmarks.plot_ledger import prefix
 from benchmarks.ratios import ratio
-from kvcached_core.granules import Granules
+from kvcached_core.scheduler.granules import Granules
 
 OUTPUT = record.ROOT / "benchmarks" / "results" / "prefix.json"
 PERCENTS = (10, 25, 50, 75)

@@ -40,7 +40,7 @@ from kvcached_core.driver.base import Driver
 from kvcached_core.driver.registry import open_driver
 from kvcached_core.errors import KVCachedError
 from kvcached_core.ledger import OwnerSnapshot, Runtime
-from kvcached_core.ledger.storage import LedgerFile
+from kvcached_core.ledger.file.storage import LedgerFile
 
 TAKEN_UNITS, LEASABLE_UNITS = 10, 16
 START_SECONDS, FILL_SECONDS, ROUND_SECONDS = 200.0, 90.0, 5.0

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from benchmarks import engines
 from benchmarks.engines import Engine, Scale
 from benchmarks.record import write
-from kvcached_core import nvml
+from kvcached_core.driver import nvml
 from kvcached_core.ledger import OwnerSnapshot, Runtime, snapshot
 
 START_SECONDS, ANSWER_SECONDS = 300.0, 240.0

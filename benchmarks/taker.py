@@ -10,10 +10,10 @@ from typing import Any
 
 from kvcached_core.driver.base import Driver
 from kvcached_core.geometry import Geometry
-from kvcached_core.governor import Usage
-from kvcached_core.ledger import Account, Desk, Runtime
+from kvcached_core.ledger import Account, Runtime, SchedulerView
 from kvcached_core.plan import Plan
-from kvcached_core.pool import ElasticPool
+from kvcached_core.scheduler.governor import Usage
+from kvcached_core.worker.pool import ElasticPool
 
 NAME = "taker"
 _LOOK_SECONDS = 0.001
@@ -42,7 +42,7 @@ class Taker:
         )  # fmt: skip
         geometry = Geometry(page_bytes, stride, (0,), count * per_granule, per_granule, count)
         self._pool = ElasticPool(driver, geometry, self.account)
-        self._desk = Desk.find(runtime, instance, 1)
+        self._desk = SchedulerView.find(runtime, instance, 1)
         self._released = self._sequence = 0
         self._mapped: tuple[int, ...] = ()
         self._publish(1)

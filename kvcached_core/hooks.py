@@ -12,7 +12,7 @@ import pluggy
 if TYPE_CHECKING:
     from kvcached_core.driver.base import Driver
     from kvcached_core.events import Event
-    from kvcached_core.ledger.shares import Claim, Share
+    from kvcached_core.ledger.policy.shares import Claim, Share
 
 PROJECT = "kvcached"
 ENTRY_POINT_GROUP = "kvcached.plugins"
@@ -24,7 +24,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 BUILT_INS = {
     "host": "kvcached_core.driver.registry:HostPlugin",
     "cuda": "kvcached_core.driver.registry:CudaPlugin",
-    "least-recently-busy": "kvcached_core.ledger.arbiter:LeastRecentlyBusy",
+    "least-recently-busy": "kvcached_core.ledger.policy.arbiter:LeastRecentlyBusy",
 }
 
 

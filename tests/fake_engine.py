@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
-from kvcached_core.ledger import Account, Desk, Runtime
+from kvcached_core.ledger import Account, Runtime, SchedulerView
 from kvcached_core.units import GIB, MIB, parse_size
 
 GRANULE = MIB
@@ -40,7 +40,7 @@ class FakeEngine:
             block_count=count, stride_bytes=GRANULE,
         )  # fmt: skip
         self.running = self.cached = self.held = self.released = self._idle_since_ms = 0
-        self.desk = Desk.find(runtime, name, 1)
+        self.desk = SchedulerView.find(runtime, name, 1)
         self.turn()
 
     def turn(self) -> None:

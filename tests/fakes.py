@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo, side_by_side
-from kvcached_core.driver.book import Book
+from kvcached_core.driver.handle_table import HandleTable
 from kvcached_core.errors import BusyError, CapacityError, InvariantError
 
 OWN_STREAM = 1 << 20
@@ -48,7 +48,7 @@ class FakeDriver:
     def __init__(self, capacity_bytes: int, patience: int | None = None) -> None:
         """`patience`: how often a fence may be asked in vain before it passes; None: until complete()."""
         self.capacity_bytes = capacity_bytes
-        self.book = Book()
+        self.book = HandleTable()
         self.patience = patience
         self.engine, self.own = Line(), Line()
         self.creates = 0
@@ -202,7 +202,7 @@ class FakeDriver:
     def close(self) -> None:
         """Free everything."""
         self.closed = True
-        self.book = Book(self.book.ranges)
+        self.book = HandleTable(self.book.ranges)
 
     def _waited_for(self, work: int) -> int:
         """Return the zeroing that is complete if the engine's work up to this number is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvcached_core.geometry import make_geometry
-from kvcached_core.pool import ROW_PAGES, ElasticPool
+from kvcached_core.worker.pool import ROW_PAGES, ElasticPool
 from tests.fakes import FakeAccount, FakeDriver
 from tests.faults import FaultyDriver
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kvcached_core.ledger import Runtime
-from kvcached_core.ledger.figures import DEVICE_FIGURES, ENGINE_FIGURES, TIME_FIGURES
+from kvcached_core.ledger.tools.metric_definitions import DEVICE_FIGURES, ENGINE_FIGURES, TIME_FIGURES
 from kvctl.frame import View
 from kvctl.metrics import PREFIX, READABLE
 from kvctl.spec import COMMANDS, COMMON, EXIT_CODES, Argument, Command

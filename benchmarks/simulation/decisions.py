@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
-from kvcached_core.ledger import Account, Desk, Runtime
+from kvcached_core.ledger import Account, Runtime, SchedulerView
 
 GRANULE = 1 << 20
 EACH = 32  # granules of an owner's equal share
@@ -46,7 +46,7 @@ def lease_microseconds(owners: int, repeats: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-decisions-") as folder:
         runtime = Runtime(Path(folder))
         accounts = [_attach(runtime, number, memory.total_bytes) for number in range(owners)]
-        desks = [Desk.find(runtime, f"owner-{number}", 1) for number in range(owners)]
+        desks = [SchedulerView.find(runtime, f"owner-{number}", 1) for number in range(owners)]
         first = accounts[0]
 
         def free() -> None:

@@ -7,7 +7,7 @@ from itertools import count
 
 from benchmarks.simulation.clockwork import Process
 from kvcached_core.driver.base import DeviceIdentity, Handle, MemoryInfo, side_by_side
-from kvcached_core.driver.book import Book
+from kvcached_core.driver.handle_table import HandleTable
 from kvcached_core.errors import CapacityError
 
 CALL_SECONDS = 37e-6  # create, map, unmap or release of a page on one H100
@@ -33,7 +33,7 @@ class SimulatedDriver:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._book = Book()
+        self._book = HandleTable()
         self._numbers = count(1)
         self._debt_seconds = 0.0
         self.worker: Process | None = None  # None: calls take no time
@@ -125,7 +125,7 @@ class SimulatedDriver:
     def close(self) -> None:
         """Give back what is left."""
         self._device.free_bytes += sum(self._book.sizes.values())
-        self._book = Book(self._book.ranges)
+        self._book = HandleTable(self._book.ranges)
 
     def _spend(self) -> None:
         self.calls += 1

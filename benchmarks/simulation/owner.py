@@ -11,10 +11,10 @@ from benchmarks.simulation.device import Device, SimulatedDriver
 from benchmarks.simulation.scheduler import Block, Cache, Queue, Request
 from benchmarks.simulation.traffic import Arrival
 from kvcached_core.geometry import Geometry
-from kvcached_core.governor import Governor
-from kvcached_core.granules import Granules
-from kvcached_core.ledger import Account, Desk, Runtime
-from kvcached_core.pool import ElasticPool
+from kvcached_core.ledger import Account, Runtime, SchedulerView
+from kvcached_core.scheduler.governor import Governor
+from kvcached_core.scheduler.granules import Granules
+from kvcached_core.worker.pool import ElasticPool
 
 GRANULE_BYTES, BLOCKS_PER_GRANULE = 16 << 20, 8  # Llama-8B: a page of 8 blocks of 2 MiB
 STEP_SECONDS = 0.025
@@ -52,7 +52,7 @@ class Owner:
         )  # fmt: skip
         self.driver = driver
         self.pool = ElasticPool(driver, geometry, self.account, clock=world.clock)
-        self._desk = Desk.find(runtime, instance, 1, world.clock)
+        self._desk = SchedulerView.find(runtime, instance, 1, world.clock)
         self.granules: Granules[Block] = Granules(
             [Block(number) for number in range(blocks)], range(0, blocks, BLOCKS_PER_GRANULE),
             BLOCKS_PER_GRANULE,

@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from benchmarks.simulation.traffic import BLOCK_TOKENS, Arrival
-from kvcached_core.granules import Granules
+from kvcached_core.scheduler.granules import Granules
 
 MAX_RUNNING = 128
 STEP_TOKENS = 8192  # of prompts, in one step

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.simulation.clockwork import Process, World
 from benchmarks.simulation.owner import GRANULE_BYTES, Owner
-from kvcached_core.ledger.storage import LedgerFile
+from kvcached_core.ledger.file.storage import LedgerFile
 
 SAMPLE_SECONDS = 0.005
 

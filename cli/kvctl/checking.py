@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.invariants import check
-from kvcached_core.ledger.runtime import Runtime
 from kvcached_core.ledger.snapshot import snapshot
 from kvctl.codes import Code
 from kvctl.devices import choose_devices

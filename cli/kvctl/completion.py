@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 
 from kvcached_core.errors import KVCachedError
-from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.snapshot import DeviceSnapshot, snapshot
 from kvctl.codes import Code
 from kvctl.output import print_json, write

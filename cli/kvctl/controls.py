@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from kvcached_core.errors import CapacityError
-from kvcached_core.ledger.control import (
+from kvcached_core.ledger.file.runtime import Runtime
+from kvcached_core.ledger.tools.control import (
     Change,
     NoSuchEngineError,
     Outcome,
@@ -17,7 +18,6 @@ from kvcached_core.ledger.control import (
     set_weight,
     wait_until_holds,
 )
-from kvcached_core.ledger.runtime import Runtime
 from kvcached_core.units import format_size
 from kvctl.codes import Code, Failure, no_such_engine
 from kvctl.devices import chosen_uuids

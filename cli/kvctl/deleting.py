@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from kvcached_core.ledger.control import set_limit, set_weight
-from kvcached_core.ledger.discard import Discarded, discard
-from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.snapshot import snapshot
+from kvcached_core.ledger.tools.control import set_limit, set_weight
+from kvcached_core.ledger.tools.discard import Discarded, discard
 from kvcached_core.units import Size
 from kvctl.codes import Code, Failure, no_such_engine
 from kvctl.devices import chosen_uuids

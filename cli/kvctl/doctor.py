@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from kvcached_core import config
 from kvcached_core.errors import ConfigError, LedgerError
+from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.invariants import check
-from kvcached_core.ledger.runtime import Runtime
 from kvcached_core.ledger.snapshot import DeviceSnapshot, snapshot
 from kvcached_core.units import format_size
 from kvctl.codes import Code

@@ -9,7 +9,7 @@ import socket
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.exposition import generate_latest
 
-from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.file.runtime import Runtime
 from kvctl.codes import Code, Failure
 from kvctl.metrics import LedgerCollector
 from kvctl.output import print_json, say, write

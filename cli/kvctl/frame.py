@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from rich.text import Text
 
 from kvcached_core import __version__
-from kvcached_core.ledger.figures import asked_bytes
+from kvcached_core.ledger.tools.metric_definitions import asked_bytes
 from kvcached_core.units import GIB, MIB
 from kvctl.bars import Mark, Part, bar, sparkline
 from kvctl.listing import state

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from kvcached_core.events import Event, Value
 from kvcached_core.ledger import history
-from kvcached_core.ledger.runtime import DeviceFolder, Runtime
+from kvcached_core.ledger.file.runtime import DeviceFolder, Runtime
 from kvcached_core.ledger.snapshot import snapshot
 from kvcached_core.units import format_size
 from kvctl.codes import Code

@@ -8,11 +8,11 @@ import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
-from kvcached_core.durations import Durations
-from kvcached_core.ledger.figures import TIME_FIGURES, asked_bytes
+from kvcached_core.histogram import HistogramReading
+from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.invariants import check
-from kvcached_core.ledger.runtime import Runtime
 from kvcached_core.ledger.snapshot import DeviceSnapshot, OwnerSnapshot, snapshot
+from kvcached_core.ledger.tools.metric_definitions import TIME_FIGURES, asked_bytes
 from kvcached_core.units import format_size
 from kvctl.bars import COLOURS, Part, bar, can_draw
 from kvctl.codes import Code, no_such_engine
@@ -142,7 +142,7 @@ def state(owner: OwnerSnapshot, now_ms: int | None = None) -> str:
     return "busy" if owner.busy else "idle" if owner.idle_since_ms else "running"
 
 
-def _times_data(times: Durations) -> dict[str, Any]:
+def _times_data(times: HistogramReading) -> dict[str, Any]:
     return {"count": times.total, "sum_seconds": times.sum_seconds, "buckets": dict(times.cumulative())}
 
 

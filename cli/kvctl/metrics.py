@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from kvcached_core.errors import KVCachedError
-from kvcached_core.ledger.figures import DEVICE_FIGURES, ENGINE_FIGURES, TIME_FIGURES
-from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.snapshot import DeviceSnapshot, OwnerSnapshot, snapshot
+from kvcached_core.ledger.tools.metric_definitions import DEVICE_FIGURES, ENGINE_FIGURES, TIME_FIGURES
 from kvctl.codes import Failure
 from kvctl.devices import choose_devices
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.snapshot import DeviceSnapshot, OwnerSnapshot, snapshot
 from kvctl.devices import choose_devices
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.snapshot import snapshot
 from kvctl.bars import can_draw
 from kvctl.codes import Code, Failure

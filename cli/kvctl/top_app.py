@@ -16,9 +16,9 @@ from textual.containers import Vertical
 from textual.widgets import Input, Static
 
 from kvcached_core.errors import KVCachedError
-from kvcached_core.ledger.control import set_limit, wait_until_holds
-from kvcached_core.ledger.runtime import Runtime
-from kvcached_core.ledger.trim import ask_to_trim, wait_until_trimmed
+from kvcached_core.ledger.file.runtime import Runtime
+from kvcached_core.ledger.tools.control import set_limit, wait_until_holds
+from kvcached_core.ledger.tools.trim import ask_to_trim, wait_until_trimmed
 from kvcached_core.units import parse_size
 from kvctl.codes import Failure
 from kvctl.frame import ORDERS, View, keys

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from kvcached_core.ledger.control import NoSuchEngineError
-from kvcached_core.ledger.runtime import Runtime
-from kvcached_core.ledger.trim import Trimmed, ask_to_trim, look_at_trims, wait_until_trimmed
+from kvcached_core.ledger.file.runtime import Runtime
+from kvcached_core.ledger.tools.control import NoSuchEngineError
+from kvcached_core.ledger.tools.trim import Trimmed, ask_to_trim, look_at_trims, wait_until_trimmed
 from kvcached_core.units import format_size
 from kvctl.codes import Code, Failure, no_such_engine
 from kvctl.devices import chosen_uuids

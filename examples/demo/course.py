@@ -11,7 +11,7 @@ import httpx
 from examples.demo import load, memory, server, summary
 from examples.demo.server import BIN, DemoError, Engine
 from examples.demo.view import View
-from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.units import parse_size
 
 BURST, SHORT_BURST, AT_ONCE, MAX_TOKENS = 20, 12, 16, 56  # requests, of them at the same time, tokens each

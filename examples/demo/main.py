@@ -20,7 +20,7 @@ from examples.demo.process import Command, children, interrupt_on_signals, no_su
 from examples.demo.server import DemoError
 from examples.demo.view import View
 from kvcached_core.errors import KVCachedError
-from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.units import format_size
 
 ROOT = Path(__file__).resolve().parent.parent.parent

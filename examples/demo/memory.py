@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from kvcached_core.errors import LedgerError
-from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.snapshot import OwnerSnapshot, snapshot
 
 INTERVAL_SECONDS = 0.2

@@ -16,7 +16,7 @@ import cupy
 from cuda.bindings import driver as cu
 
 from kvcached_core.driver.base import DeviceIdentity, Fence, Handle, MemoryInfo, side_by_side
-from kvcached_core.driver.book import Book
+from kvcached_core.driver.handle_table import HandleTable
 from kvcached_core.errors import CapacityError, DriverError, KVCachedError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class CudaDriver:
         minimum = cu.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
         granularity = _checked(cu.cuMemGetAllocationGranularity, self._properties, minimum)
         self.granularity_bytes = int(granularity)
-        self._book = Book()
+        self._book = HandleTable()
         self._stream = _checked(cupy.cuda.Stream, non_blocking=True)
 
     def identity(self) -> DeviceIdentity:
@@ -205,7 +205,7 @@ class CudaDriver:
             # A handle whose page would not unmap is released too: the memory goes with the process.
             with suppress(KVCachedError):
                 _checked(cu.cuMemRelease, handle)
-        self._book = Book(self._book.ranges)
+        self._book = HandleTable(self._book.ranges)
 
     def _use(self) -> None:
         _checked(self._device.use)  # for the calling thread; a fraction of a microsecond

@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from kvcached_core.driver.base import DeviceIdentity, Fence, Handle, MemoryInfo, side_by_side
-from kvcached_core.driver.book import Book
+from kvcached_core.driver.handle_table import HandleTable
 from kvcached_core.driver.machine import Machine
 from kvcached_core.errors import CapacityError, DriverError
 
@@ -92,7 +92,7 @@ class HostDriver:
         self._capacity_bytes = capacity_bytes or self._machine.memory().total_bytes
         self.max_mappings = self._machine.max_mappings()
         self._fd = os.memfd_create("kvcached", os.MFD_CLOEXEC)
-        self._book = Book()
+        self._book = HandleTable()
         self._offsets: dict[Handle, int] = {}
         self._dirty: set[Handle] = set()
         self._numbers = itertools.count(1)
@@ -240,7 +240,7 @@ class HostDriver:
             self._system.fallocate(self._fd, PUNCH_HOLE, 0, max(self._end, 1))
         os.close(self._fd)
         self._fd, self._held_bytes = -1, 0
-        self._book, self._offsets, self._dirty = Book(self._book.ranges), {}, set()
+        self._book, self._offsets, self._dirty = HandleTable(self._book.ranges), {}, set()
 
     def _place(self, address: int, size_bytes: int, handle: Handle) -> None:
         flags = mmap.MAP_SHARED | MAP_FIXED

@@ -1,7 +1,7 @@
 """The ledger: one file per device by which engines that share it agree on who holds how much.
 
-`Account` is a worker's side, `Desk` its scheduler's, `snapshot` and `control` are for tools. Names are
-imported when they are first used: a tool that only looks needs no half of it.
+`Account` is a worker's side and `SchedulerView` its scheduler's; `snapshot` and `tools` are for operators.
+Names are imported when they are first used, so a tool that only reads the ledger imports only that part.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.snapshot import DeviceSnapshot, OwnerSnapshot, snapshot
 
 if TYPE_CHECKING:
     from kvcached_core.ledger.account import Account
-    from kvcached_core.ledger.control import (
+    from kvcached_core.ledger.invariants import check
+    from kvcached_core.ledger.scheduler_view import SchedulerView
+    from kvcached_core.ledger.slots import SlotGeometry
+    from kvcached_core.ledger.tools.control import (
         Change,
         NoSuchEngineError,
         Outcome,
@@ -24,19 +27,16 @@ if TYPE_CHECKING:
         set_weight,
         wait_until_holds,
     )
-    from kvcached_core.ledger.desk import Desk
-    from kvcached_core.ledger.invariants import check
-    from kvcached_core.ledger.place import SlotGeometry
 
 __all__ = [
     "Account",
     "Change",
-    "Desk",
     "DeviceSnapshot",
     "NoSuchEngineError",
     "Outcome",
     "OwnerSnapshot",
     "Runtime",
+    "SchedulerView",
     "SlotGeometry",
     "check",
     "look",
@@ -48,10 +48,19 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Account": "account", "Change": "control", "Desk": "desk", "NoSuchEngineError": "control",
-    "Outcome": "control", "SlotGeometry": "place", "check": "invariants", "look": "control",
-    "set_floor": "control", "set_limit": "control", "set_weight": "control", "wait_until_holds": "control",
-}  # fmt: skip
+    "Account": "account",
+    "Change": "tools.control",
+    "NoSuchEngineError": "tools.control",
+    "Outcome": "tools.control",
+    "SchedulerView": "scheduler_view",
+    "SlotGeometry": "slots",
+    "check": "invariants",
+    "look": "tools.control",
+    "set_floor": "tools.control",
+    "set_limit": "tools.control",
+    "set_weight": "tools.control",
+    "wait_until_holds": "tools.control",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,15 +11,15 @@ import contextlib
 from collections.abc import Collection, Mapping, Sequence
 
 from kvcached_core.driver.base import MemoryInfo
-from kvcached_core.durations import MAP, RECLAIM
 from kvcached_core.errors import BusyError, InvariantError
-from kvcached_core.ledger import arbiter, shares
-from kvcached_core.ledger.layout import CONTROLS, OWNER_WORDS, UNHEARD
-from kvcached_core.ledger.outside import Outside
+from kvcached_core.histogram import MAP, RECLAIM
+from kvcached_core.ledger.file.layout import CONTROLS, OWNER_WORDS, UNHEARD
+from kvcached_core.ledger.file.storage import LedgerFile, Row
+from kvcached_core.ledger.owned_slot import ring_waiting, sweep
 from kvcached_core.ledger.peers import Peers
-from kvcached_core.ledger.seat import ring_waiting, sweep
-from kvcached_core.ledger.starting import Starter
-from kvcached_core.ledger.storage import LedgerFile, Row
+from kvcached_core.ledger.policy import arbiter, shares
+from kvcached_core.ledger.policy.external_usage import Outside
+from kvcached_core.ledger.start_queue import Starter
 
 
 class Account(Starter):

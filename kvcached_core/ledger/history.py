@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import cast
 
 from kvcached_core.events import KINDS, OBSERVERS, Event, Kind, Value, happened
-from kvcached_core.ledger.runtime import DeviceFolder
-from kvcached_core.ledger.storage import write_point
+from kvcached_core.ledger.file.runtime import DeviceFolder
+from kvcached_core.ledger.file.storage import write_point
 
 ROTATE_BYTES = 512 << 10
 MOST_BYTES = ROTATE_BYTES + (64 << 10)  # of one file; more only if nobody wrote under the lock for long: lost

@@ -15,15 +15,15 @@ from typing import Self
 
 from kvcached_core.driver.base import DeviceIdentity
 from kvcached_core.errors import BusyError, LedgerError
-from kvcached_core.ledger import grant
-from kvcached_core.ledger.bells import drain_bell
+from kvcached_core.ledger.file.doorbells import drain_bell
+from kvcached_core.ledger.file.layout import ANY_WORDS, CONTROLS, ENGINE_WORDS, FREE, OWNER_WORDS, UNHEARD
+from kvcached_core.ledger.file.lock import BOUND_SECONDS, LedgerLock
+from kvcached_core.ledger.file.runtime import Runtime
+from kvcached_core.ledger.file.storage import LedgerFile
 from kvcached_core.ledger.history import Reporter
-from kvcached_core.ledger.layout import ANY_WORDS, CONTROLS, ENGINE_WORDS, FREE, OWNER_WORDS, UNHEARD
-from kvcached_core.ledger.lock import BOUND_SECONDS, LedgerLock
 from kvcached_core.ledger.naming import choose_name
-from kvcached_core.ledger.runtime import Runtime
-from kvcached_core.ledger.seat import Seat, open_ledger, ring_waiting, sweep
-from kvcached_core.ledger.storage import LedgerFile
+from kvcached_core.ledger.owned_slot import OwnedSlot, open_ledger, ring_waiting, sweep
+from kvcached_core.ledger.policy import grant
 from kvcached_core.units import format_size
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Member:
         self._mutex = threading.RLock()
         self._own = own
         self._texts = texts
-        self._seat = Seat(self._folder)
+        self._seat = OwnedSlot(self._folder)
         self._capacity_bytes = self._headroom_bytes = 0
         self._clock = clock
         self._keep_ms = 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from kvcached_core.ledger.layout import decode_text, encode_text
-from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.file.layout import decode_text, encode_text
+from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.snapshot import snapshot
 
 _log = logging.getLogger(__name__)

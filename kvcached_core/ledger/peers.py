@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from kvcached_core.errors import LedgerError
-from kvcached_core.ledger.place import Place, find_places
-from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.file.runtime import Runtime
+from kvcached_core.ledger.slots import LocalSlot, find_places
 
 LEAD_GRANULES = 32
 
@@ -26,7 +26,7 @@ class Peers:
         """Find them. Raises LedgerError naming those that are missing."""
         self._runtime, self._instance, self._rank = runtime, instance, rank
         self._ranks = set(ranks)
-        self._order: list[Place] = []
+        self._order: list[LocalSlot] = []
         self._at = 0
         self._find()
 
@@ -53,7 +53,7 @@ class Peers:
         self._order = []
 
     @staticmethod
-    def _leased(place: Place) -> int:
+    def _leased(place: LocalSlot) -> int:
         return place.words[place.at["leased_bytes"]] // place.granule_bytes
 
     def _find(self) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kvcached_core.durations import MAP, RECLAIM, Durations
 from kvcached_core.errors import LedgerError
-from kvcached_core.ledger import layout
-from kvcached_core.ledger.layout import FREE, HEADER_AT, MINOR_1, MINOR_2, SLOT_AT, UNHEARD, WORD
-from kvcached_core.ledger.runtime import DeviceFolder, Runtime
-from kvcached_core.ledger.storage import Header, parse_header
+from kvcached_core.histogram import MAP, RECLAIM, HistogramReading
+from kvcached_core.ledger.file import layout
+from kvcached_core.ledger.file.layout import FREE, HEADER_AT, MINOR_1, MINOR_2, SLOT_AT, UNHEARD, WORD
+from kvcached_core.ledger.file.runtime import DeviceFolder, Runtime
+from kvcached_core.ledger.file.storage import Header, parse_header
 
 _TRIES = 8
 _HELD = ("leased_bytes", "ready_bytes", "mapped_bytes", "used_bytes", "cached_bytes", "stranded_bytes")
@@ -89,8 +89,8 @@ class OwnerSnapshot:
     timed_claim: int
     created_most: int
     asked_since_ms: int
-    map_seconds: Durations
-    reclaim_seconds: Durations
+    map_seconds: HistogramReading
+    reclaim_seconds: HistogramReading
 
     @property
     def spare_bytes(self) -> int:
@@ -202,6 +202,6 @@ def _parse_slot(data: bytes, header: Header, slot: int, alive: Callable[[int], b
         values[field.name] = 0 if at >= silent_from else min(words[at], most)
         if words[at] > most and at < silent_from:
             damage.append(f"slot {slot}: {field.name} of {words[at]} is impossible")
-    times: dict[str, Any] = {name: Durations.of(buckets, [values.pop(word) for word in buckets.words])
+    times: dict[str, Any] = {name: HistogramReading.of(buckets, [values.pop(word) for word in buckets.words])
              for name, buckets in _TIMES.items()}  # fmt: skip
     return OwnerSnapshot(slot=slot, live=alive(slot), heard=claim != UNHEARD, **values, **times)

@@ -14,9 +14,9 @@ import time
 
 from kvcached_core.driver.base import DeviceIdentity, Handle
 from kvcached_core.driver.host import HostDriver
-from kvcached_core.governor import Governor
-from kvcached_core.granules import Granules
-from kvcached_core.ledger import Account, Desk, Runtime
+from kvcached_core.ledger import Account, Runtime, SchedulerView
+from kvcached_core.scheduler.governor import Governor
+from kvcached_core.scheduler.granules import Granules
 from tests.core.test_granules import Block
 
 PAGE, COUNT, SIZE = 1 << 20, 64, 4  # bytes of a granule, granules, blocks of a granule
@@ -36,7 +36,7 @@ class Owner:
             page_bytes=PAGE, granule_bytes=PAGE, granule_count=COUNT, blocks_per_granule=SIZE,
             block_count=SIZE * COUNT, stride_bytes=PAGE // SIZE,
         )  # fmt: skip
-        self.desk = Desk.find(runtime, f"{name}-{os.getpid()}", 1)
+        self.desk = SchedulerView.find(runtime, f"{name}-{os.getpid()}", 1)
         self.granules = Granules([Block(n) for n in range(SIZE * COUNT)], range(0, SIZE * COUNT, SIZE), SIZE)
         self.governor = Governor(self.granules, self.desk, self._evict, spare_granules=2, idle_seconds=1e9)
         self.used: list[Block] = []

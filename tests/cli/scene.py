@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
 from kvcached_core.ledger import Account, Runtime
-from kvcached_core.ledger.layout import WORD_LIMIT
-from kvcached_core.ledger.storage import LedgerFile
+from kvcached_core.ledger.file.layout import WORD_LIMIT
+from kvcached_core.ledger.file.storage import LedgerFile
 from kvcached_core.units import GIB, MIB
 from kvctl.sampling import Sampler
 

@@ -32,7 +32,7 @@ def _answer(**properties: Any) -> dict[str, Any]:
 _BUCKETS = {"type": "object", "minProperties": 9, "additionalProperties": _BYTES}
 _KINDS = {
     "int": _BYTES, "str": _TEXT, "bool": _YES,
-    "Durations": _object(count=_BYTES, sum_seconds=_NUMBER, buckets=_BUCKETS),
+    "HistogramReading": _object(count=_BYTES, sum_seconds=_NUMBER, buckets=_BUCKETS),
 }  # fmt: skip
 _ENGINE = _object(
     **{field.name: _KINDS[str(field.type)] for field in dataclasses.fields(OwnerSnapshot)},

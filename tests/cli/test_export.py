@@ -19,7 +19,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvcached_core.durations import MAP, Tally
+from kvcached_core.histogram import MAP, Histogram
 from kvcached_core.ledger import Account, Runtime
 from kvcached_core.units import GIB
 from kvctl import metrics
@@ -76,7 +76,7 @@ def test_it_says_what_the_ledger_says(scene: list[Account], run: Run) -> None:
 
 
 def test_times_are_histograms_whose_buckets_add_up(scene: list[Account], run: Run) -> None:
-    tally = Tally(MAP)
+    tally = Histogram(MAP)
     for seconds in (15e-6, 30e-6, 40e-6, 3.0):
         tally.add(seconds)
     scene[2].publish(0, 0, map_times=tally.words())

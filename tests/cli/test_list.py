@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
-from kvcached_core.ledger import Desk, Runtime
-from kvcached_core.ledger.storage import LedgerFile
+from kvcached_core.ledger import Runtime, SchedulerView
+from kvcached_core.ledger.file.storage import LedgerFile
 from kvctl import output
 from tests.cli.conftest import Run
 from tests.ledger.helpers import CAPACITY, GRANULE, Usage, attach, die, hold
@@ -40,7 +40,7 @@ def test_list_shows_what_each_engine_holds(runtime: Runtime, run: Run) -> None:
     account = attach(runtime, "a", name="llama", limit_bytes=32 * GRANULE, floor_bytes=2 * GRANULE)
     attach(runtime, "b", name="qwen", device=DeviceIdentity("GPU-1234", "gpu"))
     hold(account, 20)
-    desk = Desk.find(runtime, "a", 1)
+    desk = SchedulerView.find(runtime, "a", 1)
     desk.publish(Usage(used_blocks=12, cached_blocks=8, stranded_blocks=4))
     desk.close()
     code, out, err = run("list")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kvcached_core.ledger import Runtime, snapshot
-from kvcached_core.ledger.storage import LedgerFile
+from kvcached_core.ledger.file.storage import LedgerFile
 from kvctl.completion import SCRIPTS
 from kvctl.spec import COMMANDS
 from tests.cli.owner import CAPACITY, PAGE, SIZE

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvcached_core.governor import Governor, Usage
-from kvcached_core.granules import Granules
 from kvcached_core.plan import Plan
+from kvcached_core.scheduler.governor import Governor, Usage
+from kvcached_core.scheduler.granules import Granules
 from tests.core.test_granules import Block
 
 SIZE, COUNT, SPARE, IDLE_SECONDS = 4, 12, 2, 2.0

@@ -10,7 +10,7 @@ import pytest
 from kvcached_core.errors import CapacityError, InvariantError
 from kvcached_core.geometry import Geometry, make_geometry
 from kvcached_core.plan import Plan
-from kvcached_core.pool import ElasticPool
+from kvcached_core.worker.pool import ElasticPool
 from tests.fakes import FakeAccount, FakeDriver
 
 PAGE = 64

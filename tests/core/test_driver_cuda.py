@@ -18,7 +18,7 @@ from kvcached_core.driver.registry import open_driver
 from kvcached_core.errors import CapacityError, DriverError, InvariantError, UnsupportedError
 from kvcached_core.geometry import make_geometry
 from kvcached_core.plan import Plan
-from kvcached_core.pool import ElasticPool
+from kvcached_core.worker.pool import ElasticPool
 from tests.core.fake_gpu import OWN_STREAM, PAGE, FakeGpu, binding_modules, cupy_module
 from tests.fakes import FakeAccount
 from tests.report import record

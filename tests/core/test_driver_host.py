@@ -441,7 +441,7 @@ def test_drivers_are_opened_by_name_and_plugins_may_add_theirs() -> None:
 
 def test_hooks_import_nothing_heavy() -> None:
     code = (
-        "import sys, kvcached_core.hooks as h; h.plugin_manager(); import kvcached_core.pool;"
+        "import sys, kvcached_core.hooks as h; h.plugin_manager(); import kvcached_core.worker.pool;"
         "print([m for m in ('torch', 'cupy', 'cuda', 'numpy') if m in sys.modules])"
     )
     child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 
 from kvcached_core.errors import InvariantError
 from kvcached_core.geometry import make_geometry
-from kvcached_core.granules import Granules
+from kvcached_core.scheduler.granules import Granules
 from tests.report import record
 
 # (page, stride) in bytes: no waste; a straddler after each page, in some granules only; one block a page.

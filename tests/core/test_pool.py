@@ -11,9 +11,9 @@ from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.driver.host import HostDriver
 from kvcached_core.errors import CapacityError, DriverError, InvariantError
 from kvcached_core.geometry import Geometry, make_geometry
-from kvcached_core.pages import FIRST_RETRY_SECONDS
 from kvcached_core.plan import Plan
-from kvcached_core.pool import ElasticPool
+from kvcached_core.worker.handle_pool import FIRST_RETRY_SECONDS
+from kvcached_core.worker.pool import ElasticPool
 from tests.fakes import FakeAccount, FakeDriver
 from tests.faults import FaultyDriver
 from tests.small_pool import ROW, offsets, ready

@@ -12,7 +12,7 @@ from kvcached_core.driver.host import HostDriver
 from kvcached_core.errors import CapacityError, DriverError, InvariantError, KVCachedError
 from kvcached_core.geometry import Geometry, make_geometry
 from kvcached_core.plan import Plan
-from kvcached_core.pool import ElasticPool
+from kvcached_core.worker.pool import ElasticPool
 from tests.fakes import FakeAccount, FakeDriver
 from tests.faults import FaultyDriver
 from tests.report import record

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from kvcached_core.driver.host import HostDriver
 from kvcached_core.geometry import make_geometry
-from kvcached_core.ledger import Account, Desk, Runtime, snapshot
+from kvcached_core.ledger import Account, Runtime, SchedulerView, snapshot
 from kvcached_core.ledger.snapshot import OwnerSnapshot
 from kvcached_core.plan import Plan
-from kvcached_core.pool import ElasticPool
+from kvcached_core.worker.pool import ElasticPool
 
 PAGE, COUNT = 64 * 1024, 32
 
@@ -38,7 +38,7 @@ def shown(runtime: Runtime) -> OwnerSnapshot:
     return snapshot(runtime)[0].owners[0]
 
 
-def wait_until(desk: Desk, condition: Callable[[], bool]) -> None:
+def wait_until(desk: SchedulerView, condition: Callable[[], bool]) -> None:
     """Wait for the engine bell until a condition holds, 10 seconds at most."""
     poller = select.poll()
     for descriptor in desk.filenos():
@@ -62,7 +62,7 @@ def test_the_thread_grows_and_shrinks_by_the_doorbell(tmp_path: Path) -> None:
     )  # fmt: skip
     pool = ElasticPool(driver, geometry, account, private_bytes=lambda: 4096)
     pool.start()
-    desk = Desk.find(runtime, "one", 1)
+    desk = SchedulerView.find(runtime, "one", 1)
     desk.publish(Usage(wanted_granules=9, released_granules=0))
     wait_until(desk, lambda: desk.created() == 9)
 

@@ -12,9 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kvcached_core.errors import CapacityError, DriverError, InvariantError
 from kvcached_core.geometry import make_geometry
-from kvcached_core.pages import LAST_RETRY_SECONDS
 from kvcached_core.plan import Plan
-from kvcached_core.pool import ElasticPool
+from kvcached_core.worker.handle_pool import LAST_RETRY_SECONDS
+from kvcached_core.worker.pool import ElasticPool
 from tests.fakes import FakeAccount, FakeDriver
 from tests.faults import FaultyDriver
 from tests.report import record

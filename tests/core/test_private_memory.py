@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from kvcached_core import nvml
+from kvcached_core.driver import nvml
 from kvcached_core.driver.base import MemoryInfo
-from kvcached_core.private_memory import PrivateMemory
+from kvcached_core.startup.private_memory import PrivateMemory
 from kvcached_core.units import GIB
 
 DEVICES = ("GPU-aaaa-1", "GPU-bbbb-2")

@@ -14,7 +14,7 @@ from benchmarks.simulation.clockwork import BELL_SECONDS, Process, World
 from benchmarks.simulation.decisions import lease_microseconds
 from benchmarks.simulation.scenes import CAPACITY_GRANULES, play
 from kvcached_core.errors import InvariantError
-from kvcached_core.ledger import shares
+from kvcached_core.ledger.policy import shares
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kvcached_core.weight_files import loaded_bytes, weight_files
+from kvcached_core.startup.weight_files import loaded_bytes, weight_files
 
 
 def safetensors(path: Path, dtype: str, *shapes: list[int], item_bytes: int = 2) -> int:

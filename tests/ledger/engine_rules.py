@@ -10,8 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.errors import CapacityError
-from kvcached_core.ledger import Desk, Runtime
-from kvcached_core.ledger.starting import Turn
+from kvcached_core.ledger import Runtime, SchedulerView
+from kvcached_core.ledger.start_queue import Turn
 from tests.ledger.helpers import CAPACITY, GRANULE, Usage, attach, die
 from tests.ledger.world import HEADROOM, TOTAL, Party, World
 
@@ -72,7 +72,7 @@ class EngineRules(RuleBasedStateMachine):
             assert not fits, "I3"
             return
         assert fits, "I3"
-        desk = Desk.find(self.runtime, instance, 1, clock=self.clock)
+        desk = SchedulerView.find(self.runtime, instance, 1, clock=self.clock)
         party = Party(account, desk, limit, limit, floor, floor, weight, limit, weight_wanted=weight)
         self.world.parties.append(party)
 

@@ -1,4 +1,4 @@
-"""What is fair, said once more in slow and plain words: to hold kvcached_core.ledger.shares against.
+"""What is fair, said once more in slow and plain words: to hold kvcached_core.ledger.policy.shares against.
 
 Shares are exact fractions, leases and asks are counted unit by unit. Units are whatever the claims count in.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from kvcached_core.ledger.shares import Bound, Claim
+from kvcached_core.ledger.policy.shares import Bound, Claim
 
 Levels = tuple[Fraction, Fraction, Fraction]  # floor, need, fair
 

@@ -113,7 +113,8 @@ class Child:
     def __init__(self, runtime: Runtime, body: str, instance: str = "child") -> None:
         head = f"""
             import os, pathlib, signal, sys
-            from kvcached_core.ledger import Runtime, storage
+            from kvcached_core.ledger import Runtime
+            from kvcached_core.ledger.file import storage
             from tests.ledger.helpers import GRANULE, PLENTY, attach, hold, leave
             def say(text): os.write(1, (text + "\\n").encode())
             instance = {instance!r}

@@ -13,7 +13,8 @@ from functools import partial
 from typing import TypeVar
 
 from kvcached_core.errors import LedgerError
-from kvcached_core.ledger import Account, Desk, Runtime, set_limit, storage
+from kvcached_core.ledger import Account, Runtime, SchedulerView, set_limit
+from kvcached_core.ledger.file import storage
 from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, leave
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ def _grow(account: Account, granules: int) -> None:
     account.created(account.lease(granules * GRANULE, PLENTY) // GRANULE)
 
 
-def _obey(account: Account, desk: Desk) -> None:
+def _obey(account: Account, desk: SchedulerView) -> None:
     """Give back down to what others ask for."""
     held, target = account.ready_bytes // GRANULE, desk.target_granules()
     if target and held > target:
@@ -52,7 +53,7 @@ def live(runtime: Runtime, instance: str, lose_the_file: bool) -> None:
     account.set_private_peak(0)
     _grow(account, 6)
     account.publish(min(account.ready_bytes, 3 * GRANULE), 5, maps=3)
-    desk = _in_the_file(account, lambda: Desk.find(runtime, instance, 1, clock=clock))
+    desk = _in_the_file(account, lambda: SchedulerView.find(runtime, instance, 1, clock=clock))
     desk.publish(Usage(1, 1, 1, 1, 9, 2))
     desk.count(1, 1, False, 5)
     account.lease(CAPACITY, PLENTY)  # more than there is: others are asked for it

@@ -6,12 +6,13 @@ import fcntl
 import os
 import struct
 
-from kvcached_core.ledger import Runtime, layout, storage
-from kvcached_core.ledger.bells import make_bell
-from kvcached_core.ledger.grant import Promise, room
-from kvcached_core.ledger.layout import FIRST_CLAIM, FREE, HEADER_AT, WORD
-from kvcached_core.ledger.lock import LedgerLock
-from kvcached_core.ledger.storage import LedgerFile
+from kvcached_core.ledger import Runtime
+from kvcached_core.ledger.file import layout, storage
+from kvcached_core.ledger.file.doorbells import make_bell
+from kvcached_core.ledger.file.layout import FIRST_CLAIM, FREE, HEADER_AT, WORD
+from kvcached_core.ledger.file.lock import LedgerLock
+from kvcached_core.ledger.file.storage import LedgerFile
+from kvcached_core.ledger.policy.grant import Promise, room
 from tests.ledger.helpers import CAPACITY, GRANULE
 
 _NAMES = [field.name for field in layout.SLOT]

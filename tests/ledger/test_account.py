@@ -9,8 +9,9 @@ import pytest
 
 from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.errors import CapacityError, InvariantError, LedgerError
-from kvcached_core.lease_account import LeaseAccount
-from kvcached_core.ledger import Account, Runtime, check, layout
+from kvcached_core.ledger import Account, Runtime, check
+from kvcached_core.ledger.file import layout
+from kvcached_core.worker.lease_account import LeaseAccount
 from tests.ledger.helpers import (
     CAPACITY,
     GRANULE,

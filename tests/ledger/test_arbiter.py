@@ -8,9 +8,9 @@ import pluggy
 import pytest
 
 from kvcached_core.hooks import hookimpl, plugin_manager
-from kvcached_core.ledger import Account, Desk, Runtime
+from kvcached_core.ledger import Account, Runtime, SchedulerView
 from kvcached_core.ledger.history import read
-from kvcached_core.ledger.shares import Claim
+from kvcached_core.ledger.policy.shares import Claim
 from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, die, hold, picture, readable
 
 TOTAL = CAPACITY // GRANULE
@@ -31,7 +31,7 @@ class Engine:
         self.account: Account = attach(
             runtime, name, name=name, floor_bytes=floor * GRANULE, weight=weight, clock=clock
         )
-        self.desk = Desk.find(runtime, name, 1, clock=clock)
+        self.desk = SchedulerView.find(runtime, name, 1, clock=clock)
         self.clock = clock
 
     def holds(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
-from kvcached_core.ledger import Runtime, check, layout
+from kvcached_core.ledger import Runtime, check
+from kvcached_core.ledger.file import layout
 from tests.ledger.helpers import CAPACITY, PLENTY, attach, child, files, leave, picture
 from tests.report import record
 
@@ -14,11 +15,11 @@ LEASES = 3000  # of each process
 LEASING = f"""
 import random
 from kvcached_core.errors import BusyError
-from kvcached_core.ledger import Desk
+from kvcached_core.ledger import SchedulerView
 from tests.ledger.helpers import CAPACITY, Usage
 chance = random.Random(instance)
 account = attach(runtime, instance, name=instance, weight=chance.choice((50, 100, 200)))
-desk = Desk.find(runtime, instance, 1)
+desk = SchedulerView.find(runtime, instance, 1)
 say("ready")
 sys.stdin.readline()
 granted = 0

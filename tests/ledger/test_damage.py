@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from kvcached_core.errors import KVCachedError, LedgerError
-from kvcached_core.ledger import Desk, Runtime, check, layout, set_limit, snapshot
-from kvcached_core.ledger.runtime import DeviceFolder
+from kvcached_core.ledger import Runtime, SchedulerView, check, set_limit, snapshot
+from kvcached_core.ledger.file import layout
+from kvcached_core.ledger.file.runtime import DeviceFolder
 from kvcached_core.ledger.snapshot import parse
 from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, die, hold, leave, picture
 from tests.report import record
@@ -73,7 +74,7 @@ def test_a_damaged_file_is_no_ground_for_a_newcomer_to_guess(runtime: Runtime, d
     with pytest.raises(LedgerError, match=r"1 engine workers that use it are alive \(slots 0\): end them"):
         attach(runtime, "b")
     with pytest.raises(LedgerError):
-        Desk.find(runtime, "a", 1)
+        SchedulerView.find(runtime, "a", 1)
 
 
 @pytest.mark.parametrize("damage", [cut, empty, zero, DAMAGES[3]], ids=lambda damage: damage.__name__)
@@ -115,7 +116,7 @@ def test_a_newcomer_after_a_deletion_waits_until_all_are_heard_of(runtime: Runti
 
 def test_a_scheduler_follows_its_worker_to_the_new_file(runtime: Runtime) -> None:
     accounts = [attach(runtime, "a", rank) for rank in range(2)]
-    desk = Desk.find(runtime, "a", 2)
+    desk = SchedulerView.find(runtime, "a", 2)
     bells = list(desk.filenos())
     for account in accounts:
         hold(account, 5)
@@ -136,7 +137,7 @@ def test_a_scheduler_follows_its_worker_to_the_new_file(runtime: Runtime) -> Non
 
 def test_a_scheduler_outlives_a_file_that_was_cut(runtime: Runtime) -> None:
     account = attach(runtime, "a")
-    desk = Desk.find(runtime, "a", 1)
+    desk = SchedulerView.find(runtime, "a", 1)
     hold(account, 5)
     assert (desk.created(), desk.granule_limit()) == (5, 64)
     cut(runtime.device("host").ledger)
@@ -154,7 +155,7 @@ def test_i4_an_owner_whose_file_was_deleted_takes_a_place_again(runtime: Runtime
     account = attach(runtime, "a")
     hold(account, 5)
     bell = account.fileno()
-    desk = Desk.find(runtime, "a", 1)
+    desk = SchedulerView.find(runtime, "a", 1)
     (runtime.device("host").path / name).unlink()
     account.acknowledge()
     (owner,) = [owner for owner in picture(runtime).owners if owner.live]
@@ -226,7 +227,7 @@ def test_i4_what_changes_in_a_folder_that_was_quiet_is_noticed(
     (owner,) = [owner for owner in picture(runtime).owners if owner.live]
     assert owner.ready_bytes == 5 * GRANULE
     account.check()
-    desk = Desk.find(runtime, "a", 1)
+    desk = SchedulerView.find(runtime, "a", 1)
     account.drain()
     desk.publish(Usage(wanted_granules=6))
     assert os.read(account.fileno(), 10)

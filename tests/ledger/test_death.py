@@ -13,7 +13,7 @@ import pytest
 
 from kvcached_core.errors import BusyError
 from kvcached_core.ledger import Account, Runtime, check, snapshot
-from kvcached_core.ledger.lock import LedgerLock
+from kvcached_core.ledger.file.lock import LedgerLock
 from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Child, attach, child, files, hold, leave, picture
 from tests.report import record
 

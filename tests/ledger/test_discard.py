@@ -8,7 +8,7 @@ import pytest
 
 from kvcached_core.driver.base import DeviceIdentity
 from kvcached_core.ledger import Runtime, snapshot
-from kvcached_core.ledger.discard import discard
+from kvcached_core.ledger.tools.discard import discard
 from tests.ledger.helpers import attach, die, files, hold, picture
 
 

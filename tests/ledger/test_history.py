@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from kvcached_core.events import Event, happened
 from kvcached_core.hooks import hookimpl, plugin_manager
-from kvcached_core.ledger import Runtime, storage
+from kvcached_core.ledger import Runtime
+from kvcached_core.ledger.file import storage
+from kvcached_core.ledger.file.runtime import DeviceFolder
 from kvcached_core.ledger.history import MOST_BYTES, ROTATE_BYTES, History, Reporter, read
-from kvcached_core.ledger.runtime import DeviceFolder
 from tests.ledger.helpers import child
 
 
@@ -203,7 +204,7 @@ def test_lines_of_several_processes_stay_whole_while_files_take_turns(runtime: R
     folder.make()
     body = """
 from kvcached_core.ledger.history import History
-from kvcached_core.ledger.lock import LedgerLock
+from kvcached_core.ledger.file.lock import LedgerLock
 from tests.ledger.test_history import event
 folder = runtime.device("host")
 history, lock = History(folder), LedgerLock(folder.lock)

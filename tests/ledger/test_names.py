@@ -12,7 +12,8 @@ import pytest
 
 from kvcached_core.driver.base import DeviceIdentity
 from kvcached_core.errors import LedgerError
-from kvcached_core.ledger import Runtime, layout, snapshot
+from kvcached_core.ledger import Runtime, snapshot
+from kvcached_core.ledger.file import layout
 from tests.ledger.helpers import (
     CAPACITY,
     GRANULE,

@@ -9,7 +9,7 @@ import pytest
 
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
 from kvcached_core.errors import LedgerError
-from kvcached_core.ledger import Account, Desk, Runtime
+from kvcached_core.ledger import Account, Runtime, SchedulerView
 from kvcached_core.ledger.peers import LEAD_GRANULES
 from tests.ledger.helpers import GRANULE, Usage, attach, die, leave
 
@@ -24,7 +24,7 @@ def engine(runtime: Runtime, name: str, wanted: int) -> list[Account]:
         attach(runtime, name, rank=rank, name=name, device=device, capacity_bytes=TOTAL * GRANULE)
         for rank, device in enumerate(DEVICES)
     ]
-    desk = Desk.find(runtime, name, len(DEVICES))
+    desk = SchedulerView.find(runtime, name, len(DEVICES))
     desk.publish(Usage(needed_granules=wanted, wanted_granules=wanted))
     desk.close()
     for account in accounts:
@@ -49,7 +49,7 @@ def lease(account: Account) -> int:
 
 def obey(runtime: Runtime, name: str, accounts: list[Account]) -> None:
     """Give back what is asked, on every rank alike, as a scheduler orders it."""
-    desk = Desk.find(runtime, name, len(accounts))
+    desk = SchedulerView.find(runtime, name, len(accounts))
     target = desk.target_granules()
     desk.close()
     surplus = min(leased(account) for account in accounts) - target

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcached_core.ledger.shares import Ask, Bound, Claim, Share, asked, fill, grantable, shares, short_of
+from kvcached_core.ledger.policy.shares import (
+    Ask,
+    Bound,
+    Claim,
+    Share,
+    asked,
+    fill,
+    grantable,
+    shares,
+    short_of,
+)
 from tests.ledger import fairness
 
 SMALL = st.integers(0, 24)

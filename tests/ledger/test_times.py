@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvcached_core.durations import MAP, RECLAIM, Buckets, Durations, Tally
+from kvcached_core.histogram import MAP, RECLAIM, Buckets, Histogram, HistogramReading
 from kvcached_core.ledger import Runtime, check
 from tests.ledger.helpers import GRANULE, attach, die, hold, leave, picture
 from tests.ledger.old_owner import OldOwner
@@ -16,7 +16,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def reclaims(runtime: Runtime, name: str) -> Durations:
+def reclaims(runtime: Runtime, name: str) -> HistogramReading:
     """Return the times that an engine shows."""
     (owner,) = (owner for owner in picture(runtime).owners if owner.name == name)
     return owner.reclaim_seconds
@@ -62,12 +62,12 @@ def test_an_ask_that_lapsed_is_not_timed(runtime: Runtime, clock: Clock) -> None
 def test_the_times_are_there_again_in_a_ledger_that_was_lost(runtime: Runtime, clock: Clock) -> None:
     idle, _ = asked(runtime, clock)
     idle.give(14)
-    tally = Tally(MAP)
+    tally = Histogram(MAP)
     for seconds in (1e-5, 2e-5, 2.1e-5, 1.0):
         tally.add(seconds)
     idle.account.publish(GRANULE, 0, map_times=tally.words())
     before = picture(runtime).owners[0]
-    assert before.map_seconds == Durations.of(MAP, tally.words()) and before.map_seconds.counts[0] == 2
+    assert before.map_seconds == HistogramReading.of(MAP, tally.words()) and before.map_seconds.counts[0] == 2
     runtime.device("host").ledger.unlink()
     idle.account.acknowledge()
     after = picture(runtime).owners[0]
@@ -97,12 +97,12 @@ def test_an_owner_of_minor_1_shows_none_in_a_slot_that_had_some(runtime: Runtime
 
 @pytest.mark.parametrize("buckets", [MAP, RECLAIM])
 def test_a_bucket_ends_with_its_bound_and_all_of_them_are_the_total(buckets: Buckets) -> None:
-    tally = Tally(buckets)
+    tally = Histogram(buckets)
     for bound in buckets.bounds_us:
         tally.add(bound / 1e6)
         tally.add((bound + 1) / 1e6)
     tally.add(-1.0)  # a clock that was set back
-    read = Durations.of(buckets, tally.words())
+    read = HistogramReading.of(buckets, tally.words())
     assert read.counts == (2, *[2] * (len(buckets.bounds_us) - 1), 1)
     assert read.cumulative()[-1] == ("+Inf", read.total) and read.total == 2 * len(buckets.bounds_us) + 1
     assert read.sum_seconds == pytest.approx(sum(2 * bound + 1 for bound in buckets.bounds_us) / 1e6)

@@ -9,9 +9,9 @@ import pytest
 
 from kvcached_core.driver.base import DeviceIdentity
 from kvcached_core.ledger import NoSuchEngineError, Runtime, check
+from kvcached_core.ledger.file.storage import LedgerFile
 from kvcached_core.ledger.history import read
-from kvcached_core.ledger.storage import LedgerFile
-from kvcached_core.ledger.trim import ask_to_trim, look_at_trims, wait_until_trimmed
+from kvcached_core.ledger.tools.trim import ask_to_trim, look_at_trims, wait_until_trimmed
 from tests.cli.owner import PAGE, SIZE, Owner
 from tests.ledger.helpers import GRANULE, attach, die, hold, picture
 

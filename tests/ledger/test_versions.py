@@ -7,7 +7,8 @@ import struct
 import pytest
 
 from kvcached_core.errors import LedgerError
-from kvcached_core.ledger import Desk, Runtime, check, layout, storage
+from kvcached_core.ledger import Runtime, SchedulerView, check
+from kvcached_core.ledger.file import layout, storage
 from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, die, files, hold, leave, picture
 from tests.ledger.old_owner import OldOwner, make_old_file
 from tests.ledger.test_arbiter import Clock, Engine
@@ -78,7 +79,7 @@ def test_words_of_this_version_do_not_leak_into_a_later_claim_of_the_one_before(
     starter = attach(runtime, "starter", name="starter", clock=clock)
     hold(first, 50)
     assert not starter.ask_to_start(30 * GRANULE, 0, PLENTY).admitted
-    desk = Desk.find(runtime, "starter", 1, clock=clock)
+    desk = SchedulerView.find(runtime, "starter", 1, clock=clock)
     desk.publish(Usage(needed_granules=60, wanted_granules=60))
     die(starter)
     leave(attach(runtime, "sweeper", name="sweeper"))
@@ -126,5 +127,5 @@ def test_a_newer_minor_version_with_more_fields_works_together(
     assert folder.ledger.stat().st_ino == inode
     assert folder.ledger.stat().st_size == 1024 + 80 * 2048
     assert [owner.ready_bytes for owner in picture(runtime).owners] == [0] * 69 + [5 * GRANULE]
-    assert Desk.find(runtime, "i69", 1).created() == 5
+    assert SchedulerView.find(runtime, "i69", 1).created() == 5
     assert check(picture(runtime)) == []

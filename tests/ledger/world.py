@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from kvcached_core.ledger import Account, Desk
-from kvcached_core.ledger.shares import Claim
+from kvcached_core.ledger import Account, SchedulerView
+from kvcached_core.ledger.policy.shares import Claim
 from tests.ledger import fairness
 from tests.ledger.fairness import Levels
 from tests.ledger.helpers import CAPACITY, GRANULE
@@ -25,7 +25,7 @@ class Party:
     """What the model knows of one owner; everything in granules."""
 
     account: Account
-    desk: Desk
+    desk: SchedulerView
     limit: int
     limit_wanted: int
     floor: int

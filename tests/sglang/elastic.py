@@ -15,15 +15,15 @@ from sglang.srt.mem_cache.base_prefix_cache import EvictResult
 
 from kvcached_core.config import Config
 from kvcached_core.driver.host import HostDriver
-from kvcached_core.ledger import Account, Desk, Runtime, set_limit
-from kvcached_core.private_memory import PrivateMemory
+from kvcached_core.ledger import Account, Runtime, SchedulerView, set_limit
+from kvcached_core.startup.private_memory import PrivateMemory
 from kvcached_core.units import KIB, MIB, Size
-from sglang_kvcached import memory
-from sglang_kvcached.agreement import Agreement, Alone
+from sglang_kvcached import process_state
 from sglang_kvcached.demand import Demand
+from sglang_kvcached.prefix_cache_view import PrefixCacheView
 from sglang_kvcached.rank_memory import RankMemory
-from sglang_kvcached.service import Service
-from sglang_kvcached.tree import Tree
+from sglang_kvcached.rank_sync import RankSync, SingleRank
+from sglang_kvcached.scheduler_memory import SchedulerMemory
 
 CAPACITY = 64 * MIB
 HEADS, HEAD_DIM, LAYERS = 2, 16, 2  # 128 bytes a row and lane
@@ -33,7 +33,7 @@ LAID_PAGE_BYTES = {"engine": PAGE_BYTES, "layer": 2 * PAGE_BYTES, "block": 2 * L
 IDLE_SECONDS = 2.0
 
 
-class Place:
+class RankContext:
     """What a rank has before it makes its pools."""
 
     def __init__(self, folder: Path, longest_tokens: int = 64, rank: int = 0, **options: Any) -> None:
@@ -134,9 +134,9 @@ class Engine:
     """One rank. Its supply thread takes its turns when it is told to, and its time is the test's."""
 
     def __init__(self, folder: Path, page_size: int, **options: Any) -> None:
-        self.place = Place(folder, **options)
+        self.place = RankContext(folder, **options)
         self.rank = RankMemory(self.place)
-        memory.use(self.rank)
+        process_state.use(self.rank)
         self.page_size = page_size
         self.now = 0.0
         self.limit_granules = 1 << 32  # as it was set last
@@ -146,10 +146,12 @@ class Engine:
     def begin(self, allocator: Any) -> None:
         """Serve, as when SGLang's scheduler is complete."""
         self.allocator = self.cache.allocator = allocator
-        self.desk = Desk.find(self.place.runtime, "one", 1, lambda: self.now)
-        agreement = Agreement(self.desk, Alone(), False, lambda: self.now, self._sleep)
-        self.service = Service(self.rank, Demand(self.scheduler), Tree(self.scheduler), agreement)
-        memory.use(self.rank, self.service)
+        self.desk = SchedulerView.find(self.place.runtime, "one", 1, lambda: self.now)
+        agreement = RankSync(self.desk, SingleRank(), False, lambda: self.now, self._sleep)
+        self.service = SchedulerMemory(
+            self.rank, Demand(self.scheduler), PrefixCacheView(self.scheduler), agreement
+        )
+        process_state.use(self.rank, self.service)
 
     def turn(self) -> None:
         """Let the supply thread do all it can."""
@@ -186,7 +188,7 @@ class Engine:
 
     def close(self) -> None:
         """Give everything back; nothing is left."""
-        memory.close()
+        process_state.close()
         assert self.place.account.leased_bytes == 0
         self.place.account.detach()
 

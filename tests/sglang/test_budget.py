@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kvcached_core.driver.base import Handle
-from kvcached_core.governor import FLOOR_GRACE_SECONDS
 from kvcached_core.ledger import snapshot
+from kvcached_core.scheduler.governor import FLOOR_GRACE_SECONDS
 from tests.sglang.elastic import Engine, engine, request
 from tests.sglang.twins import KINDS, Twins
 
@@ -176,7 +176,7 @@ def _one_granule_a_pause(made: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     def turn() -> None:
         thread.is_at_work = thread.turn(made.now) == 0.0
 
-    monkeypatch.setattr("kvcached_core.pages.SLICE_GRANULES", 1)
+    monkeypatch.setattr("kvcached_core.worker.handle_pool.SLICE_GRANULES", 1)
     monkeypatch.setattr(made, "turn", turn)
 
 

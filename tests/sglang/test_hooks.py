@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kvcached_core.errors import InvariantError, UnsupportedError
-from sglang_kvcached import hooks, memory, proof, starting, support
+from sglang_kvcached import hooks, process_state, starting, startup_check, support
 
 COMMAND_LINE = {
     "sglang.srt.server_args.ServerArgs.add_cli_args",
@@ -64,7 +64,7 @@ def nothing(*_: Any, **__: Any) -> None:
 def rebound(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note the late rebinds instead of doing them in this process."""
     done: list[str] = []
-    monkeypatch.setattr(memory, "rebind", lambda: done.append("rebound"))
+    monkeypatch.setattr(process_state, "rebind", lambda: done.append("rebound"))
     return done
 
 
@@ -145,7 +145,7 @@ def test_a_parent_counts_the_elastic_ranks_if_they_were_asked_for(
     asked: str, found: int, stops: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ENABLE_KVCACHED", asked)
-    monkeypatch.setattr(proof, "elastic_ranks", lambda: found)
+    monkeypatch.setattr(startup_check, "elastic_ranks", lambda: found)
     if stops:
         with pytest.raises(InvariantError, match="asked for, and 1 of 2 schedulers have one: stopped"):
             hooks._require_elastic([{}, {}])

@@ -13,7 +13,7 @@ from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPoo
 
 from kvcached_core.errors import ConfigError, InvariantError, UnsupportedError
 from kvcached_core.units import GIB
-from sglang_kvcached import memory
+from sglang_kvcached import process_state
 from sglang_kvcached.allocators import ElasticPagedAllocator, ElasticTokenAllocator
 from sglang_kvcached.pools import ElasticMHATokenToKVPool, ElasticMLATokenToKVPool, reservation_of
 from tests.sglang.elastic import HEAD_DIM, HEADS, LAYERS, engine, mha_pool, mla_pool
@@ -139,6 +139,6 @@ def test_a_scheduler_that_is_not_elastic_is_told_apart(tmp_path: Path) -> None:
     with engine(tmp_path, 16) as made:
         stock = SimpleNamespace(get_kvcache=lambda: None)
         scheduler = SimpleNamespace(token_to_kv_pool_allocator=stock)
-        assert memory.problem(scheduler) == "its KV pool is NoneType"
+        assert process_state.problem(scheduler) == "its KV pool is NoneType"
         begun(made, KINDS["mha-16"])
-        assert memory.problem(scheduler) == ""
+        assert process_state.problem(scheduler) == ""

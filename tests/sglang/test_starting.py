@@ -15,7 +15,7 @@ from sglang.srt import runtime_context
 from kvcached_core.errors import CapacityError, ConfigError, InvariantError, UnsupportedError
 from kvcached_core.ledger import OwnerSnapshot, Runtime, snapshot
 from kvcached_core.units import GIB, MIB
-from sglang_kvcached import RUN_VARIABLE, memory, proof, starting, weights
+from sglang_kvcached import RUN_VARIABLE, process_state, starting, startup_check, weights
 from tests.models import TINY
 
 CAPACITY = 200 * MIB
@@ -81,12 +81,12 @@ def test_a_rank_is_in_the_ledger_under_its_models_name_with_the_floor_of_a_reque
 def test_only_ranks_with_a_geometry_count_as_elastic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with starting.rank(arguments(), PORTS) as start:
         start.wait_for_room(runner(tmp_path))
-        assert proof.elastic_ranks() == 0
+        assert startup_check.elastic_ranks() == 0
         start.account.describe(page_bytes=MIB, granule_bytes=MIB, granule_count=8, blocks_per_granule=1,
                                block_count=8, stride_bytes=MIB)  # fmt: skip
-        assert proof.elastic_ranks() == 1
+        assert startup_check.elastic_ranks() == 1
         monkeypatch.setenv(RUN_VARIABLE, "another")
-        assert proof.elastic_ranks() == 0
+        assert startup_check.elastic_ranks() == 0
 
 
 def test_a_start_that_fails_leaves_the_ledger(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -126,8 +126,8 @@ def not_elastic(why: str) -> AbstractContextManager[Any]:
 def test_a_scheduler_whose_start_left_something_out_is_not_elastic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "begin_service", lambda scheduler, start: None)
-    monkeypatch.setattr(memory, "problem", lambda scheduler: "its KV pool is stock")
+    monkeypatch.setattr(process_state, "begin_service", lambda scheduler, start: None)
+    monkeypatch.setattr(process_state, "problem", lambda scheduler: "its KV pool is stock")
     with not_elastic("its turn to load was not waited for"), starting.rank(arguments(), PORTS):
         starting.require_elastic(object())
     with (

@@ -8,7 +8,7 @@ from typing import Any
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
 
-from kvcached_core.granules import Granules
+from kvcached_core.scheduler.granules import Granules
 from vllm_kvcached.queue import ElasticFreeQueue
 
 SIZE = 4  # blocks of a granule

@@ -13,7 +13,7 @@ from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.request import RequestStatus
 
 from kvcached_core.ledger import OwnerSnapshot, Runtime, snapshot
-from kvcached_core.pool import ElasticPool
+from kvcached_core.worker.pool import ElasticPool
 from tests.vllm.engines import finish_step, scheduler
 from tests.vllm.test_worker_units import BLOCK_BYTES, CPU, SPECS, kv_config, worker
 from vllm_kvcached.scheduler import ElasticScheduler

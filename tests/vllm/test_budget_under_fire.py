@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from kvcached_core import governor as governor_module
-from kvcached_core.governor import Governor, Usage
+from kvcached_core.scheduler import governor as governor_module
+from kvcached_core.scheduler.governor import Governor, Usage
 from tests.report import record
 from tests.vllm.pools import SIZE, cache, elastic_pool, granules_of, hits
 

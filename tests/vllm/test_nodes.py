@@ -18,8 +18,8 @@ from torch.distributed import TCPStore
 import kvcached_core
 from kvcached_core import config
 from kvcached_core.errors import ConfigError, LedgerError, UnsupportedError
-from kvcached_core.ledger import Desk, Runtime, SlotGeometry
-from kvcached_core.ledger.far_end import FarEnd
+from kvcached_core.ledger import Runtime, SchedulerView, SlotGeometry
+from kvcached_core.ledger.remote.agent import NodeAgent
 from tests.ledger.helpers import ATTACHED, Usage, attach, die, hold, readable
 from tests.vllm.elastic import running
 from tests.vllm.engines import vllm_config
@@ -76,9 +76,11 @@ def test_words_and_bells_go_through_the_store_and_nothing_is_left_at_the_end(
     settings = config.load({"runtime_dir": str(runtimes[1].path)}, {})
     ends = [nodes.far_end(here, settings, "on-0", rank) for rank in (0, 1)]
     ends += [nodes.far_end(there, settings, "on-1", rank) for rank in (2, 3)]
-    assert [isinstance(end, FarEnd) for end in ends] == [False, False, True, False], "one for each other node"
+    assert [isinstance(end, NodeAgent) for end in ends] == [False, False, True, False], (
+        "one for each other node"
+    )
     (home,) = nodes.home_ends(here, time.monotonic)
-    desk = Desk.find(runtimes[0], "on-0", 4, elsewhere=home.mirrors)
+    desk = SchedulerView.find(runtimes[0], "on-0", 4, elsewhere=home.mirrors)
     try:
         for account in accounts:
             account.drain()
@@ -104,7 +106,7 @@ def test_a_post_waits_again_when_the_store_gives_up_waiting(
     store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nodes, "_FOR_EVER", timedelta(seconds=0.05))
-    here, there = (nodes.StorePost(on_node(0, store), *way) for way in (("a", "b"), ("b", "a")))
+    here, there = (nodes.StoreTransport(on_node(0, store), *way) for way in (("a", "b"), ("b", "a")))
     heard: list[bytes] = []
     thread = threading.Thread(target=lambda: heard.append(here.receive()))
     thread.start()
@@ -121,7 +123,7 @@ def test_a_post_waits_again_when_the_store_gives_up_waiting(
 
 def test_a_store_that_has_gone_with_rank_0_is_a_ledger_error() -> None:
     rank_0 = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)]
-    post = nodes.StorePost(on_node(1, rank_0[0]), "a", "b")
+    post = nodes.StoreTransport(on_node(1, rank_0[0]), "a", "b")
     errors: list[LedgerError] = []
 
     def receive() -> None:

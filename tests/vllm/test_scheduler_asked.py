@@ -12,8 +12,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from kvcached_core import events
-from kvcached_core.governor import FLOOR_GRACE_SECONDS
-from kvcached_core.ledger.bells import ring
+from kvcached_core.ledger.file.doorbells import ring
+from kvcached_core.scheduler.governor import FLOOR_GRACE_SECONDS
 from tests.vllm.elastic import COUNT, GRANULE, SIZE, Engine, running
 from tests.vllm.engines import BLOCK_TOKENS, request, vllm_config
 

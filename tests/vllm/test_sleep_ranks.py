@@ -13,7 +13,7 @@ from vllm.v1.worker import gpu_worker
 
 from kvcached_core.errors import CapacityError, DriverError, InvariantError, KVCachedError
 from kvcached_core.plan import Plan
-from kvcached_core.pool import ElasticPool
+from kvcached_core.worker.pool import ElasticPool
 from tests.fakes import FakeAccount, FakeDriver
 from tests.faults import FaultyDriver
 from tests.small_pool import COUNT, PAGE, ready

@@ -16,7 +16,7 @@ import torch
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
 from kvcached_core.errors import CapacityError, InvariantError
 from kvcached_core.ledger import Account, OwnerSnapshot, Runtime, snapshot
-from kvcached_core.start import CONTEXT_BYTES
+from kvcached_core.startup.rank_start import CONTEXT_BYTES
 from kvcached_core.units import GIB
 from tests.vllm.engines import vllm_config
 from vllm_kvcached import nvml, weights

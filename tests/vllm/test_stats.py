@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from kvcached_core.ledger import Runtime
-from kvcached_core.ledger.figures import ENGINE_FIGURES, TIME_FIGURES
+from kvcached_core.ledger.tools.metric_definitions import ENGINE_FIGURES, TIME_FIGURES
 from tests.ledger.helpers import GRANULE, attach, die, hold
 from tests.vllm.test_support import vllm_config
 from vllm_kvcached.stats import LABELS, PREFIX, InstanceCollector, KVCachedStats

@@ -11,10 +11,10 @@ from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 from sglang.srt.utils import get_num_new_pages
 
 from kvcached_core.errors import UnsupportedError
-from sglang_kvcached import memory
+from sglang_kvcached import process_state
 from sglang_kvcached.capacity import Capacity
+from sglang_kvcached.page_pool import PagePool
 from sglang_kvcached.pools import reservation_of
-from sglang_kvcached.sheet import Sheet
 
 if TYPE_CHECKING:
     pass
@@ -55,7 +55,7 @@ class _Elastic(Capacity):
     free_pages: torch.Tensor
     need_sort: bool
     _kvcache: Any
-    _sheet: Sheet | None = None
+    _sheet: PagePool | None = None
     _at = 0
 
     def _claim(self) -> None:
@@ -67,7 +67,7 @@ class _Elastic(Capacity):
         self._sheet = reservation.sheet
 
     @property
-    def sheet(self) -> Sheet:
+    def sheet(self) -> PagePool:
         """The pages this allocator owns."""
         assert self._sheet is not None
         return self._sheet
@@ -77,7 +77,7 @@ class _Elastic(Capacity):
         if self._sheet is None:
             self._claim()
         super().clear()  # type: ignore[misc]
-        service = memory.service()
+        service = process_state.service()
         self.sheet.cleared()
         if service is not None and len(service.books.sheets) == 1:
             service.flushed()  # else who has all of them does
@@ -93,7 +93,7 @@ class _Elastic(Capacity):
 
     def ensure(self, pages: int) -> bool:
         """Make the free list long enough for so many pages; False if memory for them cannot be had now."""
-        sheet, service = self.sheet, memory.service()
+        sheet, service = self.sheet, process_state.service()
         short = pages - self.free_count()
         if short > 0 and service is not None:
             opened = service.open(self._at, short)
@@ -111,7 +111,7 @@ class _Elastic(Capacity):
 
     def _freed(self) -> None:
         self.sheet.freed()
-        if (service := memory.service()) is not None:
+        if (service := process_state.service()) is not None:
             service.touched()
 
     # -- the free list -----------------------------------------------------------------------------------

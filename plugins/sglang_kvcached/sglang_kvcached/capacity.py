@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sglang_kvcached import memory
+from sglang_kvcached import process_state
 from sglang_kvcached.prefill import ElasticPrefillBudget, ElasticSWAPrefillBudget
 
 if TYPE_CHECKING:
-    from sglang_kvcached.service import Service
+    from sglang_kvcached.scheduler_memory import SchedulerMemory
 
 
 class Capacity:
@@ -18,7 +18,7 @@ class Capacity:
 
     def create_prefill_budget(self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0) -> Any:
         """Settle the budget, and return what may begin in this step."""
-        service = memory.required_service()
+        service = process_state.required_service()
         service.settle()
         service.looked_at_queue()
         kind = ElasticPrefillBudget if len(service.books.sheets) == 1 else ElasticSWAPrefillBudget
@@ -28,7 +28,7 @@ class Capacity:
         """Evict until so many tokens can be had, or nothing more can be evicted."""
         if tree_cache is None or not tree_cache.supports_prefix_sharing():
             return
-        service = memory.required_service()
+        service = process_state.required_service()
         pages = self._pages(service, num_tokens)
         while any(useful := service.books.to_evict(pages)) and service.evict(useful):
             pass
@@ -37,7 +37,7 @@ class Capacity:
         self, *, num_tokens: int, tree_cache: Any, requests: Any = None, spec_algorithm: Any = None
     ) -> bool:
         """Say whether the next step of running requests fits; if not, SGLang retracts one and asks again."""
-        service = memory.required_service()
+        service = process_state.required_service()
         service.settle()
         is_last = requests is not None and len(requests) <= 1
         if requests is not None:
@@ -52,7 +52,7 @@ class Capacity:
 
     def max_new_tokens_for_memory(self, input_tokens: int, max_new_tokens: int, **kwargs: Any) -> int | None:
         """Return as many as fit into the limit; None for a prompt that does not."""
-        limit = memory.required_service().limit_pages(0) * self.page_size
+        limit = process_state.required_service().limit_pages(0) * self.page_size
         if input_tokens + 1 > limit:
             return None
         kwargs["token_capacity"] = min(kwargs["token_capacity"], limit)
@@ -63,7 +63,7 @@ class Capacity:
 
     def verify_byte_accounting(self) -> list[str]:
         """Settle the budget of a scheduler that has nothing to do; return what does not add up."""
-        return memory.required_service().idle()
+        return process_state.required_service().idle()
 
-    def _pages(self, service: Service, tokens: int) -> list[int]:
+    def _pages(self, service: SchedulerMemory, tokens: int) -> list[int]:
         return [-(-tokens // self.page_size)] * len(service.books.sheets)

@@ -66,9 +66,9 @@ def _hook(target: str, kind: str, hook: Callable[..., Any]) -> None:
 def _require_elastic(result: list[dict[str, Any]], *_: Any, **__: Any) -> None:
     """Once all schedulers of this parent are ready: they are elastic, or the server stops."""
     if config.enabled(os.environ):
-        from sglang_kvcached import proof
+        from sglang_kvcached import startup_check
 
-        proof.require_elastic(len(result))
+        startup_check.require_elastic(len(result))
 
 
 def _serve(
@@ -107,16 +107,16 @@ def _virtual_bytes(
 
 def _pool_class(original: Callable[..., type | None], platform: Any, *, kind: Any) -> type | None:
     """Name the elastic pool of a kind; None leaves SGLang's own, which no elastic allocator takes."""
-    from sglang_kvcached import memory, support
+    from sglang_kvcached import process_state, support
 
     support.refuse_platform(original(platform, kind=kind), f"KV pool for {kind}")
-    memory.rebind()
-    return memory.pool_class(kind)
+    process_state.rebind()
+    return process_state.pool_class(kind)
 
 
 def _allocator_class(original: Callable[..., type | None], platform: Any) -> type:
     """Name the elastic allocator of pages."""
-    from sglang_kvcached import memory, support
+    from sglang_kvcached import process_state, support
 
     support.refuse_platform(original(platform), "paged allocator")
-    return memory.paged_allocator_class()
+    return process_state.paged_allocator_class()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvcached_core.governor import Governor
-from sglang_kvcached.books import Books
+from kvcached_core.scheduler.governor import Governor
+from sglang_kvcached.accounting import PoolAccounting
 
 
 class PageGovernor(Governor):
@@ -25,6 +25,6 @@ class PageGovernor(Governor):
         return asked
 
     @property
-    def _books(self) -> Books:
-        assert isinstance(self.granules, Books)
+    def _books(self) -> PoolAccounting:
+        assert isinstance(self.granules, PoolAccounting)
         return self.granules

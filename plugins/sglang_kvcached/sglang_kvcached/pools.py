@@ -11,8 +11,8 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 
 from kvcached_core.errors import UnsupportedError
 from kvcached_core.units import GIB, format_size
-from sglang_kvcached import layouts, memory
-from sglang_kvcached.lanes import Lanes
+from sglang_kvcached import layouts, process_state
+from sglang_kvcached.buffer_spec import BufferSpec
 from sglang_kvcached.rank_memory import Reservation
 
 _log = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ class _Elastic:
     def _reserve(self, shape: tuple[int, ...], count: int, page_size: int) -> list[torch.Tensor]:
         """Return `count` buffers of `shape`, whose first page alone has memory."""
         rows, dtype = shape[0], self.store_dtype
-        lanes = Lanes(count, rows, math.prod(shape[1:]) * dtype.itemsize, page_size)
-        self.kv_reservation = memory.required().reserve(lanes, self._is_one_of_two)
+        lanes = BufferSpec(count, rows, math.prod(shape[1:]) * dtype.itemsize, page_size)
+        self.kv_reservation = process_state.required().reserve(lanes, self._is_one_of_two)
         size_bytes, whole = rows * lanes.row_bytes, self.kv_reservation.tensor
         return [
             whole[start : start + size_bytes].view(dtype).view(shape)
@@ -72,7 +72,7 @@ class ElasticMHATokenToKVPool(_Elastic, MHATokenToKVPool):
     _rows: list[torch.Tensor] | None = None  # of keys and values together, by lane
 
     def _create_buffers(self) -> None:
-        if not memory.is_claimed():
+        if not process_state.is_claimed():
             if self.is_quantized_kv_cache:
                 raise UnsupportedError("kvcached: a quantized KV cache is not supported: leave it out")
             if self.post_capture_active or self.kv_cache_layout != "nhd":
@@ -84,7 +84,7 @@ class ElasticMHATokenToKVPool(_Elastic, MHATokenToKVPool):
         super()._create_buffers()
 
     def _create_buffers_normal(self) -> None:
-        if memory.is_claimed():
+        if process_state.is_claimed():
             super()._create_buffers_normal()  # a draft model's: it shares the slots of its target
             return
         k_shape, v_shape = self._kv_buffer_shapes()
@@ -92,7 +92,7 @@ class ElasticMHATokenToKVPool(_Elastic, MHATokenToKVPool):
             raise UnsupportedError(
                 f"kvcached: keys of shape {k_shape[1:]} and values of shape {v_shape[1:]} are not supported"
             )
-        layout = memory.required().layout
+        layout = process_state.required().layout
         if layout == "engine":
             buffers = self._reserve(k_shape, 2 * self.layer_num, self.page_size)
             self.k_buffer, self.v_buffer = buffers[0::2], buffers[1::2]
@@ -120,7 +120,7 @@ class ElasticMLATokenToKVPool(_Elastic, MLATokenToKVPool):
     """The latent of every layer in a lane."""
 
     def _create_buffers(self) -> None:
-        if memory.is_claimed():
+        if process_state.is_claimed():
             super()._create_buffers()
             return
         if self.use_dsa:

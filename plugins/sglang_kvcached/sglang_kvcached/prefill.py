@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sglang.srt.mem_cache.prefill_budget import PrefillBudget, SWAPrefillBudget
 
 if TYPE_CHECKING:
-    from sglang_kvcached.service import Service
+    from sglang_kvcached.scheduler_memory import SchedulerMemory
 
 
 class _Physical(PrefillBudget if TYPE_CHECKING else object):  # type: ignore[misc]
@@ -19,7 +19,7 @@ class _Physical(PrefillBudget if TYPE_CHECKING else object):  # type: ignore[mis
     step, or ends. Here it may get less, or nothing, and memory may come right after: nobody begins behind it.
     """
 
-    def __init__(self, service: Service, allocator: Any, tree_cache: Any, **kwargs: Any) -> None:
+    def __init__(self, service: SchedulerMemory, allocator: Any, tree_cache: Any, **kwargs: Any) -> None:
         super().__init__(allocator, tree_cache, **kwargs)
         self._service = service
         self._before = self.current_offset  # what decoding requests take of this step

@@ -11,11 +11,11 @@ from kvcached_core.errors import ConfigError, InvariantError
 from kvcached_core.geometry import Geometry
 from kvcached_core.ledger import Account
 from kvcached_core.plan import Plan
-from kvcached_core.pool import ElasticPool
-from kvcached_core.private_memory import PrivateMemory
+from kvcached_core.startup.private_memory import PrivateMemory
 from kvcached_core.units import format_size
-from sglang_kvcached.lanes import Lanes, geometry_of
-from sglang_kvcached.sheet import FreeList, Sheet
+from kvcached_core.worker.pool import ElasticPool
+from sglang_kvcached.buffer_spec import BufferSpec, geometry_of
+from sglang_kvcached.page_pool import FreeList, PagePool
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _BLOCK_BYTES = 64  # what the ledger counts in where pages of two pools differ: both are a multiple of it
 
 
-class Place(Protocol):
+class RankContext(Protocol):
     """What a rank has before it makes its pools: see starting.RankStart."""
 
     settings: Config
@@ -48,17 +48,17 @@ class Reservation(NamedTuple):
     """What a pool was given: its pages, and the int8 tensor over all its lanes."""
 
     memory: RankMemory
-    sheet: Sheet
+    sheet: PagePool
     tensor: torch.Tensor
 
 
 class RankMemory:
     """A pool of pages behind SGLang's pools, and the ledger's account for them."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: RankContext) -> None:
         self._place = place
         self._pool: ElasticPool | None = None
-        self.sheets: list[Sheet] = []
+        self.sheets: list[PagePool] = []
         self.block_bytes = 0
         self._needed_bytes = 0
 
@@ -98,7 +98,7 @@ class RankMemory:
         """Return what is mapped; from any thread."""
         return 0 if self._pool is None else self._pool.mapped_bytes()
 
-    def reserve(self, lanes: Lanes, several: bool = False) -> Reservation:
+    def reserve(self, lanes: BufferSpec, several: bool = False) -> Reservation:
         """Reserve addresses for a pool; its first granule has memory. `several`: there are two of them.
 
         The ledger then counts in single pages, of which granules of both are a whole number.
@@ -114,7 +114,7 @@ class RankMemory:
         if self.sheets:
             wanted_bytes = self.sheets[0].geometry.page_bytes
         geometry = geometry_of(lanes, place.driver, wanted_bytes)
-        sheet = Sheet(geometry, lanes.page_count - 1, lanes.number if several else 1)
+        sheet = PagePool(geometry, lanes.page_count - 1, lanes.number if several else 1)
         self._set_floor(lanes, sheet)
         if self._pool is None:
             self._describe(geometry, several)
@@ -144,7 +144,7 @@ class RankMemory:
             stride_bytes=self.block_bytes // pages,
         )
 
-    def claim(self, sheet: Sheet, owner: FreeList) -> int:
+    def claim(self, sheet: PagePool, owner: FreeList) -> int:
         """Let an allocator own a sheet's pages; returns its number. Raises InvariantError if it has one."""
         if sheet.owner is not None and sheet.owner is not owner:
             raise InvariantError("two allocators were made for one elastic KV pool")
@@ -168,7 +168,7 @@ class RankMemory:
         if pool is not None:
             pool.close()
 
-    def _set_floor(self, lanes: Lanes, sheet: Sheet) -> None:
+    def _set_floor(self, lanes: BufferSpec, sheet: PagePool) -> None:
         """Set the floor: as told, or what one request of the maximum length needs of all pools, with page 0.
 
         Raises ConfigError if the limit is lower, CapacityError if the floors do not fit together.
@@ -187,7 +187,7 @@ class RankMemory:
         floor = place.settings.floor
         place.set_floor(self._needed_bytes if floor is None else floor.of(place.capacity_bytes))
 
-    def _log_start(self, lanes: Lanes, sheet: Sheet) -> None:
+    def _log_start(self, lanes: BufferSpec, sheet: PagePool) -> None:
         account = self._place.account
         _log.info(
             "kvcached backend: driver %s, %s (%d tokens), virtual capacity %s, floor %s, limit %s, "

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from kvcached_core import nvml
+from kvcached_core.driver import nvml
 from kvcached_core.driver.base import Driver
 from kvcached_core.driver.registry import open_driver
 from kvcached_core.errors import ConfigError, InvariantError, KVCachedError
 from kvcached_core.ledger import Account, Runtime
-from kvcached_core.private_memory import PrivateMemory, reserved_bytes
-from kvcached_core.start import Rank, Start
+from kvcached_core.startup.private_memory import PrivateMemory, reserved_bytes
+from kvcached_core.startup.rank_start import Rank, Start
 from sglang_kvcached import layouts, support, weights
 
 _log = logging.getLogger(__name__)
@@ -52,22 +52,22 @@ def rank(server_args: Any, port_args: Any) -> Iterator[RankStart]:
 
 def require_elastic(scheduler: Any) -> None:
     """End the start of a scheduler that is complete. Raises InvariantError if it is not elastic."""
-    from sglang_kvcached import memory
+    from sglang_kvcached import process_state
 
     start = current()
-    memory.begin_service(scheduler, start)
-    if problem := start.problem() or memory.problem(scheduler):
+    process_state.begin_service(scheduler, start)
+    if problem := start.problem() or process_state.problem(scheduler):
         raise InvariantError(f"this engine was asked to be elastic and is not: {problem}")
     start.end()
 
 
 def _give_up() -> None:
     global _current
-    from sglang_kvcached import memory
+    from sglang_kvcached import process_state
 
     start, _current = _current, None
     try:
-        memory.close()
+        process_state.close()
         if start is not None:
             start.close()
     except Exception:
@@ -249,6 +249,6 @@ class RankStart:
 
 
 def _mapped_bytes() -> int:
-    from sglang_kvcached import memory
+    from sglang_kvcached import process_state
 
-    return memory.mapped_bytes()
+    return process_state.mapped_bytes()

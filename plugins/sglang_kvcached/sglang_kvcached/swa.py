@@ -9,7 +9,7 @@ from sglang.srt.utils import get_num_new_pages
 
 from kvcached_core.errors import UnsupportedError
 from kvcached_core.units import GIB
-from sglang_kvcached import memory
+from sglang_kvcached import process_state
 from sglang_kvcached.capacity import Capacity
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ class ElasticSWAAllocator(Capacity, SWATokenToKVPoolAllocator):
     def clear(self) -> None:
         """As in stock; memory that is here stays for as long as other idle memory does."""
         super().clear()
-        if (service := memory.service()) is not None:
+        if (service := process_state.service()) is not None:
             service.flushed()
 
     def get_kvcache(self) -> Any:
         """Return the pools; their usage is what is held now."""
-        self._kvcache.mem_usage = memory.current().held_bytes / GIB
+        self._kvcache.mem_usage = process_state.current().held_bytes / GIB
         return self._kvcache

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from kvcached_core.steward import Steward
+from kvcached_core.scheduler.idle_waker import IdleWaker
 
 _POLLIN = 1  # zmq's and poll's
 
@@ -32,7 +32,7 @@ class Waker:
         """`sleeper` is SGLang's IdleSleeper, or None."""
         self._bells = bells
         self._clock = clock
-        self._steward: Steward | None = None
+        self._steward: IdleWaker | None = None
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._rang = False
         poller = getattr(sleeper, "poller", None)
@@ -42,7 +42,7 @@ class Waker:
 
     def start(self, deadline: Callable[[], float | None]) -> None:
         """Start the thread; `deadline` says when to look again, in seconds of the clock."""
-        self._steward = Steward(self._bells.filenos(), self._bells.drain, deadline, self._ring, self._clock)
+        self._steward = IdleWaker(self._bells.filenos(), self._bells.drain, deadline, self._ring, self._clock)
         self._steward.start()
 
     def tell(self) -> None:

@@ -16,8 +16,8 @@ import kvcached_core
 from kvcached_core.config import Config
 from kvcached_core.errors import LedgerError, UnsupportedError
 from kvcached_core.ledger import Runtime
-from kvcached_core.ledger.far_end import FarEnd
-from kvcached_core.ledger.line import HomeEnd
+from kvcached_core.ledger.remote.agent import NodeAgent
+from kvcached_core.ledger.remote.link import NodeLink
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -59,7 +59,7 @@ def _store(vllm_config: VllmConfig) -> Any:
                         timeout=timedelta(seconds=MEET_SECONDS))  # fmt: skip
 
 
-class StorePost:
+class StoreTransport:
     """One end of a line: two queues in the store, one for each way."""
 
     def __init__(self, vllm_config: VllmConfig, outgoing: str, incoming: str) -> None:
@@ -142,7 +142,7 @@ def _compare(node: int, mine: dict[str, str], theirs: dict[str, str]) -> None:
         raise UnsupportedError(f"node {node} has {'; '.join(other)}: give all nodes the same")
 
 
-def far_end(vllm_config: VllmConfig, settings: Config, instance: str, rank: int) -> FarEnd | None:
+def far_end(vllm_config: VllmConfig, settings: Config, instance: str, rank: int) -> NodeAgent | None:
     """Return the end of the line on this node, started, if this rank's process is to hold it.
 
     All ranks of the node are described.
@@ -150,20 +150,20 @@ def far_end(vllm_config: VllmConfig, settings: Config, instance: str, rank: int)
     node, ranks = vllm_config.parallel_config.node_rank_within_dp, near_ranks(vllm_config)
     if node == 0 or rank != ranks[0]:
         return None
-    post = StorePost(vllm_config, _up(node), _down(node))
+    post = StoreTransport(vllm_config, _up(node), _down(node))
     runtime = Runtime.open(settings.runtime_dir or None)
-    end = FarEnd(post, runtime, instance, set(ranks), time.monotonic)
+    end = NodeAgent(post, runtime, instance, set(ranks), time.monotonic)
     end.start()
     return end
 
 
-def home_ends(vllm_config: VllmConfig, clock: Callable[[], float]) -> list[HomeEnd]:
+def home_ends(vllm_config: VllmConfig, clock: Callable[[], float]) -> list[NodeLink]:
     """Return the scheduler's ends of the lines to all other nodes; none where there is one node.
 
     Raises LedgerError naming a node whose first message does not come.
     """
     ends = [
-        HomeEnd(StorePost(vllm_config, _down(node), _up(node)), node, clock)
+        NodeLink(StoreTransport(vllm_config, _down(node), _up(node)), node, clock)
         for node in range(1, vllm_config.parallel_config.nnodes_within_dp)
     ]
     for end in ends:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
 
 from kvcached_core.errors import InvariantError
-from kvcached_core.granules import Granules
+from kvcached_core.scheduler.granules import Granules
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool

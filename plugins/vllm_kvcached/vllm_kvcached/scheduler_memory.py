@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from kvcached_core.errors import ConfigError
 from kvcached_core.geometry import first_block
-from kvcached_core.governor import Governor
-from kvcached_core.granules import Granules
-from kvcached_core.ledger import Desk, Runtime, SlotGeometry
+from kvcached_core.ledger import Runtime, SchedulerView, SlotGeometry
 from kvcached_core.plan import Plan
-from kvcached_core.steward import Steward
+from kvcached_core.scheduler.governor import Governor
+from kvcached_core.scheduler.granules import Granules
+from kvcached_core.scheduler.idle_waker import IdleWaker
 from vllm_kvcached import nodes
 from vllm_kvcached.queue import ElasticFreeQueue
 from vllm_kvcached.support import instance, settings
@@ -44,7 +44,7 @@ class SchedulerMemory:
         self._lines = nodes.home_ends(vllm_config, clock)
         far = {rank: mirror for line in self._lines for rank, mirror in line.mirrors.items()}
         ranks = vllm_config.parallel_config.world_size
-        self._desk = Desk.find(runtime, instance(vllm_config), ranks, clock, far)
+        self._desk = SchedulerView.find(runtime, instance(vllm_config), ranks, clock, far)
         if far:
             _require_one_geometry(self._desk.geometry)
         geometry = self._desk.geometry[0]
@@ -70,7 +70,7 @@ class SchedulerMemory:
             self._desk.report,
             chosen.cache_seconds,
         )
-        self._steward: Steward | None = None
+        self._steward: IdleWaker | None = None
         self._closed = False
         self._preemptions = 0
         self._idle_since_ms = self._now_ms()  # 0 while there are requests
@@ -180,7 +180,7 @@ class SchedulerMemory:
 
     def watch(self, wake: Callable[[], Any]) -> None:
         """Start the steward; `wake` makes the engine's loop look whether there is work."""
-        self._steward = Steward(
+        self._steward = IdleWaker(
             self._desk.filenos(), self._desk.drain, lambda: self._governor.deadline, wake, self._clock
         )
         self._steward.start()

@@ -14,8 +14,8 @@ from vllm.platforms import current_platform
 
 from kvcached_core.driver.base import Driver
 from kvcached_core.errors import KVCachedError
-from kvcached_core.pool import ElasticPool
-from kvcached_core.start import Gather, Start
+from kvcached_core.startup.rank_start import Gather, Start
+from kvcached_core.worker.pool import ElasticPool
 from vllm_kvcached.ranks import gather
 
 _log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import torch
 
 from kvcached_core.config import Config
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
-from kvcached_core.nvml import memory_of, process_bytes
-from kvcached_core.private_memory import PrivateMemory, reserved_bytes
-from kvcached_core.start import Rank, Start
+from kvcached_core.driver.nvml import memory_of, process_bytes
+from kvcached_core.startup.private_memory import PrivateMemory, reserved_bytes
+from kvcached_core.startup.rank_start import Rank, Start
 from vllm_kvcached import nvml, weights
 from vllm_kvcached.ranks import gather
 from vllm_kvcached.support import instance

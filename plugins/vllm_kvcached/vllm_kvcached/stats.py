@@ -15,9 +15,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from kvcached_core.errors import KVCachedError
-from kvcached_core.ledger.figures import ENGINE_FIGURES, TIME_FIGURES
-from kvcached_core.ledger.runtime import Runtime
+from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.snapshot import OwnerSnapshot, snapshot
+from kvcached_core.ledger.tools.metric_definitions import ENGINE_FIGURES, TIME_FIGURES
 from vllm_kvcached import SCHEDULER
 from vllm_kvcached.support import instance, settings
 

@@ -6,9 +6,9 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-from kvcached_core import weight_files
+from kvcached_core.startup import weight_files
+from kvcached_core.startup.weight_files import estimated, model_folder
 from kvcached_core.units import GIB, format_size
-from kvcached_core.weight_files import estimated, model_folder
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -13,10 +13,10 @@ from kvcached_core.driver.base import Driver
 from kvcached_core.driver.registry import open_driver
 from kvcached_core.errors import ConfigError, InvariantError
 from kvcached_core.geometry import Geometry, choose_page_bytes, make_geometry
-from kvcached_core.ledger.far_end import FarEnd
+from kvcached_core.ledger.remote.agent import NodeAgent
 from kvcached_core.plan import Plan
-from kvcached_core.pool import ElasticPool
 from kvcached_core.units import format_size
+from kvcached_core.worker.pool import ElasticPool
 from vllm_kvcached import nodes
 from vllm_kvcached.placement import (
     Placement,
@@ -56,7 +56,7 @@ class WorkerMemory:
         self._driver: Driver | None = None
         self._pool: ElasticPool | None = None
         self._sleep: RankSleep | None = None
-        self._line: FarEnd | None = None
+        self._line: NodeAgent | None = None
         self._capacity_bytes = 0
 
     # -- starting, in vLLM's order -----------------------------------------------------------------------

@@ -37,9 +37,9 @@ def register() -> None:
 
 def _granules() -> tuple[Any, list[int]]:
     """Return the pool of this process and its mapped granules but the first."""
-    from sglang_kvcached import memory
+    from sglang_kvcached import process_state
 
-    pool = memory.current().pool
+    pool = process_state.current().pool
     return pool, [granule for granule in pool._arena.mapped if granule != 0]
 
 

@@ -1,0 +1,1 @@
+"""The ledger file: its layout, mapping, lock, doorbells and runtime directory."""

@@ -1,0 +1,232 @@
+"""A seat: one slot of a mapped ledger together with the files that prove its owner alive.
+
+Everything here that changes which slot is whose runs under the ledger's lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Mapping
+
+from kvcached_core.errors import InvariantError, LedgerError
+from kvcached_core.ledger.file.descriptors import close_private, open_private
+from kvcached_core.ledger.file.doorbells import Ringer, make_bell, open_bell, ring
+from kvcached_core.ledger.file.layout import FIRST_CLAIM, FREE, MINOR_1, MINOR_2, UNHEARD
+from kvcached_core.ledger.file.runtime import DeviceFolder, FolderState
+from kvcached_core.ledger.file.storage import (
+    LedgerFile,
+    OtherVersionError,
+    fresh_path,
+    make_ledger,
+    write_point,
+)
+
+
+def open_ledger(folder: DeviceFolder, uuid: str, capacity_bytes: int, headroom_bytes: int,
+                heal: bool = False) -> LedgerFile:  # fmt: skip
+    """Map the ledger of a device; make it if there is none. The lock is held.
+
+    A file that cannot be used is made anew if nobody lives who uses it. With `heal`, the caller is an owner
+    who used it while it was whole, so those who live run the same layout and will write their slots again.
+    Raises LedgerError.
+    """
+    living = {slot for slot in folder.slots_with_files() if folder.alive(slot)}
+    try:
+        file = LedgerFile(folder.ledger)
+        if living or (file.header.capacity_bytes, file.header.headroom_bytes) == (
+            capacity_bytes,
+            headroom_bytes,
+        ):
+            return file
+        file.close()  # nobody is left who goes by the old numbers
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise LedgerError(f"cannot open {folder.ledger}: {error.strerror}") from error
+    except LedgerError as error:
+        if living and (not heal or isinstance(error, OtherVersionError)):
+            raise LedgerError(
+                f"{folder.ledger}: {error}; {len(living)} engine workers that use it are alive "
+                f"(slots {', '.join(map(str, sorted(living)))}): end them, then it is made anew"
+            ) from error
+    make_ledger(folder.ledger, folder.file_mode, uuid, capacity_bytes, headroom_bytes, unheard=living)
+    for slot in living:
+        ring(folder.worker_bell(slot))
+    return LedgerFile(folder.ledger)
+
+
+def sweep(folder: DeviceFolder, file: LedgerFile) -> int:
+    """Free the slots of the dead and remove their files; returns how many slots. The lock is held.
+
+    The memory of the dead is gone with them, so the slot may be freed before its files are.
+    """
+    freed = 0
+    fresh_path(folder.ledger).unlink(missing_ok=True)  # its maker died, or it would hold the lock
+    with_files = folder.slots_with_files()
+    for slot in sorted(with_files.union(slot for slot, claim in enumerate(file.claims()) if claim != FREE)):
+        if folder.alive(slot):
+            continue
+        if slot in file.slots and file.get(slot, "claim") != FREE:
+            file.set(slot, "claim", FREE)
+            freed += 1
+        write_point("unlink")
+        folder.remove(slot)
+    return freed
+
+
+def ring_waiting(folder: DeviceFolder, file: LedgerFile, but_slot: int = -1) -> None:
+    """Ring the workers that asked for more than they got, that wait to start, and those not heard of."""
+    for slot, claim in enumerate(file.claims()):
+        if claim == FREE or slot == but_slot:
+            continue
+        if claim == UNHEARD or file.get(slot, "demand_bytes") or file.get(slot, "starting_bytes"):
+            ring(folder.worker_bell(slot))
+
+
+class OwnedSlot:
+    """One claimed slot. `bell_fd` stays the same number when the files have to be made again."""
+
+    def __init__(self, folder: DeviceFolder) -> None:
+        self.folder = folder
+        self.slot = -1
+        self.claim = FREE
+        self.bell_fd = -1
+        self.engine_bell = Ringer(folder.engine_bell(-1))
+        self._pid = os.getpid()
+        self._owner_fd = -1
+        self._file: LedgerFile | None = None
+        self._found_current_in: FolderState | None = None
+
+    @property
+    def file(self) -> LedgerFile:
+        assert self._file is not None, "no seat taken"
+        return self._file
+
+    def is_current(self) -> bool:
+        """Say whether the ledger, the slot in it and the owner's files are all still the ones taken.
+
+        As long as nothing was made, renamed or removed in their folder, what it holds is what it held.
+        """
+        file, folder = self._file, self.folder.state()
+        if file is None or not file.is_intact() or file.get(self.slot, "claim") != self.claim:
+            return False
+        if folder is not None and folder == self._found_current_in:
+            return True
+        is_current = file.is_current() and self._files_are_current()
+        self._found_current_in = folder if is_current else None
+        return is_current
+
+    def require_own_process(self) -> None:
+        """Raise InvariantError in a forked child, which has no part in what its parent holds."""
+        if os.getpid() != self._pid:
+            raise InvariantError("an account was used in a forked child: attach one there")
+
+    def set(self, name: str, value: int) -> None:
+        """Write a word of the slot, unless the slot was lost: then only the owner's own numbers count."""
+        self.require_own_process()
+        file = self.file
+        if file.is_whole() and file.get(self.slot, "claim") == self.claim:
+            file.set(self.slot, name, value)
+
+    def get(self, name: str) -> int:
+        """Read a word of the slot; 0 from a file that was cut."""
+        return self.file.get(self.slot, name) if self.file.is_whole() else 0
+
+    def take(self, file: LedgerFile, words: Mapping[str, int], texts: Mapping[str, str]) -> None:
+        """Claim a slot of `file` with these contents; gives up the one held before. The lock is held.
+
+        Liveness comes first, the contents next, the claim last: who dies in between leaves a free slot.
+        The former slot, in the same file or in one that was deleted, is freed after that: both count
+        for a moment. Raises LedgerError if all slots are taken.
+        """
+        before, slot_before, same_file = self._file, self.slot, self._file is file
+        if self._owner_fd < 0 or not self._files_are_current() or self.slot not in file.slots:
+            slot = self._free_slot(file)
+            self._make_files(slot)
+        else:
+            slot = self.slot
+        claim = FIRST_CLAIM + int.from_bytes(os.urandom(7), "little")
+        for name, text in texts.items():
+            file.set_text(slot, name, text)
+        for name, value in words.items():
+            file.set(slot, name, value)
+        file.set(slot, MINOR_1, claim)
+        file.set(slot, MINOR_2, claim)
+        file.set(slot, "claim", claim)
+        old_claim, self._file, self.slot, self.claim = self.claim, file, slot, claim
+        if before is None or (same_file and slot == slot_before):
+            return
+        if before.is_whole() and before.get(slot_before, "claim") == old_claim:
+            before.set(slot_before, "claim", FREE)
+        if not same_file:
+            before.close()
+
+    def leave(self) -> None:
+        """Free the slot and remove its files; a forked child only drops its copies. Safe without the lock.
+
+        The slot is freed while the owner file still keeps others off it; that file goes last.
+        """
+        if os.getpid() == self._pid:
+            self.set("claim", FREE)
+            if self._files_are_current():
+                write_point("unlink")
+                self.folder.remove(self.slot)
+            fcntl.flock(self._owner_fd, fcntl.LOCK_UN)
+        self.close()
+
+    def close(self) -> None:
+        """Drop the descriptors, which is what death does."""
+        for fd in (self._owner_fd, self.bell_fd):
+            if fd >= 0:
+                close_private(fd)
+        self._owner_fd = self.bell_fd = -1
+        self.engine_bell.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _free_slot(self, file: LedgerFile) -> int:
+        for slot in file.slots:
+            if file.get(slot, "claim") == FREE and not self.folder.alive(slot):
+                return slot
+        raise LedgerError(
+            f"{self.folder.ledger}: all {file.header.slot_count} slots are taken by living engines"
+        )
+
+    def _make_files(self, slot: int) -> None:
+        """Make the owner file and the bells of a slot; the file is locked before it has its name."""
+        fresh = self.folder.fresh(slot)
+        write_point("owner.new")
+        fresh.unlink(missing_ok=True)
+        owner_fd = open_private(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, self.folder.file_mode)
+        os.fchmod(owner_fd, self.folder.file_mode)
+        fcntl.flock(owner_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        write_point("bells")
+        make_bell(self.folder.worker_bell(slot), self.folder.file_mode)
+        make_bell(self.folder.engine_bell(slot), self.folder.file_mode)
+        write_point("owner")
+        os.rename(fresh, self.folder.owner(slot))
+        bell_fd = open_bell(self.folder.worker_bell(slot))
+        if self.bell_fd >= 0:
+            os.dup2(bell_fd, self.bell_fd, inheritable=False)  # pollers keep their number
+            close_private(bell_fd)
+        else:
+            self.bell_fd = bell_fd
+        if self._owner_fd >= 0:
+            close_private(self._owner_fd)
+        self._owner_fd = owner_fd
+        self.engine_bell.close()
+        self.engine_bell = Ringer(self.folder.engine_bell(slot))
+
+    def _files_are_current(self) -> bool:
+        pairs = (
+            (self._owner_fd, self.folder.owner(self.slot)),
+            (self.bell_fd, self.folder.worker_bell(self.slot)),
+        )
+        try:
+            return all(
+                os.path.samestat(os.fstat(fd), os.stat(path)) for fd, path in pairs
+            ) and os.path.exists(self.folder.engine_bell(self.slot))
+        except OSError:
+            return False

@@ -1,0 +1,1 @@
+"""The ledger's words for ranks on another node: one link for each node."""

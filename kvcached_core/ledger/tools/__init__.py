@@ -1,0 +1,1 @@
+"""What kvctl and the metrics use: limits and floors, trim, discard, metric definitions."""

@@ -1,0 +1,83 @@
+"""Which granules are mapped, and what changed since the last plan."""
+
+from __future__ import annotations
+
+import heapq
+from typing import NamedTuple
+
+from kvcached_core.errors import InvariantError
+
+
+class Change(NamedTuple):
+    """Granules to unmap and to map since the last change was taken; disjoint and sorted."""
+
+    unmap: tuple[int, ...]
+    map: tuple[int, ...]
+
+
+class MappedSet:
+    """The mapped ones of `count` granules; the lowest that is not mapped is mapped next."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.mapped = 0
+        self._returned: list[int] = []  # heap: granules below _fresh that are unmapped
+        self._fresh = 0  # every granule >= _fresh has never been mapped
+        self._to_map: set[int] = set()
+        self._to_unmap: set[int] = set()
+
+    def map_lowest(self) -> int:
+        """Map the lowest granule that is not mapped and return it; there must be one."""
+        if self._returned:
+            granule = heapq.heappop(self._returned)
+        else:
+            granule = self._fresh
+            self._fresh += 1
+        self.mapped += 1
+        if granule in self._to_unmap:
+            self._to_unmap.remove(granule)
+        else:
+            self._to_map.add(granule)
+        return granule
+
+    def unmap(self, granule: int) -> None:
+        """Unmap a mapped granule."""
+        heapq.heappush(self._returned, granule)
+        self.mapped -= 1
+        if granule in self._to_map:
+            self._to_map.remove(granule)
+        else:
+            self._to_unmap.add(granule)
+
+    def take_change(self) -> Change:
+        """Return what changed since the last call; a granule that came and went is in neither list."""
+        change = Change(tuple(sorted(self._to_unmap)), tuple(sorted(self._to_map)))
+        self._to_unmap.clear()
+        self._to_map.clear()
+        return change
+
+    @property
+    def changed(self) -> bool:
+        """Say whether `take_change` would return anything."""
+        return bool(self._to_map or self._to_unmap)
+
+    @property
+    def gives_back(self) -> bool:
+        """Say whether the next change unmaps anything."""
+        return bool(self._to_unmap)
+
+    def granules(self) -> list[int]:
+        """Return all mapped granules, sorted; looks at all."""
+        return sorted(set(range(self._fresh)) - set(self._returned))
+
+    def check(self) -> None:
+        """Raise InvariantError unless everything adds up; looks at all granules."""
+        mapped = set(self.granules())
+        wrong = {
+            "mapped": self.mapped != len(mapped) or self.mapped > self.count,
+            "unmapped twice": len(self._returned) != len(set(self._returned)),
+            "mapped and in the plan to unmap": bool(mapped & self._to_unmap),
+            "unmapped and in the plan to map": bool(self._to_map - mapped),
+        }
+        if any(wrong.values()):
+            raise InvariantError(f"mapped granules do not add up: {[name for name in wrong if wrong[name]]}")

@@ -1,0 +1,168 @@
+"""Starting beside others: claim what will be taken, wait until it is there, show what was taken."""
+
+from __future__ import annotations
+
+import logging
+import math
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from kvcached_core.driver.base import MemoryInfo
+from kvcached_core.errors import BusyError, CapacityError
+from kvcached_core.ledger.start_queue import Turn
+from kvcached_core.units import format_size
+
+_log = logging.getLogger(__name__)
+
+ASK_SECONDS = 0.2  # asked again so often, or when the bell rings; a claim lapses after a second of silence
+TELL_SECONDS = 5.0
+SHOW_SECONDS = 0.25
+STOP_SECONDS = 10.0
+
+
+class StartingAccount(Protocol):
+    """What waiting needs of an account in the ledger."""
+
+    def ask_to_start(self, private_bytes: int, floor_bytes: int, memory: MemoryInfo) -> Turn: ...
+    def acknowledge(self) -> None: ...
+    def drain(self) -> None: ...
+    def fileno(self) -> int: ...
+
+
+class LoadingAccount(Protocol):
+    """What loading needs of an account in the ledger."""
+
+    def acknowledge(self) -> None: ...
+    def publish(self, mapped_bytes: int, private_now_bytes: int) -> None: ...
+
+
+class FloorAccount(Protocol):
+    """What setting the floor needs of an account in the ledger."""
+
+    def set_floor_bytes(self, floor_bytes: int) -> None: ...
+
+
+def wait_for_bell(fd: int, seconds: float) -> None:
+    """Sleep until the bell rings, `seconds` at most."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    poller.poll(math.ceil(seconds * 1000))
+
+
+def wait_for_turn(
+    account: StartingAccount,
+    memory: Callable[[], MemoryInfo],
+    private_bytes: int,
+    floor_bytes: int,
+    timeout_seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[int, float], None] = wait_for_bell,
+    purpose: str = "start",
+) -> None:
+    """Return once `private_bytes` outside the KV cache and a floor are promised to this engine alone.
+
+    Asks at least once. Raises CapacityError with the numbers if that can never be, or is not so in time.
+    """
+    begun = tell_at = clock()
+    turn = Turn(False)
+    while True:
+        account.drain()  # before asking: whoever gives back after this rings again
+        account.acknowledge()
+        busy = False
+        try:
+            turn = account.ask_to_start(private_bytes, floor_bytes, memory())
+        except BusyError:
+            busy = True
+        now = clock()
+        if turn.admitted:
+            if now - begun >= ASK_SECONDS:
+                _log.info("kvcached: admitted after %.1f s", now - begun)
+            return
+        state = _state(turn, private_bytes, floor_bytes, busy)
+        left_seconds = begun + timeout_seconds - now
+        if left_seconds <= 0:
+            raise CapacityError(
+                f"no room to {purpose} within {timeout_seconds:g} s: {state}. Wait longer "
+                f"(kvcached.start_seconds), end another engine or lower what it holds (kvctl limit, kvctl "
+                f"floor), or say how much this one takes (kvcached.start_size) if it is less"
+            )
+        if now >= tell_at:
+            _log.info("kvcached: waiting to %s, %.0f s at most: %s", purpose, left_seconds, state)
+            tell_at = now + TELL_SECONDS
+        wait(account.fileno(), min(ASK_SECONDS, left_seconds))
+
+
+def set_floor(
+    account: FloorAccount,
+    floor_bytes: int,
+    timeout_seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Set the exact floor. Raises CapacityError if it does not fit (I3), BusyError at the end of the time."""
+    give_up_at = clock() + timeout_seconds
+    while True:
+        try:
+            return account.set_floor_bytes(floor_bytes)
+        except BusyError:
+            if clock() >= give_up_at:
+                raise
+        sleep(ASK_SECONDS)
+
+
+def _state(turn: Turn, private_bytes: int, floor_bytes: int, busy: bool) -> str:
+    """Say in numbers what is waited for."""
+    needed = (
+        f"this engine takes {format_size(private_bytes)} outside its KV cache and has a floor of "
+        f"{format_size(floor_bytes)}"
+    )
+    if busy:
+        return f"{needed}, and the ledger is busy"
+    ahead = f"{turn.ahead} started before it and still wait" if turn.ahead else "nobody is ahead of it"
+    return (
+        f"{needed}; {format_size(turn.free_bytes)} are free, {format_size(turn.missing_bytes)} are missing, "
+        f"{ahead}"
+    )
+
+
+class Loading:
+    """A thread that shows, while an engine loads, how much it has taken of what it claimed.
+
+    It also acknowledges what tools set, and comes back to a ledger that was lost, as the supply thread does
+    later: without that nobody on the device would be granted anything meanwhile.
+    """
+
+    def __init__(
+        self, account: LoadingAccount, mapped_bytes: Callable[[], int], private_bytes: Callable[[], int]
+    ) -> None:
+        self._account = account
+        self._mapped_bytes = mapped_bytes
+        self._private_bytes = private_bytes
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kvcached-loading", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take turns."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after its turn; may be repeated, and without start()."""
+        self._ended.set()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(STOP_SECONDS)
+
+    def turn(self) -> None:
+        """Tell once."""
+        self._account.acknowledge()
+        self._account.publish(self._mapped_bytes(), self._private_bytes())
+
+    def _run(self) -> None:
+        try:
+            while not self._ended.wait(SHOW_SECONDS):
+                self.turn()
+        except Exception:
+            # What was claimed stays claimed: too much is counted, never too little.
+            _log.exception("kvcached: what this engine takes while it loads is not shown any more")

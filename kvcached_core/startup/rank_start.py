@@ -1,0 +1,277 @@
+"""One rank's way into its device's ledger: a slot, its turn, and what it takes while it loads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from kvcached_core.config import Config
+from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
+from kvcached_core.driver.machine import Machine
+from kvcached_core.errors import CapacityError, ConfigError, InvariantError, KVCachedError
+from kvcached_core.ledger import Account, Runtime, snapshot
+from kvcached_core.startup.admission import Loading, set_floor, wait_for_bell, wait_for_turn
+from kvcached_core.startup.private_memory import PrivateMemory
+from kvcached_core.units import GIB, format_size
+
+CONTEXT_BYTES = GIB  # a CUDA context (0.5 GiB on an H100), buffers for communication and of the model runner
+
+Gather = Callable[[Any], list[Any]]
+
+
+class Rank(NamedTuple):
+    """Who comes: `instance` names the engine among all, `name` is what tools call it."""
+
+    engine: str
+    instance: str
+    rank: int
+    name: str
+    model: str
+
+
+def engine_lives() -> bool:
+    """Say whether the process that made this one lives; in the user's own process nothing made it."""
+    parent = multiprocessing.parent_process()
+    return parent is None or parent.is_alive()
+
+
+def in_device_order(device: str, wait: Callable[[], None], gather: Gather) -> None:
+    """Let the ranks `wait` one device after the other, in an order that all engines share.
+
+    So of two engines that want the same devices none holds one while it waits for another that the other
+    holds. `device` names it among those of all machines. What one rank raises, all raise. `gather` returns
+    what every rank says, by rank.
+    """
+    for current in sorted(set(gather(device))):
+        refusal: KVCachedError | None = None
+        if current == device:
+            try:
+                wait()
+            except KVCachedError as error:
+                refusal = error
+        refused = [text for text in gather(str(refusal) if refusal else None) if text]
+        if refused:
+            raise refusal or CapacityError(refused[0])
+
+
+class Start:
+    """What happens to a rank between its first line and its first step, and between sleep and waking."""
+
+    def __init__(
+        self,
+        settings: Config,
+        rank: Rank,
+        gather: Gather,
+        machine: Callable[[], MemoryInfo] = lambda: Machine().memory(),
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[int, float], None] = wait_for_bell,
+        lives: Callable[[], bool] = engine_lives,
+    ) -> None:
+        """`machine` returns what the system has, whatever the engines on the host share of it."""
+        self._settings = settings
+        self._rank = rank
+        self._gather = gather
+        self._machine = machine
+        self._clock = clock
+        self._wait = wait
+        self._lives = lives
+        self._account: Account | None = None
+        self._private: PrivateMemory | None = None
+        self._loading: Loading | None = None
+        self._capacity_bytes = 0
+        self._admitted = False
+        self._peak_bytes: int | None = None  # outside the KV cache, to be claimed again by wait_to_wake()
+
+    @property
+    def account(self) -> Account:
+        """The rank's account. Raises InvariantError before it is attached."""
+        if self._account is None:
+            raise InvariantError("the ledger is entered with the device")
+        return self._account
+
+    @property
+    def private(self) -> PrivateMemory:
+        """What the process takes outside its KV cache. Raises InvariantError before the device is open."""
+        if self._private is None:
+            raise InvariantError("the ledger is entered with the device")
+        return self._private
+
+    def limit_bytes(self) -> int:
+        """Return the limit of this rank, at most the device. Raises InvariantError before it is open.
+
+        An engine with a limit of its own overrides this: what is attached and estimated keeps to it.
+        """
+        capacity_bytes = self._capacity_bytes
+        if capacity_bytes <= 0:
+            raise InvariantError("the ledger is entered with the device")
+        return min(self._settings.limit.of(capacity_bytes), capacity_bytes)
+
+    # -- in this order -----------------------------------------------------------------------------------
+
+    def make_room_for_context(self, uuid: str, memory: Callable[[], MemoryInfo]) -> None:
+        """Wait until a context fits on a device that other engines may have filled.
+
+        `memory` must not make one. Returns at once where nobody else is.
+        """
+        shared = [
+            device for device in snapshot(self._runtime())
+            if device.uuid == uuid and any(owner.live for owner in device.owners)
+        ]  # fmt: skip
+        if not shared:
+            return
+        self._capacity_bytes = shared[0].capacity_bytes
+        self._account = self._attach(DeviceIdentity(uuid, ""))
+        self._wait_for_turn(memory, CONTEXT_BYTES, 0)
+
+    def enter(
+        self,
+        identity: DeviceIdentity,
+        capacity_bytes: int,
+        private: PrivateMemory,
+        mapped_bytes: Callable[[], int],
+    ) -> None:
+        """Attach to the ledger of a device that is open, unless that is done, and show what is taken."""
+        if self._account is not None and self._account.device.uuid != identity.uuid:
+            self.close()
+        self._capacity_bytes = capacity_bytes
+        if self._account is None:
+            self._account = self._attach(identity)
+        self._private = private
+        self._loading = Loading(self._account, mapped_bytes, self._private_now)
+        self._loading.start()
+
+    def wait_for_room(
+        self, memory: Callable[[], MemoryInfo], private_bytes: int, floor_bytes: int, on_host: bool
+    ) -> None:
+        """Return once what this rank will take is promised to it; the same of all other ranks.
+
+        `private_bytes` outside the KV cache and `floor_bytes` are estimates. Raises CapacityError on all
+        ranks if one of them is refused.
+        """
+        account, chosen = self.account, self._settings
+        floor = chosen.floor
+        floor_bytes = (
+            min(floor_bytes, self.limit_bytes()) if floor is None else floor.of(self._capacity_bytes)
+        )
+        if chosen.start_size is not None:
+            private_bytes = chosen.start_size.bytes
+        if on_host:
+            private_bytes = self._beyond_the_system(private_bytes, floor_bytes)
+        account.set_private_peak(0)  # the context that was waited for is there
+        in_device_order(
+            account.device_key, lambda: self._wait_for_turn(memory, private_bytes, floor_bytes), self._gather
+        )
+        # What is there already was not asked for: counted in the peak first, it never looks like a part of
+        # what is still to come.
+        account.set_private_peak(private_bytes + self.private.measure())
+        self._admitted = True
+
+    def set_floor(self, floor_bytes: int) -> None:
+        """Set the exact floor. Raises CapacityError with the numbers if it does not fit."""
+        set_floor(self.account, floor_bytes, self._settings.start_seconds, self._clock)
+
+    def end(self, activation_bytes: int) -> None:
+        """All is loaded: from now on only the activations may still come."""
+        self.stop()
+        self.account.set_private_peak(self.private.measure() + activation_bytes)
+
+    def fell_asleep(self) -> None:
+        """What was taken outside the KV cache is gone, as far as can be measured: others may take it."""
+        if self._peak_bytes is None:
+            self._peak_bytes = self.account.private_peak_bytes
+        self.account.set_private_peak(self.private.measure())
+
+    def wait_to_wake(self, memory: Callable[[], MemoryInfo]) -> None:
+        """Return once what fell_asleep() let go, and the floor, is promised again; the same of all ranks.
+
+        Raises CapacityError on all ranks if one of them is refused, and then nothing is promised.
+        """
+        account = self.account
+        try:
+            in_device_order(account.device_key, lambda: self._wait_to_wake(memory), self._gather)
+        except BaseException:
+            account.ask_no_more()
+            if self._peak_bytes is not None:
+                account.set_private_peak(self.private.measure())
+            raise
+
+    def woke(self) -> None:
+        """What was promised is there again, or will be."""
+        self.private.measure()
+        self._peak_bytes = None
+
+    def stop(self) -> None:
+        """Show nothing more of the loading; may be repeated."""
+        if self._loading is not None:
+            self._loading.stop()
+            self._loading = None
+
+    def close(self) -> None:
+        """Leave the ledger, with all memory given back; may be repeated."""
+        self.stop()
+        account, self._account = self._account, None
+        if account is not None:
+            account.detach()
+
+    # -- parts -------------------------------------------------------------------------------------------
+
+    def _private_now(self) -> int:
+        return self.private.measure() if self._admitted else 0
+
+    def _wait_to_wake(self, memory: Callable[[], MemoryInfo]) -> None:
+        if self._peak_bytes is None:
+            return
+        account, seconds = self.account, self._settings.start_seconds
+        wait_for_turn(account, memory, self._peak_bytes, account.floor_bytes, seconds, self._clock,
+                      self._sleep, "wake up")  # fmt: skip
+
+    def _wait_for_turn(self, memory: Callable[[], MemoryInfo], private_bytes: int, floor_bytes: int) -> None:
+        seconds = self._settings.start_seconds
+        wait_for_turn(self.account, memory, private_bytes, floor_bytes, seconds, self._clock, self._sleep)
+
+    def _sleep(self, fd: int, seconds: float) -> None:
+        self._wait(fd, seconds)
+        if not self._lives():
+            raise SystemExit("the engine of this rank has ended while it waited to start")
+
+    def _beyond_the_system(self, private_bytes: int, floor_bytes: int) -> int:
+        """Return what of a claim on the host must come out of what engines share.
+
+        The system's memory beyond that is there for the processes themselves.
+        """
+        beside_bytes = max(0, self._machine().free_bytes - self._capacity_bytes)
+        most_bytes = self._capacity_bytes - self._headroom_bytes() - floor_bytes
+        return max(0, min(private_bytes - beside_bytes, most_bytes))
+
+    def _headroom_bytes(self) -> int:
+        """Return what of the device is never leased; raises ConfigError if that is all of it."""
+        headroom_bytes = self._settings.headroom.of(self._capacity_bytes)
+        if headroom_bytes >= self._capacity_bytes:
+            raise ConfigError(
+                f"headroom (KVCACHED_HEADROOM) of {format_size(headroom_bytes)}: expected less than the "
+                f"{format_size(self._capacity_bytes)} of the device; lower it or, on the host, raise "
+                "host_capacity (KVCACHED_HOST_CAPACITY)"
+            )
+        return headroom_bytes
+
+    def _runtime(self) -> Runtime:
+        return Runtime.open(self._settings.runtime_dir or None)
+
+    def _attach(self, identity: DeviceIdentity) -> Account:
+        chosen, rank = self._settings, self._rank
+        return Account.attach(
+            self._runtime(),
+            identity,
+            self._capacity_bytes,
+            self._headroom_bytes(),
+            instance=rank.instance,
+            rank=rank.rank,
+            name=(chosen.name or rank.name).rstrip("/").rpartition("/")[2],
+            engine=rank.engine,
+            model=rank.model,
+            limit_bytes=self.limit_bytes(),
+            weight=chosen.weight,
+            keep_seconds=chosen.keep_seconds,
+        )

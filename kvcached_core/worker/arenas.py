@@ -1,0 +1,141 @@
+"""The arenas of one rank under one numbering of granules: those of the second begin after the first's."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from kvcached_core.driver.base import Driver
+from kvcached_core.errors import InvariantError
+from kvcached_core.geometry import Geometry
+from kvcached_core.histogram import MAP, Histogram
+from kvcached_core.worker.arena import Arena, Handles
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Arenas:
+    """One or more arenas with pages of one size. A granule has as many handles as its arena has segments.
+
+    A unit is what the ledger counts in: `unit_pages` handles; a granule is a whole number of them.
+    """
+
+    def __init__(self, driver: Driver, page_bytes: int, unit_pages: int,
+                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
+        self._driver = driver
+        self._page_bytes = page_bytes
+        self._unit_pages = unit_pages
+        self._arenas: list[Arena] = []
+        self._geometries: list[Geometry] = []
+        self.firsts: list[int] = []  # the first granule of each, which is never given up
+        self.count = 0  # granules of all
+        self.mapped: dict[int, Handles] = {}
+        self.mapped_units = self.maps = self.unmaps = 0
+        self.map_times = Histogram(MAP)
+        self._clock = clock
+
+    def add(self, geometry: Geometry, size_bytes: int | None) -> int:
+        """Reserve another arena; returns its first granule. Nothing of it is mapped."""
+        pages = len(geometry.starts)
+        if geometry.page_bytes != self._page_bytes or pages % self._unit_pages:
+            raise InvariantError(
+                f"granules of {pages} pages of {geometry.page_bytes} bytes, in units of {self._unit_pages} "
+                f"pages of {self._page_bytes} bytes"
+            )
+        end = max(geometry.starts) + geometry.block_count * geometry.stride_bytes
+        self._arenas.append(Arena(self._driver, geometry, size_bytes or end))
+        self._geometries.append(geometry)
+        self.firsts.append(self.count)
+        self.count += geometry.granule_count
+        return self.firsts[-1]
+
+    def drop_last(self) -> None:
+        """Return the addresses of the arena that was added last; nothing of it is mapped."""
+        self._arenas.pop().close()
+        self.count -= self._geometries.pop().granule_count
+        self.firsts.pop()
+
+    @property
+    def is_warming_up(self) -> bool:
+        """Say whether scratch memory is behind what is not mapped."""
+        return any(arena.is_warming_up for arena in self._arenas)
+
+    def tensor(self) -> torch.Tensor:
+        """Return the tensor over the arena that was added last."""
+        return self._arenas[-1].tensor()
+
+    def units(self, granule: int) -> int:
+        """Return the units of a granule."""
+        return len(self._geometries[self._at(granule)].starts) // self._unit_pages
+
+    def split(self, handles: Handles) -> list[Handles]:
+        """Return a granule's handles in units."""
+        size = self._unit_pages
+        return [handles[at : at + size] for at in range(0, len(handles), size)]
+
+    def map(self, first: int, granules: Sequence[Handles], stream: int) -> None:
+        """Map a row of granules of one arena, all or none; work on `stream` from now on reads zeros there.
+
+        `granules` are the handles of granule `first`, of the next one and so on.
+        """
+        at, begun, count = self._at(first), self._clock(), len(granules)
+        self._arenas[at].map(first - self.firsts[at], granules, stream)
+        self.map_times.add((self._clock() - begun) / count, count)
+        self.mapped.update(zip(range(first, first + count), granules, strict=True))
+        self.mapped_units += count * self.units(first)
+        self.maps += count
+
+    def unmap(self, first: int, count: int = 1) -> list[Handles]:
+        """Unmap a row of granules of one arena, all or none, and return their handles; their fences have
+        passed."""
+        at = self._at(first)
+        granules = self._arenas[at].unmap(first - self.firsts[at], count)
+        for granule in range(first, first + count):
+            del self.mapped[granule]
+        self.mapped_units -= count * self.units(first)
+        self.unmaps += count
+        return granules
+
+    def row(self, granules: Iterable[int], most: int) -> int:
+        """Return how many of these, `most` at most, are a row: each the next after the one before, in one
+        arena."""
+        count, last = 0, -1
+        for granule in granules:
+            if count == most or (count and (granule != last + 1 or granule in self.firsts)):
+                break
+            count, last = count + 1, granule
+        return count
+
+    def alias_all(self) -> None:
+        """Put scratch memory behind everything that is not mapped."""
+        with ExitStack() as undo:
+            for arena in self._arenas:
+                arena.alias_all()
+                undo.callback(arena.unalias)
+            undo.pop_all()
+
+    def unalias(self) -> None:
+        """Take the scratch memory away. May be repeated."""
+        self._all(Arena.unalias)
+
+    def close(self) -> None:
+        """Return the addresses; everything is unmapped and the tensors are no longer used."""
+        self._all(Arena.close)
+
+    def _all(self, call: Callable[[Arena], None]) -> None:
+        with ExitStack() as steps:
+            for arena in self._arenas:
+                steps.callback(call, arena)
+
+    def _at(self, granule: int) -> int:
+        if granule < 0:
+            raise InvariantError(f"there is no granule {granule}")
+        ends = itertools.accumulate(geometry.granule_count for geometry in self._geometries)
+        for at, end in enumerate(ends):
+            if granule < end:
+                return at
+        raise InvariantError(f"there is no granule {granule}, but {self.count}")

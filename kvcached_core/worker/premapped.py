@@ -1,0 +1,126 @@
+"""Granules that are mapped before a plan asks for them: where, and which of them are zeroed."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kvcached_core.driver.base import Driver, Fence
+from kvcached_core.worker.arena import Handles
+from kvcached_core.worker.arenas import Arenas
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """Granules that were zeroed in one go, the `number`th."""
+
+    number: int
+    fence: Fence | None = None  # behind the zeroing; None until it is recorded
+
+
+class Premapped:
+    """Guesses what the scheduler maps next, the lowest vacant granule, and maps it first.
+
+    A wrong guess costs one unmap later. Granules here are mapped in the arena, and no kernel but their
+    zeroing has touched them. Not locked: its owner is.
+    """
+
+    def __init__(self, driver: Driver, arena: Arenas, first: int, end: int) -> None:
+        """Granules `first` <= g < `end` are vacant; those below are never given back."""
+        self._driver = driver
+        self._arena = arena
+        self._zeroed: dict[int, _Row] = {}
+        self._rows = 0  # so far
+        # A vacant granule is below `fresh` and in the heap, or it is in [fresh, end).
+        self._returned: list[int] = []  # heap, each once; may hold granules that are mapped again
+        self._is_returned: set[int] = set()  # what the heap holds
+        self._fresh = first
+        self._end = end
+
+    def __len__(self) -> int:
+        return len(self._zeroed)
+
+    def __contains__(self, granule: int) -> bool:
+        return granule in self._zeroed
+
+    def granules(self) -> frozenset[int]:
+        """Return what is mapped ahead."""
+        return frozenset(self._zeroed)
+
+    def place(self, first: int, granules: Sequence[Handles]) -> None:
+        """Map a row of vacant granules and queue their zeroing; raises what the driver raises.
+
+        If the map failed nothing has changed. If only the fence did, all are here all the same: their
+        zeroing may be running, and whoever needs a fence records it.
+        """
+        self._arena.map(first, granules, self._driver.own_stream())
+        self._rows += 1
+        row = _Row(self._rows)
+        self._zeroed.update(dict.fromkeys(range(first, first + len(granules)), row))
+        self._fence(row)
+
+    def claim(self, granules: Iterable[int], stream: int) -> list[int]:
+        """Make those of these granules that are here ordinary ones, in which later work on `stream` reads
+        zeros; return them. If the driver fails nothing has changed.
+        """
+        claimed = [granule for granule in granules if granule in self._zeroed]
+        if claimed:
+            # Rows are zeroed in their order: what is behind the latest is behind all. So a step pays for one.
+            fence = self._fence(max((self._zeroed[g] for g in claimed), key=lambda row: row.number))
+            if not self._driver.passed(fence):
+                self._driver.follow(stream, fence)
+        for granule in claimed:
+            del self._zeroed[granule]
+        return claimed
+
+    def withdraw(self) -> list[Handles]:
+        """Unmap the highest granule, which is wanted last, and return its handles.
+
+        Nothing if there is none, or while it is being zeroed.
+        """
+        if not self._zeroed:
+            return []
+        granule = max(self._zeroed)
+        if not self._driver.passed(self._fence(self._zeroed[granule])):
+            return []
+        withdrawn = self._arena.unmap(granule)
+        del self._zeroed[granule]
+        self.vacated(granule)
+        return withdrawn
+
+    def forget(self, granule: int) -> None:
+        """Count a granule as an ordinary one, if it is here."""
+        self._zeroed.pop(granule, None)
+
+    def vacated(self, granule: int) -> None:
+        """Note that a granule was unmapped."""
+        if granule < self._fresh and granule not in self._is_returned:
+            self._is_returned.add(granule)
+            heapq.heappush(self._returned, granule)
+
+    def vacant_row(self, most: int) -> range:
+        """Return the lowest granule that is not mapped, and those after it up to the next that is; `most` in
+        all."""
+        first = self.lowest_vacant()
+        if first is None:
+            return range(0)
+        end = min(first + most, self._end)
+        return range(first, next((g for g in range(first, end) if g in self._arena.mapped), end))
+
+    def lowest_vacant(self) -> int | None:
+        """Return the lowest granule that is not mapped, or None."""
+        mapped = self._arena.mapped
+        while self._returned and self._returned[0] in mapped:
+            self._is_returned.remove(heapq.heappop(self._returned))
+        if self._returned:
+            return self._returned[0]
+        while self._fresh < self._end and self._fresh in mapped:
+            self._fresh += 1
+        return self._fresh if self._fresh < self._end else None
+
+    def _fence(self, row: _Row) -> Fence:
+        """Return a fence behind a row's zeroing."""
+        if row.fence is None:
+            row.fence = self._driver.record(self._driver.own_stream())
+        return row.fence
