@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kvcached_core.ledger import Runtime
-from kvcached_core.ledger.tools.metric_definitions import DEVICE_FIGURES, ENGINE_FIGURES, TIME_FIGURES
+from kvcached_core.ledger.tools.metric_definitions import DEVICE_METRICS, DURATION_METRICS, ENGINE_METRICS
 from kvctl.frame import View
 from kvctl.metrics import PREFIX, READABLE
 from kvctl.spec import COMMANDS, COMMON, EXIT_CODES, Argument, Command
@@ -58,12 +58,12 @@ def _arguments(arguments: tuple[Argument, ...]) -> str:
 def _metrics() -> str:
     def rows() -> Iterator[str]:
         yield f"| {READABLE} | gauge | none | 1 if the ledgers can be read. |"
-        for device in DEVICE_FIGURES:
+        for device in DEVICE_METRICS:
             yield f"| {PREFIX}{device.name} | gauge | device | {device.help} |"
-        for engine in ENGINE_FIGURES:
+        for engine in ENGINE_METRICS:
             kind = "counter" if engine.counter else "gauge"
             yield f"| {PREFIX}{engine.name} | {kind} | engine | {engine.help} |"
-        for time in TIME_FIGURES:
+        for time in DURATION_METRICS:
             yield f"| {PREFIX}{time.name} | histogram | engine | {time.help} |"
 
     head = ("| metric | type | labels | meaning |", "|---|---|---|---|")

@@ -12,7 +12,7 @@ from kvcached_core.histogram import HistogramReading
 from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.invariants import check
 from kvcached_core.ledger.snapshot import DeviceSnapshot, OwnerSnapshot, snapshot
-from kvcached_core.ledger.tools.metric_definitions import TIME_FIGURES, asked_bytes
+from kvcached_core.ledger.tools.metric_definitions import DURATION_METRICS, asked_bytes
 from kvcached_core.units import format_size
 from kvctl.bars import COLOURS, Part, bar, can_draw
 from kvctl.codes import Code, no_such_engine
@@ -159,7 +159,7 @@ def device_data(device: DeviceSnapshot, names: Container[str]) -> dict[str, Any]
             "floor_bytes": owner.floor_bytes,
             "weight": owner.weight_wanted,
             "asked_bytes": asked_bytes(owner, now_ms),
-            **{figure.name: _times_data(figure.value(owner)) for figure in TIME_FIGURES},
+            **{figure.name: _times_data(figure.value(owner)) for figure in DURATION_METRICS},
         }
         for owner in device.owners
         if owner.name in names

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from kvcached_core.errors import KVCachedError
 from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.snapshot import DeviceSnapshot, OwnerSnapshot, snapshot
-from kvcached_core.ledger.tools.metric_definitions import DEVICE_FIGURES, ENGINE_FIGURES, TIME_FIGURES
+from kvcached_core.ledger.tools.metric_definitions import DEVICE_METRICS, DURATION_METRICS, ENGINE_METRICS
 from kvctl.codes import Failure
 from kvctl.devices import choose_devices
 
@@ -47,10 +47,10 @@ _READABLE_HELP = "1 if the ledgers can be read."
 
 
 def _device_families(devices: Mapping[int, DeviceSnapshot]) -> Iterator[Metric]:
-    for figure in DEVICE_FIGURES:
-        family = GaugeMetricFamily(PREFIX + figure.name, figure.help, labels=DEVICE_LABELS)
+    for metric in DEVICE_METRICS:
+        family = GaugeMetricFamily(PREFIX + metric.name, metric.help, labels=DEVICE_LABELS)
         for place, device in devices.items():
-            family.add_metric([str(place), device.uuid], float(figure.value(device)))
+            family.add_metric([str(place), device.uuid], float(metric.value(device)))
         yield family
 
 
@@ -65,13 +65,13 @@ def _living(devices: Mapping[int, DeviceSnapshot]) -> dict[tuple[str, ...], Owne
 
 
 def _engine_families(owners: Mapping[tuple[str, ...], OwnerSnapshot]) -> Iterator[Metric]:
-    for figure in ENGINE_FIGURES:
-        kind = CounterMetricFamily if figure.counter else GaugeMetricFamily
-        family = kind(PREFIX + figure.name, figure.help, labels=ENGINE_LABELS)
+    for metric in ENGINE_METRICS:
+        kind = CounterMetricFamily if metric.counter else GaugeMetricFamily
+        family = kind(PREFIX + metric.name, metric.help, labels=ENGINE_LABELS)
         for labels, owner in owners.items():
-            family.add_metric(labels, float(figure.value(owner)))
+            family.add_metric(labels, float(metric.value(owner)))
         yield family
-    for time in TIME_FIGURES:
+    for time in DURATION_METRICS:
         histogram = HistogramMetricFamily(PREFIX + time.name, time.help, labels=ENGINE_LABELS)
         for labels, owner in owners.items():
             took = time.value(owner)
@@ -81,6 +81,6 @@ def _engine_families(owners: Mapping[tuple[str, ...], OwnerSnapshot]) -> Iterato
 
 def names() -> Iterable[str]:
     """Return the names of all metrics."""
-    plain = (figure.name for figure in (*DEVICE_FIGURES, *ENGINE_FIGURES))
-    times = (f"{figure.name}_{part}" for figure in TIME_FIGURES for part in ("bucket", "count", "sum"))
+    plain = (metric.name for metric in (*DEVICE_METRICS, *ENGINE_METRICS))
+    times = (f"{metric.name}_{part}" for metric in DURATION_METRICS for part in ("bucket", "count", "sum"))
     return (READABLE, *(PREFIX + name for name in (*plain, *times)))

@@ -87,5 +87,8 @@ def test_the_table_of_the_layout_has_every_field_once() -> None:
     for first, _, last in (row.partition(" to ") for row in rows):
         found += names[names.index(first) : names.index(last or first) + 1]
     assert found == names and sum(" to " in row for row in rows) == 2
+    assert layout.table() in (Path(__file__).parents[2] / "docs/design.md").read_text(), (
+        "docs/design.md is stale"
+    )
     assert layout.SLOT_WORDS * layout.WORD <= layout.SLOT_BYTES
     assert layout.HEADER_WORDS * layout.WORD <= layout.HEADER_BYTES

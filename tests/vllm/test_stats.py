@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from kvcached_core.ledger import Runtime
-from kvcached_core.ledger.tools.metric_definitions import ENGINE_FIGURES, TIME_FIGURES
+from kvcached_core.ledger.tools.metric_definitions import DURATION_METRICS, ENGINE_METRICS
 from tests.ledger.helpers import GRANULE, attach, die, hold
 from tests.vllm.test_support import vllm_config
 from vllm_kvcached.stats import LABELS, PREFIX, InstanceCollector, KVCachedStats
@@ -63,8 +63,8 @@ def test_an_elastic_engine_shows_all_figures_of_its_own_ranks(runtime: Runtime) 
     hold(first, 3)
     logger = KVCachedStats(config)
     assert told()[f"{PREFIX}held_bytes/0"] == 3 * GRANULE and told()[f"{PREFIX}held_bytes/1"] == 0
-    times = [f"{figure.name}_{part}" for figure in TIME_FIGURES for part in ("bucket", "count", "sum")]
-    names = [*times, *(figure.name for figure in ENGINE_FIGURES)]
+    times = [f"{figure.name}_{part}" for figure in DURATION_METRICS for part in ("bucket", "count", "sum")]
+    names = [*times, *(figure.name for figure in ENGINE_METRICS)]
     assert set(told()) == {f"{PREFIX}{name}/{rank}" for name in names for rank in (0, 1)}
     hold(first, 2)
     logger.record(scheduler_stats=None, iteration_stats=None, engine_idx=0)

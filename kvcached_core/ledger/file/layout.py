@@ -1,9 +1,9 @@
-"""Where each word of a ledger file is, who writes it, and what its death means.
+"""The layout of a ledger file: every field, its writer, and what becomes of it when the writer dies.
 
-A file is a header and slots of 8-byte little-endian words; texts are utf-8, zero padded. Both the header
-and a slot grow only at their end (a minor version); their sizes stand in the header, so that versions
-which differ only there work on one file. Byte counts are per rank, which is per slot. Words that end in _ms
-are milliseconds of CLOCK_MONOTONIC, which all processes of a machine share.
+A file is a header and slots of 8-byte little-endian words; a text is utf-8, padded with zeros. Header and
+slot grow only at their end, in a minor version, and the header states their sizes: so versions that differ
+only there can share a file. A slot holds one rank, so its byte counts are of that rank. Fields that end in
+_ms are milliseconds of CLOCK_MONOTONIC, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ WORD = 8
 MAGIC = int.from_bytes(b"KVLEDGER", "little")
 MAJOR, MINOR = 1, 2
 HEADER_BYTES, SLOT_BYTES, SLOT_COUNT = 512, 1024, 64
-WORD_LIMIT = 1 << 62  # every value of every field is below it; a greater one is damage
+WORD_LIMIT = 1 << 62  # every value of every field is below this; a greater value is damage
 
-FREE = 0  # `claim` of a slot that nobody has
-UNHEARD = 1  # `claim` of a slot whose owner lives but has not yet written its numbers into this file
-# The first of the fields that came with a minor version: the claim for which they hold, since an owner of the
-# version before writes none of them.
+FREE = 0  # `claim` of a free slot
+UNHEARD = 1  # `claim` of a slot whose living owner has not yet written its numbers into this file
+# The first field of each minor version. It equals the slot's claim if the owner writes that version's fields.
+# An owner of an earlier version leaves there the words of the slot's last owner.
 MINOR_1, MINOR_2 = "spoken_claim", "timed_claim"
 FIRST_CLAIM = 16  # claims of owners are random numbers from here on, new for every claim
 
 
 class Field(NamedTuple):
-    """One field. `writer`: owner (worker), engine (scheduler), tool or any; `locked`: under the lock."""
+    """One field. `writer`: maker (of the file), owner (worker), engine (scheduler), tool (kvctl) or any;
+    `locked`: written only under the ledger's lock; `at_death`: what becomes of it when its owner dies."""
 
     name: str
     writer: str
@@ -37,34 +38,39 @@ class Field(NamedTuple):
     meaning: str
     at_death: str = "ignored"
     text_bytes: int = 0
-    series: str = ""  # of fields with the same one the table shows a row
+    series: str = ""  # the table shows fields of one series in one row
 
 
 HEADER = (
     Field("magic", "maker", True, "KVLEDGER"),
-    Field("major", "maker", True, "another one is refused while its owners live"),
-    Field("minor", "maker", True, "more fields at the end; nothing else may differ"),
-    Field("header_bytes", "maker", True, "where slot 0 begins"),
-    Field("slot_bytes", "maker", True, "distance of two slots"),
-    Field("slot_count", "maker", True, "how many slots"),
-    Field("capacity_bytes", "maker", True, "what the device holds"),
-    Field("headroom_bytes", "maker", True, "what is never leased"),
-    Field("generation", "maker", True, "random; tells a file that was made anew from the one before"),
-    Field("free_bytes", "any", True, "what the driver called free at the latest lease"),
-    Field("total_bytes", "any", True, "what the driver called total at the latest lease"),
-    Field("uuid", "maker", True, "the device", text_bytes=64),
-    Field("outside_bytes", "any", True, "what the ledger could not explain at the latest lease"),
+    Field("major", "maker", True, "layout version; a file of another one is refused while its owners live"),
+    Field("minor", "maker", True, "adds fields at the end of header and slot, and changes nothing else"),
+    Field("header_bytes", "maker", True, "size of the header: slot 0 begins here"),
+    Field("slot_bytes", "maker", True, "size of one slot"),
+    Field("slot_count", "maker", True, "number of slots"),
+    Field("capacity_bytes", "maker", True, "device memory that engines share"),
+    Field("headroom_bytes", "maker", True, "part of the capacity that is never leased"),
+    Field("generation", "maker", True, "random number; a file made anew has another one"),
+    Field("free_bytes", "any", True, "free memory reported by the driver at the latest lease"),
+    Field("total_bytes", "any", True, "total memory reported by the driver at the latest lease"),
+    Field("uuid", "maker", True, "UUID of the device", text_bytes=64),
+    Field("outside_bytes", "any", True, "memory used by processes outside the ledger, at the latest lease"),
 )
 
 _COUNTED = "counted until the slot is swept"
 
 
-def _control(what: str, meaning: str) -> tuple[Field, ...]:
+def _control(control: str, meaning: str) -> tuple[Field, ...]:
     return (
-        Field(f"{what}_wanted", "tool", True, meaning),
-        Field(f"{what}_wanted_generation", "tool", True, "raised after the value it belongs to"),
-        Field(f"{what}_applied", "owner", False, "what the owner goes by"),
-        Field(f"{what}_applied_generation", "owner", False, "the acknowledgement, after its value"),
+        Field(f"{control}_wanted", "tool", True, meaning),
+        Field(f"{control}_wanted_generation", "tool", True, f"raised by 1 after each new {control}_wanted"),
+        Field(f"{control}_applied", "owner", False, f"the {control} that the owner has applied"),
+        Field(
+            f"{control}_applied_generation",
+            "owner",
+            False,
+            f"the {control}_wanted_generation that is applied; written after {control}_applied",
+        ),
     )
 
 
@@ -74,78 +80,106 @@ def _times(buckets: Buckets, meaning: str) -> tuple[Field, ...]:
 
 SLOT = (
     Field(
-        "claim", "owner", True, "0 free, 1 not heard of, else the identity of this claim", "set to 0 first"
+        "claim",
+        "owner",
+        True,
+        "0: free; 1: its living owner has yet to write it; else a random number",
+        "set to 0 by the next sweep",
     ),
-    Field("rank", "owner", True, "which worker of the instance"),
-    Field("worker_pid", "owner", True, "for people; says nothing of liveness"),
-    Field("instance", "owner", True, "with rank the key", text_bytes=64),
-    Field("name", "owner", True, "what tools call it; unique among live instances", text_bytes=64),
-    Field("engine", "owner", True, "vllm or sglang and its version", text_bytes=32),
-    Field("model", "owner", True, "for people", text_bytes=128),
-    Field("page_bytes", "owner", False, "one page"),
+    Field("rank", "owner", True, "rank of the worker in its engine instance"),
+    Field("worker_pid", "owner", True, "process id, for people; never used to tell whether the owner lives"),
+    Field("instance", "owner", True, "id of the engine instance; with rank the key of a slot", text_bytes=64),
+    Field("name", "owner", True, "name that tools use; unique among living instances", text_bytes=64),
+    Field("engine", "owner", True, "vllm or sglang, with its version", text_bytes=32),
+    Field("model", "owner", True, "model name, for people", text_bytes=128),
+    Field("page_bytes", "owner", False, "size of a page"),
     Field("granule_bytes", "owner", False, "one page in every segment; 0 before describe()"),
-    Field("granule_count", "owner", False, "of the whole reserved range"),
-    Field("blocks_per_granule", "owner", False, "blocks wholly inside one granule"),
-    Field("block_count", "owner", False, "of the whole reserved range"),
-    Field("stride_bytes", "owner", False, "distance of two blocks in a segment"),
-    *_control("limit", "bytes it may never exceed; the capacity stands for the device"),
-    *_control("floor", "bytes it can always get back"),
-    *_control("weight", "its share when there is not enough"),
+    Field("granule_count", "owner", False, "granules in the whole reserved range"),
+    Field("blocks_per_granule", "owner", False, "blocks that lie wholly inside one granule"),
+    Field("block_count", "owner", False, "blocks in the whole reserved range"),
+    Field("stride_bytes", "owner", False, "distance between two blocks in a segment"),
+    *_control("limit", "most bytes that may be leased; the capacity if there is no limit"),
+    *_control("floor", "bytes that the engine can always get back"),
+    *_control("weight", "share of memory when demand exceeds the device, relative to other engines"),
     Field(
-        "leased_bytes", "owner", False, "promised; raised under the lock before memory is created", _COUNTED
+        "leased_bytes",
+        "owner",
+        False,
+        "bytes promised to the owner; raised under the lock, before memory is created",
+        _COUNTED,
     ),
-    Field("ready_bytes", "owner", False, "backed by handles that exist", _COUNTED),
-    Field("mapped_bytes", "owner", False, "mapped in the arena", _COUNTED),
-    Field("ceiling_bytes", "owner", False, "max(limit, what was leased when the limit was lowered)"),
-    Field("private_now_bytes", "owner", False, "taken outside the KV cache now", _COUNTED),
-    Field("private_peak_bytes", "owner", False, "what that may become", _COUNTED),
-    Field("created_granules", "owner", False, "ever created, less those withdrawn"),
-    Field("released_granules", "owner", False, "ever released; only grows"),
-    Field("demand_bytes", "owner", False, "wanted and not leased"),
-    Field("reclaim_bytes", "any", True, "asked to give back"),
-    Field("leases", "owner", False, "leases that got something"),
-    Field("lease_bytes", "owner", False, "sum of all that was leased"),
-    Field("refusals", "owner", False, "leases that got less than asked for"),
-    Field("maps", "owner", False, "granules ever mapped"),
-    Field("unmaps", "owner", False, "granules ever unmapped"),
-    Field("create_failures", "owner", False, "promises that the driver could not keep"),
-    Field("wanted_bytes", "engine", False, "the lease the scheduler wants, absolute"),
-    Field("ordered_granules", "engine", False, "granules ever ordered to be released"),
-    Field("used_bytes", "engine", False, "in blocks that requests hold"),
-    Field("cached_bytes", "engine", False, "in blocks that only the prefix cache keeps"),
-    Field("stranded_bytes", "engine", False, "the rest of partly used granules"),
-    Field("evictions", "engine", False, "cached blocks ever evicted for memory"),
-    Field("preemptions", "engine", False, "requests ever preempted"),
+    Field("ready_bytes", "owner", False, "bytes for which handles exist", _COUNTED),
+    Field("mapped_bytes", "owner", False, "bytes mapped in the arena", _COUNTED),
+    Field(
+        "ceiling_bytes",
+        "owner",
+        False,
+        "max(limit, leased_bytes when the limit was lowered); falls with leased_bytes",
+    ),
+    Field("private_now_bytes", "owner", False, "memory it uses outside the KV cache now", _COUNTED),
+    Field("private_peak_bytes", "owner", False, "most memory it may use outside the KV cache", _COUNTED),
+    Field("created_granules", "owner", False, "granules created so far, less those withdrawn"),
+    Field("released_granules", "owner", False, "granules released so far; never falls"),
+    Field("demand_bytes", "owner", False, "bytes wanted and not leased"),
+    Field("reclaim_bytes", "any", True, "bytes that the owner is asked to give back"),
+    Field("leases", "owner", False, "leases that were granted memory"),
+    Field("lease_bytes", "owner", False, "bytes leased so far"),
+    Field("refusals", "owner", False, "leases that got less than they asked for"),
+    Field("maps", "owner", False, "granules mapped so far"),
+    Field("unmaps", "owner", False, "granules unmapped so far"),
+    Field("create_failures", "owner", False, "leases that the driver could not fill"),
+    Field("wanted_bytes", "engine", False, "bytes that the scheduler wants leased in all"),
+    Field("ordered_granules", "engine", False, "granules that the scheduler has ordered released so far"),
+    Field("used_bytes", "engine", False, "bytes in blocks that requests hold"),
+    Field("cached_bytes", "engine", False, "bytes in blocks that only the prefix cache keeps"),
+    Field("stranded_bytes", "engine", False, "bytes of empty blocks in partly used granules"),
+    Field("evictions", "engine", False, "cached blocks evicted so far to free memory"),
+    Field("preemptions", "engine", False, "requests preempted so far"),
     Field("busy", "engine", False, "1 while requests run"),
     # Minor 1. An owner of minor 0 never writes these: they hold only where `spoken_claim` is the claim.
-    Field("spoken_claim", "owner", True, "the claim for which the words below hold"),
-    Field("needed_bytes", "engine", False, "of wanted_bytes: what requests hold or are about to take"),
-    Field("idle_since_ms", "engine", False, "0 while requests run, else when the last one ended"),
-    Field("target_bytes", "any", True, "asked to hold at most this; 0 is not asked"),
-    Field("must_bytes", "any", True, "likewise for the floor of another: by preemption if need be"),
-    Field("asked_until_ms", "any", True, "when what is asked lapses, unless it is asked again"),
-    Field("short_at_ms", "owner", True, "when it last wanted more than it got"),
+    Field("spoken_claim", "owner", True, "equals claim if the owner writes the fields of minor 1"),
+    Field("needed_bytes", "engine", False, "part of wanted_bytes that requests hold or are about to take"),
+    Field("idle_since_ms", "engine", False, "time at which the last request ended; 0 while requests run"),
+    Field("target_bytes", "any", True, "most bytes that the owner is asked to hold; 0: it is not asked"),
+    Field(
+        "must_bytes",
+        "any",
+        True,
+        "the same for another engine's floor: the owner preempts requests if it must; 0: not asked",
+    ),
+    Field("asked_until_ms", "any", True, "time at which the request lapses unless it is repeated"),
+    Field("short_at_ms", "owner", True, "time of the latest lease that got less than it asked for"),
     Field(
         "coming_bytes",
         "owner",
         True,
-        "of its demand, what is on its way: next, or asked of others",
+        "part of demand_bytes that the next lease brings, or that others are asked to give back",
     ),
-    Field("kept_until_ms", "owner", True, "until then what its requests need goes to floors only"),
-    Field("starting_bytes", "owner", True, "claimed by an engine that waits for its start"),
-    Field("queued_at_ms", "owner", True, "since when it waits for its start"),
-    Field("reclaims", "any", True, "times asked to give back"),
+    Field(
+        "kept_until_ms",
+        "owner",
+        True,
+        "time until which memory that requests need is reclaimed only for another engine's floor",
+    ),
+    Field("starting_bytes", "owner", True, "memory claimed by an engine that waits to start"),
+    Field("queued_at_ms", "owner", True, "time at which the engine began to wait for its start; else 0"),
+    Field("reclaims", "any", True, "times that the owner was asked to give memory back"),
     # Minor 2.
-    Field("timed_claim", "owner", True, "the claim for which the words below hold"),
-    Field("created_most", "engine", False, "of those created, what is counted on: the rest is to go; 0: all"),
-    Field("asked_since_ms", "any", True, "when what is asked was asked first"),
-    *_times(MAP, "counts of maps of a granule by how long they took, each once, and the sum"),
-    *_times(RECLAIM, "likewise from being asked to give back until it is met"),
+    Field("timed_claim", "owner", True, "equals claim if the owner writes the fields of minor 2"),
+    Field(
+        "created_most",
+        "engine",
+        False,
+        "part of created_granules that the scheduler may use; the worker withdraws the rest; 0: all",
+    ),
+    Field("asked_since_ms", "any", True, "time at which the standing request to give back was first made"),
+    *_times(MAP, "histogram of the time to map a granule: a count for each bucket, and the sum"),
+    *_times(RECLAIM, "histogram of the time from a request to give back until it was met"),
 )
 
 
 def _offsets(fields: Iterable[Field]) -> tuple[dict[str, int], int]:
-    """Return the index in words of each field, and how many words there are."""
+    """Return the index in words of each field, and the number of words."""
     at: dict[str, int] = {}
     words = 0
     for field in fields:
@@ -171,12 +205,12 @@ def encode_text(text: str, size_bytes: int) -> bytes:
 
 
 def decode_text(data: bytes) -> str:
-    """Read a text field; bytes that are no utf-8 show as replacement characters."""
+    """Read a text field; bytes that are not utf-8 become replacement characters."""
     return data.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
 def table() -> str:
-    """Return the slot as a Markdown table, as docs/design.md shows it."""
+    """Return the fields of a slot as the Markdown table of docs/design.md."""
     rows = ["| field | who writes | under the lock | at death | meaning |", "|---|---|---|---|---|"]
     for _, group in itertools.groupby(SLOT, key=lambda field: field.series or field.name):
         field, *more = group

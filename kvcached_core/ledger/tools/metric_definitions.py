@@ -1,4 +1,4 @@
-"""The figures that monitoring is told of a ledger: their names, what they mean, and how they are read."""
+"""The metrics of a ledger for monitoring: name, HELP text, and how each is read from a snapshot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvcached_core.ledger.invariants import check
 from kvcached_core.ledger.snapshot import DeviceSnapshot, OwnerSnapshot
 
 
-class DeviceFigure(NamedTuple):
+class DeviceMetric(NamedTuple):
     """A gauge of a device."""
 
     name: str
@@ -19,7 +19,7 @@ class DeviceFigure(NamedTuple):
     value: Callable[[DeviceSnapshot], float]
 
 
-class EngineFigure(NamedTuple):
+class EngineMetric(NamedTuple):
     """A gauge or a counter of one rank of an engine."""
 
     name: str
@@ -28,15 +28,15 @@ class EngineFigure(NamedTuple):
     counter: bool = False
 
 
-class TimeFigure(NamedTuple):
-    """A histogram of one rank of an engine."""
+class DurationMetric(NamedTuple):
+    """A histogram of durations, in seconds, of one rank of an engine."""
 
     name: str
     help: str
     value: Callable[[OwnerSnapshot], HistogramReading]
 
 
-def _word(name: str) -> Callable[[OwnerSnapshot], float]:
+def _field(name: str) -> Callable[[OwnerSnapshot], float]:
     return lambda owner: float(getattr(owner, name))
 
 
@@ -45,72 +45,76 @@ def _private(device: DeviceSnapshot) -> int:
 
 
 def asked_bytes(owner: OwnerSnapshot, now_ms: int) -> int:
-    """Return what it is asked to give back and still holds; what was asked lapses unless asked again."""
+    """Return the bytes that a rank has been asked to give back and still holds; 0 once the request lapsed."""
     if owner.target_bytes == 0 or now_ms >= owner.asked_until_ms:
         return 0
     return max(0, owner.leased_bytes - owner.target_bytes)
 
 
-def _asked(owner: OwnerSnapshot) -> float:
+def _asked_now(owner: OwnerSnapshot) -> float:
     return asked_bytes(owner, time.monotonic_ns() // 1_000_000)
 
 
-DEVICE_FIGURES = (
-    DeviceFigure("device_capacity_bytes", "What engines share of the device.",
+DEVICE_METRICS = (
+    DeviceMetric("device_capacity_bytes", "Device memory that engines share.",
                  lambda device: device.capacity_bytes),
-    DeviceFigure("device_headroom_bytes", "What of it is never leased.",
+    DeviceMetric("device_headroom_bytes", "Part of the capacity that is never leased.",
                  lambda device: device.headroom_bytes),
-    DeviceFigure("device_leased_bytes", "What all engines were promised.",
+    DeviceMetric("device_leased_bytes", "KV memory promised to all engines.",
                  lambda device: device.leased_bytes),
-    DeviceFigure("device_total_bytes", "What the driver calls total, as of the latest lease.",
+    DeviceMetric("device_total_bytes", "Total memory reported by the driver at the latest lease.",
                  lambda device: device.total_bytes),
-    DeviceFigure("device_free_bytes", "What the driver called free at the latest lease.",
+    DeviceMetric("device_free_bytes", "Free memory reported by the driver at the latest lease.",
                  lambda device: device.free_bytes),
-    DeviceFigure("device_other_bytes",
-                 "What is not KV memory: weights, activations, other processes; as of the latest lease.",
+    DeviceMetric("device_other_bytes",
+                 "Memory that is not KV memory (weights, activations, other processes) at the latest lease.",
                  lambda device: _private(device) + device.outside_bytes),
-    DeviceFigure("device_outside_bytes",
-                 "What processes held that the ledger does not know, as of the latest lease.",
+    DeviceMetric("device_outside_bytes",
+                 "Memory used by processes outside the ledger, at the latest lease.",
                  lambda device: device.outside_bytes),
-    DeviceFigure("device_floors_bytes", "All floors together.",
+    DeviceMetric("device_floors_bytes", "Sum of all engines' floors.",
                  lambda device: sum(owner.floor_bytes for owner in device.owners)),
-    DeviceFigure("device_stale_slots", "Slots whose owner is dead and which nobody has swept yet.",
+    DeviceMetric("device_stale_slots", "Slots of dead workers that no engine has freed yet.",
                  lambda device: sum(not owner.live for owner in device.owners)),
-    DeviceFigure("device_sound", "1 if every invariant of the ledger holds.",
+    DeviceMetric("device_sound", "1 if every invariant of the ledger holds.",
                  lambda device: not check(device)),
 )  # fmt: skip
-ENGINE_FIGURES = (
-    EngineFigure("held_bytes", "KV memory that exists.", _word("ready_bytes")),
-    EngineFigure("leased_bytes", "KV memory that is promised.", _word("leased_bytes")),
-    EngineFigure("used_bytes", "In blocks that requests hold.", _word("used_bytes")),
-    EngineFigure("cached_bytes", "In blocks that only the prefix cache keeps.",
-                 _word("cached_bytes")),
-    EngineFigure("spare_bytes", "Ready and empty.", _word("spare_bytes")),
-    EngineFigure("stranded_bytes", "The rest of partly used granules.", _word("stranded_bytes")),
-    EngineFigure("needed_bytes", "What requests hold or are about to take.", _word("needed_bytes")),
-    EngineFigure("wanted_bytes", "That, and cache and spare.", _word("wanted_bytes")),
-    EngineFigure("demand_bytes", "Asked for and not got.", _word("demand_bytes")),
-    EngineFigure("asked_bytes", "Asked to give back, and still held.",
-                 _asked),
-    EngineFigure("limit_bytes", "What it may hold at most.", _word("limit_bytes")),
-    EngineFigure("floor_bytes", "What it can always get back.", _word("floor_bytes")),
-    EngineFigure("weight", "Its share when there is not enough.", _word("weight_wanted")),
-    EngineFigure("private_bytes", "What the worker takes outside its KV memory.",
-                 _word("private_now_bytes")),
-    EngineFigure("busy", "1 while requests run.", _word("busy")),
-    EngineFigure("leases_total", "Leases that got something.", _word("leases"), True),
-    EngineFigure("lease_bytes_total", "Sum of all that was leased.", _word("lease_bytes"), True),
-    EngineFigure("refusals_total", "Leases that got less than asked for.", _word("refusals"), True),
-    EngineFigure("reclaims_total", "Times asked to give back.", _word("reclaims"), True),
-    EngineFigure("evictions_total", "Cached blocks evicted for memory.", _word("evictions"), True),
-    EngineFigure("preemptions_total", "Requests preempted.", _word("preemptions"), True),
-    EngineFigure("driver_errors_total", "Promises that the driver could not keep.",
-                 _word("create_failures"), True),
-    EngineFigure("maps_total", "Granules mapped.", _word("maps"), True),
-    EngineFigure("unmaps_total", "Granules unmapped.", _word("unmaps"), True),
+ENGINE_METRICS = (
+    EngineMetric("held_bytes", "KV memory that exists.", _field("ready_bytes")),
+    EngineMetric("leased_bytes", "KV memory promised to the engine.", _field("leased_bytes")),
+    EngineMetric("used_bytes", "KV memory in blocks that requests hold.", _field("used_bytes")),
+    EngineMetric("cached_bytes", "KV memory in blocks that only the prefix cache keeps.",
+                 _field("cached_bytes")),
+    EngineMetric("spare_bytes", "KV memory that exists and is empty.", _field("spare_bytes")),
+    EngineMetric("stranded_bytes", "Empty blocks in granules that are partly used.",
+                 _field("stranded_bytes")),
+    EngineMetric("needed_bytes", "KV memory that requests hold or are about to take.",
+                 _field("needed_bytes")),
+    EngineMetric("wanted_bytes", "KV memory wanted: needed, cached and spare.", _field("wanted_bytes")),
+    EngineMetric("demand_bytes", "Bytes the engine wants and has not been granted.",
+                 _field("demand_bytes")),
+    EngineMetric("asked_bytes", "Bytes the engine was asked to give back and still holds.", _asked_now),
+    EngineMetric("limit_bytes", "Most KV memory the engine may hold.", _field("limit_bytes")),
+    EngineMetric("floor_bytes", "KV memory the engine can always get back.", _field("floor_bytes")),
+    EngineMetric("weight", "The engine's share of memory when demand exceeds the device.",
+                 _field("weight_wanted")),
+    EngineMetric("private_bytes", "Memory the worker uses outside its KV cache.",
+                 _field("private_now_bytes")),
+    EngineMetric("busy", "1 while requests run.", _field("busy")),
+    EngineMetric("leases_total", "Leases that were granted memory.", _field("leases"), True),
+    EngineMetric("lease_bytes_total", "Bytes leased since the engine started.", _field("lease_bytes"), True),
+    EngineMetric("refusals_total", "Leases that got less than they asked for.", _field("refusals"), True),
+    EngineMetric("reclaims_total", "Times the engine was asked to give memory back.", _field("reclaims"),
+                 True),
+    EngineMetric("evictions_total", "Cached blocks evicted to free memory.", _field("evictions"), True),
+    EngineMetric("preemptions_total", "Requests preempted.", _field("preemptions"), True),
+    EngineMetric("driver_errors_total", "Leases that the driver could not fill.",
+                 _field("create_failures"), True),
+    EngineMetric("maps_total", "Granules mapped.", _field("maps"), True),
+    EngineMetric("unmaps_total", "Granules unmapped.", _field("unmaps"), True),
 )  # fmt: skip
-TIME_FIGURES = (
-    TimeFigure("map_seconds", "How long it took to map a granule.", lambda owner: owner.map_seconds),
-    TimeFigure("reclaim_seconds", "From being asked to give back until it was met.",
-               lambda owner: owner.reclaim_seconds),
+DURATION_METRICS = (
+    DurationMetric("map_seconds", "Time to map a granule.", lambda owner: owner.map_seconds),
+    DurationMetric("reclaim_seconds", "Time from being asked to give memory back until it was given back.",
+                   lambda owner: owner.reclaim_seconds),
 )  # fmt: skip

@@ -17,7 +17,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from kvcached_core.errors import KVCachedError
 from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.snapshot import OwnerSnapshot, snapshot
-from kvcached_core.ledger.tools.metric_definitions import ENGINE_FIGURES, TIME_FIGURES
+from kvcached_core.ledger.tools.metric_definitions import DURATION_METRICS, ENGINE_METRICS
 from vllm_kvcached import SCHEDULER
 from vllm_kvcached.support import instance, settings
 
@@ -41,7 +41,7 @@ class InstanceCollector:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every figure of every rank; none while the ledger cannot be read."""
+        """Yield every metric of every rank; none while the ledger cannot be read."""
         owners: list[tuple[str, OwnerSnapshot]] = []
         with contextlib.suppress(KVCachedError):
             owners = [
@@ -50,13 +50,13 @@ class InstanceCollector:
                 for owner in device.owners
                 if owner.live and owner.heard and owner.instance == self.instance_id
             ]
-        for figure in ENGINE_FIGURES:
-            kind = CounterMetricFamily if figure.counter else GaugeMetricFamily
-            family = kind(PREFIX + figure.name, figure.help, labels=LABELS)
+        for metric in ENGINE_METRICS:
+            kind = CounterMetricFamily if metric.counter else GaugeMetricFamily
+            family = kind(PREFIX + metric.name, metric.help, labels=LABELS)
             for uuid, owner in owners:
-                family.add_metric((*self._labels, uuid, str(owner.rank)), float(figure.value(owner)))
+                family.add_metric((*self._labels, uuid, str(owner.rank)), float(metric.value(owner)))
             yield family
-        for time in TIME_FIGURES:
+        for time in DURATION_METRICS:
             histogram = HistogramMetricFamily(PREFIX + time.name, time.help, labels=LABELS)
             for uuid, owner in owners:
                 took = time.value(owner)
