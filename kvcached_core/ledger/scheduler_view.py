@@ -1,4 +1,4 @@
-"""The desk: the scheduler's side of the ledger. It never takes the lock; a call is a few loads or stores."""
+"""The scheduler's view of the ledger. It never takes the lock: every call is a few loads or stores."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Protocol
 from kvcached_core.events import Kind, Value
 from kvcached_core.ledger.file.doorbells import drain_bell
 from kvcached_core.ledger.file.runtime import Runtime
-from kvcached_core.ledger.slots import LocalSlot, Slot, SlotGeometry, find_again, find_places
+from kvcached_core.ledger.slots import LocalSlot, Slot, SlotGeometry, find_slots, replace_moved_slots
 
 
 class EngineUsage(Protocol):
-    """What an engine tells of its memory: blocks and granules, the same on every rank."""
+    """How much memory an engine uses and wants, in blocks and granules that are the same on every rank."""
 
     @property
     def used_blocks(self) -> int: ...
@@ -33,206 +33,216 @@ class EngineUsage(Protocol):
 
 
 class SchedulerView:
-    """All ranks of one instance. For one thread. Made by `find`."""
+    """The slots of all ranks of one engine instance. For one thread. Made by `find`."""
 
-    def __init__(self, runtime: Runtime, instance: str, places: list[Slot],
+    def __init__(self, runtime: Runtime, instance: str, slots: list[Slot],
                  clock: Callable[[], float]) -> None:  # fmt: skip
         self._runtime = runtime
         self._clock = clock
         self._instance = instance
-        self._places = places
+        self._slots = slots
         self._usage: EngineUsage | None = None
-        self._created = self._limit = 0  # as last read
+        self._created = self._limit = 0  # the latest values read
 
     @classmethod
     def find(cls, runtime: Runtime, instance: str, ranks: int,
              clock: Callable[[], float] = time.monotonic,
-             elsewhere: Mapping[int, Slot] = MappingProxyType({})) -> SchedulerView:  # fmt: skip
-        """Find the slots of an instance over all devices; `elsewhere` has those of ranks on other nodes.
+             remote_slots: Mapping[int, Slot] = MappingProxyType({})) -> SchedulerView:  # fmt: skip
+        """Find the slots of all ranks of an instance, over all devices of this node.
 
-        Raises LedgerError with what is missing. Rank 0 is on this node.
+        `remote_slots` are the slots of ranks on other nodes; rank 0 is on this node. Raises LedgerError
+        naming the ranks that were not found.
         """
-        here = find_places(runtime, instance, set(range(ranks)) - elsewhere.keys())
-        places = {**here, **elsewhere}
-        return cls(runtime, instance, [places[rank] for rank in range(ranks)], clock)
+        local_slots = find_slots(runtime, instance, set(range(ranks)) - remote_slots.keys())
+        slots = {**local_slots, **remote_slots}
+        return cls(runtime, instance, [slots[rank] for rank in range(ranks)], clock)
 
     @property
     def geometry(self) -> tuple[SlotGeometry, ...]:
         """The geometry of each rank."""
-        return tuple(place.geometry for place in self._places)
+        return tuple(slot.geometry for slot in self._slots)
 
     def created(self) -> int:
-        """Return the granules ever created, the least over ranks. Raises LedgerError if a slot is gone.
+        """Return the granules created so far, the minimum over ranks. Raises LedgerError if a slot is gone.
 
-        It never falls: a rank withdraws only what it was told is not counted on (`created_most`).
+        The minimum never falls: a rank withdraws only granules above its `created_most`, and those are not
+        counted here.
         """
         least = -1
-        for place in self._places:
-            if not place.is_there():
-                return self.created() if self._find_again() else self._created
-            count = place.words[place.created_at]
-            if most := place.words[place.most_at]:
-                count = self._counted_on(place, count, most)
+        for slot in self._slots:
+            if not slot.is_there():
+                return self.created() if self._replace_moved() else self._created
+            count = slot.words[slot.created_at]
+            if most := slot.words[slot.most_at]:
+                count = self._usable(slot, count, most)
             if count < least or least < 0:
                 least = count
         self._created = least
         return least
 
     @staticmethod
-    def _counted_on(place: Slot, count: int, most: int) -> int:
-        """Return what of a rank's granules is counted on; all again, once what it had above that is gone."""
-        if count > most > place.words[place.released_at]:
+    def _usable(slot: Slot, count: int, most: int) -> int:
+        """Return how many of this rank's `count` granules the scheduler may use.
+
+        At most `most`; the cap is lifted once the rank has freed its surplus.
+        """
+        if count > most > slot.words[slot.released_at]:
             return most
-        place.set("created_most", 0)
-        place.ringer.ring()  # it grows again
+        slot.set("created_most", 0)
+        slot.ringer.ring()  # the rank may grow again
         return count
 
-    def _even_out(self, usage: EngineUsage) -> None:
-        """Have ranks withdraw what they made beyond the least of all, once no more is wanted of these.
+    def _withdraw_surplus(self, usage: EngineUsage) -> None:
+        """Make ranks free the granules that no other rank can match, once the engine wants no more.
 
-        Without that a rank that had come farther when growth ended would keep the rest, over its limit too.
+        A rank that was ahead of the others when growth ended would otherwise keep its surplus, even over its
+        limit.
         """
-        if len(self._places) == 1:
+        if len(self._slots) == 1:
             return
         least = self.created()
         if usage.wanted_granules > least - usage.released_granules:
             return
-        for place in self._places:
-            if place.is_there():
-                self._keep_at_most(place, least)
+        for slot in self._slots:
+            if slot.is_there():
+                self._cap_created(slot, least)
 
-    def _give_beyond(self, place: Slot, granules: int) -> None:
-        """Have a rank that may hold so many withdraw what it has above them beyond the least of all.
+    def _withdraw_above(self, slot: Slot, granules: int) -> None:
+        """Make a rank that may hold `granules` free the surplus above them that no other rank can match.
 
-        Nothing else would give it: it is in nobody's `held`. Two engines that each came far on another one
-        of two nodes would wait for each other.
+        That surplus is not part of the minimum over ranks, so no plan releases it. Two engines that are each
+        ahead on a different node would otherwise wait for each other's surplus.
         """
-        if self._usage is not None and len(self._places) > 1:
-            self._keep_at_most(place, max(self._created, self._usage.released_granules + granules))
+        if self._usage is not None and len(self._slots) > 1:
+            self._cap_created(slot, max(self._created, self._usage.released_granules + granules))
 
     @staticmethod
-    def _keep_at_most(place: Slot, created: int) -> None:
-        """Order what a rank made above `created`, which is no less than is counted on, to be withdrawn."""
-        if place.words[place.created_at] > created and not place.words[place.most_at]:
-            place.set("created_most", created)
-            place.ringer.ring()
+    def _cap_created(slot: Slot, created: int) -> None:
+        """Order a rank to free its granules above `created`, which is at least the minimum over ranks."""
+        if slot.words[slot.created_at] > created and not slot.words[slot.most_at]:
+            slot.set("created_most", created)
+            slot.ringer.ring()
 
     def released(self) -> int:
-        """Return the granules ever released, the most over ranks; 0 while no slot is there.
+        """Return the granules released so far, the maximum over ranks; 0 while no slot can be read.
 
-        More than were ever ordered say that the workers gave back all but granule 0 by themselves.
+        If it is above the number that was ordered, the workers have released all but granule 0 by themselves,
+        to sleep.
         """
-        return max((p.words[p.released_at] for p in self._places if p.is_there()), default=0)
+        return max((p.words[p.released_at] for p in self._slots if p.is_there()), default=0)
 
     def granule_limit(self) -> int:
-        """Return how many granules each rank may hold: a lower limit at once, a higher one when applied."""
+        """Return how many granules each rank may hold.
+
+        A lower limit counts at once, a higher one as soon as its worker has applied it.
+        """
         least = -1
-        for place in self._places:
-            if not place.is_there():
-                return self.granule_limit() if self._find_again() else self._limit
-            words = place.words
-            wanted, applied = words[place.wanted_at], words[place.applied_at]
-            count = (wanted if wanted < applied else applied) // place.granule_bytes
-            self._give_beyond(place, count)
+        for slot in self._slots:
+            if not slot.is_there():
+                return self.granule_limit() if self._replace_moved() else self._limit
+            words = slot.words
+            wanted, applied = words[slot.wanted_at], words[slot.applied_at]
+            count = (wanted if wanted < applied else applied) // slot.granule_bytes
+            self._withdraw_above(slot, count)
             if count < least or least < 0:
                 least = count
         self._limit = least
         return least
 
     def refused(self) -> bool:
-        """Say whether a rank has asked for memory and did not get it, and nobody was asked to give it."""
-        return any(p.words[p.demand_at] and not p.words[p.coming_at] for p in self._places if p.is_there())
+        """Return whether a rank lacks memory that it asked for and no other engine was asked to give back."""
+        return any(p.words[p.demand_at] and not p.words[p.coming_at] for p in self._slots if p.is_there())
 
     def target_granules(self) -> int:
-        """Return how many granules each rank is asked to hold at most; 0 if none is asked."""
-        return self._asked(lambda place: place.target_at)
+        """Return how many granules each rank is asked to keep at most; 0 if nothing is reclaimed from it."""
+        return self._least_asked(lambda slot: slot.target_at)
 
     def must_granules(self) -> int:
-        """Return likewise what is asked for another's floor: by preemption, if it takes too long."""
-        return self._asked(lambda place: place.must_at)
+        """Return the same for another engine's floor, for which the engine preempts requests if it must."""
+        return self._least_asked(lambda slot: slot.must_at)
 
-    def _asked(self, index: Callable[[Slot], int]) -> int:
+    def _least_asked(self, index: Callable[[Slot], int]) -> int:
         least = now_ms = 0
-        for place in self._places:
-            if not place.is_there() or not (asked := place.words[index(place)]):
+        for slot in self._slots:
+            if not slot.is_there() or not (asked := slot.words[index(slot)]):
                 continue
             now_ms = now_ms or int(self._clock() * 1000) + 1
-            # What was asked lapses unless it is asked again: its waiter may have died.
-            if now_ms < place.words[place.asked_until_at]:
-                count = max(1, asked // place.granule_bytes)
-                self._give_beyond(place, count)
+            # A reclaim lapses unless it is repeated: the engine that waits for the memory may have died.
+            if now_ms < slot.words[slot.asked_until_at]:
+                count = max(1, asked // slot.granule_bytes)
+                self._withdraw_above(slot, count)
                 least = min(least or count, count)
         return least
 
     def publish(self, usage: EngineUsage) -> None:
-        """Write what the engine does; rings the workers that have to make more or to let some go.
+        """Write the engine's usage, and ring the workers that have to create or to release granules.
 
-        Who has made enough is not rung for spare granules alone: a turn of its thread costs the engine's loop
-        about as much as making ten, and with the next ring all that is wanted is made.
+        A worker that lacks only spare granules is not rung: a turn of its thread costs the engine's loop
+        about as much time as creating ten granules. The next ring makes it create all that is wanted.
         """
         before, self._usage = self._usage, usage
-        lets_go = before is None or usage.released_granules != before.released_granules
+        releases = before is None or usage.released_granules != before.released_granules
         grows = before is not None and (
             usage.wanted_granules > before.wanted_granules or usage.enough_granules > before.enough_granules
         )
-        for place in self._places:
-            if place.is_there():
-                _write(place, usage)
-                # What a rank has made is taken from it by us alone: who has enough stays so without a ring.
-                held = place.words[place.created_at] - usage.released_granules
-                if lets_go or (grows and held < usage.enough_granules):
-                    place.ringer.ring()
-        if not all(place.is_there() for place in self._places):
-            self._find_again()
-        self._even_out(usage)
+        for slot in self._slots:
+            if slot.is_there():
+                _write(slot, usage)
+                # Only this scheduler releases a rank's granules, so a rank that has enough need not be woken.
+                held = slot.words[slot.created_at] - usage.released_granules
+                if releases or (grows and held < usage.enough_granules):
+                    slot.ringer.ring()
+        if not all(slot.is_there() for slot in self._slots):
+            self._replace_moved()
+        self._withdraw_surplus(usage)
 
     def count(self, evictions: int, preemptions: int, busy: bool, idle_since_ms: int) -> None:
-        """Write what happened since the engine began, and whether requests run now, else since when not."""
-        for place in self._places:
-            if place.is_there():
-                place.set("evictions", evictions)
-                place.set("preemptions", preemptions)
-                place.set("busy", int(busy))
-                place.set("idle_since_ms", idle_since_ms)
+        """Write the evictions and preemptions so far, and whether requests run; if none, since when."""
+        for slot in self._slots:
+            if slot.is_there():
+                slot.set("evictions", evictions)
+                slot.set("preemptions", preemptions)
+                slot.set("busy", int(busy))
+                slot.set("idle_since_ms", idle_since_ms)
 
     def report(self, kind: Kind, **data: Value) -> None:
-        """Tell of an event, on the device of the first rank: what a scheduler does it does on all."""
-        first = self._places[0]
+        """Report an event on the device of rank 0: a scheduler acts on all ranks alike."""
+        first = self._slots[0]
         assert isinstance(first, LocalSlot), "rank 0 is on this node"
         first.reporter.report(kind, False, **data)
 
     def filenos(self) -> Sequence[int]:
-        """Return the bells to poll: they ring when memory is ready or a limit has changed."""
-        return [place.bell_fd for place in self._places]
+        """Return the doorbells to poll: they ring when memory is ready or a limit has changed."""
+        return [slot.bell_fd for slot in self._slots]
 
     def drain(self) -> None:
-        """Read what was rung."""
-        for place in self._places:
-            drain_bell(place.bell_fd)
+        """Empty the doorbells."""
+        for slot in self._slots:
+            drain_bell(slot.bell_fd)
 
     def close(self) -> None:
-        """Let go of the files; the slots are their workers'."""
-        for place in self._places:
-            place.close()
-        self._places = []
+        """Close the files; the slots remain their workers'."""
+        for slot in self._slots:
+            slot.close()
+        self._slots = []
 
-    def _find_again(self) -> bool:
-        """Find the slots that their workers had to write elsewhere; say whether all are there now.
+    def _replace_moved(self) -> bool:
+        """Find the slots that workers wrote again elsewhere; return whether all slots can be read now.
 
         Raises LedgerError if a slot is gone.
         """
-        for place in find_again(self._runtime, self._instance, self._places):
+        for slot in replace_moved_slots(self._runtime, self._instance, self._slots):
             if self._usage is not None:
-                _write(place, self._usage)
-                place.ringer.ring()
-        return all(place.is_there() for place in self._places)
+                _write(slot, self._usage)
+                slot.ringer.ring()
+        return all(slot.is_there() for slot in self._slots)
 
 
-def _write(place: Slot, usage: EngineUsage) -> None:
-    block_bytes = place.geometry.block_bytes
-    place.set("used_bytes", usage.used_blocks * block_bytes)
-    place.set("cached_bytes", usage.cached_blocks * block_bytes)
-    place.set("stranded_bytes", usage.stranded_blocks * block_bytes)
-    place.set("ordered_granules", usage.released_granules)
-    place.set("needed_bytes", usage.needed_granules * place.granule_bytes)
-    place.set("wanted_bytes", usage.wanted_granules * place.granule_bytes)
+def _write(slot: Slot, usage: EngineUsage) -> None:
+    block_bytes = slot.geometry.block_bytes
+    slot.set("used_bytes", usage.used_blocks * block_bytes)
+    slot.set("cached_bytes", usage.cached_blocks * block_bytes)
+    slot.set("stranded_bytes", usage.stranded_blocks * block_bytes)
+    slot.set("ordered_granules", usage.released_granules)
+    slot.set("needed_bytes", usage.needed_granules * slot.granule_bytes)
+    slot.set("wanted_bytes", usage.wanted_granules * slot.granule_bytes)

@@ -1,4 +1,4 @@
-"""Where a scheduler finds its workers' slots, and their words."""
+"""The slots of an engine's ranks, as its scheduler reads and writes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kvcached_core.ledger.history import Reporter
 
 
 class SlotGeometry(NamedTuple):
-    """The geometry one rank has described; bytes are of that rank."""
+    """The geometry that one rank has described; sizes are bytes of that rank."""
 
     page_bytes: int
     granule_bytes: int
@@ -29,26 +29,29 @@ class SlotGeometry(NamedTuple):
 
     @property
     def block_bytes(self) -> int:
-        """One block in all segments."""
+        """Size of one block in all segments."""
         return self.stride_bytes * (self.granule_bytes // self.page_bytes) if self.page_bytes else 0
 
 
 class Bell(Protocol):
-    """What a worker's doorbell offers."""
+    """A doorbell that the scheduler can ring."""
 
     def ring(self) -> None: ...
     def close(self) -> None: ...
 
 
 class Slot(ABC):
-    """One rank's words, with their indices worked out. Here they are a ledger's (Place); of a rank on another
-    node they are what was heard of them (Mirror)."""
+    """The words of one rank, with the index of each computed once.
+
+    A LocalSlot's words are in a ledger of this machine. A RemoteSlot keeps a copy of the words of a rank on
+    another node.
+    """
 
     bell_fd: int
     ringer: Bell
 
     def __init__(self, words: memoryview, base: int, rank: int, geometry: SlotGeometry) -> None:
-        """`words` are 8 bytes each; the slot's begin at index `base`."""
+        """`words` are 8 bytes each; the first word of the slot is at index `base`."""
         self.words = words
         self.rank = rank
         self.geometry = geometry
@@ -63,35 +66,35 @@ class Slot(ABC):
 
     @abstractmethod
     def set(self, name: str, value: int) -> None:
-        """Write a word."""
+        """Write the value of a field."""
 
     @abstractmethod
     def is_there(self) -> bool:
-        """Say whether the words may be read and are still those of this claim."""
+        """Return whether the words may be read and still belong to the rank that claimed them."""
 
     @abstractmethod
     def close(self, keep_bell: bool = False) -> None:
-        """Let go of what was opened."""
+        """Close the files; with `keep_bell` all but the scheduler's doorbell."""
 
 
 class LocalSlot(Slot):
     """One rank's slot in a ledger of this machine."""
 
-    def __init__(self, folder: DeviceFolder, slot: int) -> None:
-        """Map the ledger and open the bell. Raises OSError, LedgerError."""
-        self.bell_fd = open_bell(folder.engine_bell(slot))
+    def __init__(self, folder: DeviceFolder, index: int) -> None:
+        """Map the ledger and open the doorbell of slot number `index`. Raises OSError, LedgerError."""
+        self.bell_fd = open_bell(folder.engine_bell(index))
         try:
             self.file = file = LedgerFile(folder.ledger)
         except BaseException:
             close_private(self.bell_fd)
             raise
-        geometry = SlotGeometry(*(file.get(slot, name) for name in SlotGeometry._fields))
-        super().__init__(file.words, file.at(slot, "claim"), file.get(slot, "rank"), geometry)
+        geometry = SlotGeometry(*(file.get(index, name) for name in SlotGeometry._fields))
+        super().__init__(file.words, file.at(index, "claim"), file.get(index, "rank"), geometry)
         self.claim_at = self.at["claim"]
         self.claim = file.words[self.claim_at]
-        self.ringer = Ringer(folder.worker_bell(slot))
-        name = file.get_text(slot, "name")
-        self.reporter = Reporter(folder, lambda: name, lambda: slot)
+        self.ringer = Ringer(folder.worker_bell(index))
+        name = file.get_text(index, "name")
+        self.reporter = Reporter(folder, lambda: name, lambda: index)
 
     def set(self, name: str, value: int) -> None:
         write_point(name)
@@ -107,20 +110,23 @@ class LocalSlot(Slot):
         self.file.close()
 
 
-def find_places(
+def find_slots(
     runtime: Runtime, instance: str, ranks: set[int], may_miss: Set[int] = frozenset()
 ) -> dict[int, LocalSlot]:
-    """Return the places of these ranks; raises LedgerError naming those that are missing and may not."""
+    """Return the slots of these ranks, by rank.
+
+    Raises LedgerError naming the ranks that were not found, except those in `may_miss`.
+    """
     found: dict[int, LocalSlot] = {}
     for folder in runtime.devices():
-        for slot, rank in _slots_of(folder, instance):
+        for index, rank in _owned_by(folder, instance):
             if rank in ranks and rank not in found:
-                with contextlib.suppress(OSError, LedgerError):  # went away since
-                    found[rank] = LocalSlot(folder, slot)
+                with contextlib.suppress(OSError, LedgerError):  # its worker has ended meanwhile
+                    found[rank] = LocalSlot(folder, index)
     missing = sorted(ranks - found.keys() - may_miss)
     if missing:
-        for place in found.values():
-            place.close()
+        for slot in found.values():
+            slot.close()
         raise LedgerError(
             f"no living worker of instance {instance} with rank {', '.join(map(str, missing))} in the "
             f"ledgers under {runtime.path}: it has ended, or works with another runtime directory "
@@ -129,38 +135,39 @@ def find_places(
     return found
 
 
-def find_again(runtime: Runtime, instance: str, slots: list[Slot]) -> list[LocalSlot]:
-    """Put into `slots` what workers here had to write elsewhere, with the same bells; return what was put.
+def replace_moved_slots(runtime: Runtime, instance: str, slots: list[Slot]) -> list[LocalSlot]:
+    """Find the slots that workers on this machine had to write again elsewhere; return the new ones.
 
-    A file that was cut is its workers' to make again: they are rung, and their places stay as they are.
+    Each replaces the old one in `slots` and keeps its doorbell's descriptor. A ledger file that was cut is
+    made anew by its workers: they are rung, and their slots stay as they are until then.
     Raises LedgerError if a slot is gone.
     """
     lost = {
-        place.rank: (at, place)
-        for at, place in enumerate(slots)
-        if isinstance(place, LocalSlot) and not place.is_there()
+        slot.rank: (position, slot)
+        for position, slot in enumerate(slots)
+        if isinstance(slot, LocalSlot) and not slot.is_there()
     }
-    cut = {rank for rank, (_, place) in lost.items() if not place.file.is_whole()}
-    found = find_places(runtime, instance, set(lost), may_miss=cut)
-    for rank, place in found.items():
-        at, before = lost[rank]
-        os.dup2(place.bell_fd, before.bell_fd, inheritable=False)  # pollers keep their number
-        close_private(place.bell_fd)
-        place.bell_fd = before.bell_fd
-        before.close(keep_bell=True)
-        slots[at] = place
+    cut = {rank for rank, (_, slot) in lost.items() if not slot.file.is_whole()}
+    found = find_slots(runtime, instance, set(lost), may_miss=cut)
+    for rank, slot in found.items():
+        position, old = lost[rank]
+        os.dup2(slot.bell_fd, old.bell_fd, inheritable=False)  # pollers keep the number of the descriptor
+        close_private(slot.bell_fd)
+        slot.bell_fd = old.bell_fd
+        old.close(keep_bell=True)
+        slots[position] = slot
     for rank in lost.keys() - found.keys():
         lost[rank][1].ringer.ring()
     return list(found.values())
 
 
-def _slots_of(folder: DeviceFolder, instance: str) -> list[tuple[int, int]]:
-    """Return slot and rank of every living owner of this instance on a device."""
+def _owned_by(folder: DeviceFolder, instance: str) -> list[tuple[int, int]]:
+    """Return the slot number and the rank of every living worker of this instance on a device."""
     try:
         file = LedgerFile(folder.ledger)
     except (OSError, LedgerError):
         return []
     with contextlib.closing(file):
-        taken = [slot for slot, claim in enumerate(file.claims()) if claim >= FIRST_CLAIM]
-        mine = [slot for slot in taken if file.get_text(slot, "instance") == instance]
-        return [(slot, file.get(slot, "rank")) for slot in mine if folder.alive(slot)]
+        claimed = [index for index, claim in enumerate(file.claims()) if claim >= FIRST_CLAIM]
+        owned = [index for index in claimed if file.get_text(index, "instance") == instance]
+        return [(index, file.get(index, "rank")) for index in owned if folder.alive(index)]

@@ -72,8 +72,8 @@ class EngineRules(RuleBasedStateMachine):
             assert not fits, "I3"
             return
         assert fits, "I3"
-        desk = SchedulerView.find(self.runtime, instance, 1, clock=self.clock)
-        party = Party(account, desk, limit, limit, floor, floor, weight, limit, weight_wanted=weight)
+        view = SchedulerView.find(self.runtime, instance, 1, clock=self.clock)
+        party = Party(account, view, limit, limit, floor, floor, weight, limit, weight_wanted=weight)
         self.world.parties.append(party)
 
     @precondition(lambda self: len(self.world.living) < 6)
@@ -168,7 +168,7 @@ class EngineRules(RuleBasedStateMachine):
     @staticmethod
     def _drop(party: Party) -> None:
         die(party.account)
-        party.desk.close()
+        party.view.close()
         party.alive = False
 
     @precondition(some_live)
@@ -178,7 +178,7 @@ class EngineRules(RuleBasedStateMachine):
 
     def _leave(self, party: Party) -> None:
         self._give_back(party, party.leased)
-        party.desk.close()
+        party.view.close()
         party.account.detach()
         party.alive = False
         self.world.sweep()
@@ -199,15 +199,15 @@ class EngineRules(RuleBasedStateMachine):
 
     @staticmethod
     def _publish(party: Party) -> None:
-        assert party.desk.created() == party.created
-        assert party.desk.granule_limit() == min(party.limit, party.limit_wanted)
-        assert party.desk.refused() == (party.demand > 0 and not party.coming)
-        party.desk.publish(
+        assert party.view.created() == party.created
+        assert party.view.granule_limit() == min(party.limit, party.limit_wanted)
+        assert party.view.refused() == (party.demand > 0 and not party.coming)
+        party.view.publish(
             Usage(
                 4 * party.used, 4 * party.cached, 0, party.needed, party.wanted, party.created - party.ready
             )
         )
-        party.desk.count(0, 0, party.busy, party.idle_since_ms)
+        party.view.count(0, 0, party.busy, party.idle_since_ms)
 
     @precondition(some_live)
     @rule(who=WHO, requests_end=st.booleans())
@@ -216,8 +216,8 @@ class EngineRules(RuleBasedStateMachine):
 
     def _obey(self, party: Party, requests_end: bool) -> None:
         """Give down to the target what no request holds; to what must be by preemption."""
-        party.desk.created()  # finds the slot again, if its file was lost
-        must, target = party.desk.must_granules(), party.desk.target_granules()
+        party.view.created()  # finds the slot again, if its file was lost
+        must, target = party.view.must_granules(), party.view.target_granules()
         asked = self.world.now_ms < party.asked_until_ms
         assert (target, must) == ((party.target, party.must) if asked else (0, 0))
         if must:

@@ -1,4 +1,4 @@
-"""A line without threads: two nodes, each with its own ledger and clock, and messages that the test moves."""
+"""A link without threads: two nodes, each with its own ledger and clock; the test moves the messages."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from kvcached_core.ledger.remote.agent import NodeAgent
 from kvcached_core.ledger.remote.link import NodeLink
 from tests.ledger.helpers import attach
 
-AHEAD_SECONDS = 5000.0  # of the far node's clock
+AHEAD_SECONDS = 5000.0  # of the remote node's clock, before the scheduler's
 
 
 class Wire:
-    """One way of a line: what was sent and has not arrived."""
+    """One way of a link: messages that were sent and have not arrived."""
 
     def __init__(self) -> None:
         self.messages: deque[bytes] = deque()
 
 
-class FakePost:
-    """An end of two wires; receive() never waits."""
+class FakeTransport:
+    """One side of a link over two wires; receive() never waits."""
 
     def __init__(self, outgoing: Wire, incoming: Wire) -> None:
         self._outgoing, self._incoming = outgoing.messages, incoming.messages
@@ -42,8 +42,8 @@ class FakePost:
         self._incoming.append(b"")
 
 
-class QueuePost:
-    """An end of two queues between threads; a text in them is the reason why the line breaks there."""
+class QueueTransport:
+    """One side of a link over two queues between threads; a text in a queue is a failure there."""
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[bytes | str] = SimpleQueue()
@@ -68,18 +68,18 @@ class QueuePost:
         self.queue.put(b"")
 
 
-def posts() -> tuple[QueuePost, QueuePost]:
-    """Return both ends of a line."""
-    home, far = QueuePost(), QueuePost()
-    home.other, far.other = far, home
-    return home, far
+def transports() -> tuple[QueueTransport, QueueTransport]:
+    """Return the transports of both sides, the link's first."""
+    link, agent = QueueTransport(), QueueTransport()
+    link.other, agent.other = agent, link
+    return link, agent
 
 
 class TwoNodes:
-    """Rank 0 at home, rank 1 far away, a granule each; the scheduler's desk over both."""
+    """Rank 0 beside the scheduler, rank 1 on another node; the scheduler's view over both."""
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic, name: str = "m") -> None:
-        self.runtimes = [Runtime.open(folder / "home"), Runtime.open(folder / "far")]
+        self.runtimes = [Runtime.open(folder / "local"), Runtime.open(folder / "remote")]
         self.clocks: list[Callable[[], float]] = [clock, lambda: clock() + AHEAD_SECONDS]
         self._instances = [f"h-{name}", f"f-{name}"]  # as vLLM's processes choose it, on each node another
         self.accounts: list[Account] = [
@@ -87,36 +87,36 @@ class TwoNodes:
             for rank in (0, 1)
         ]
         self.up, self.down = Wire(), Wire()
-        self.far = self.new_far_end()
-        self.home = NodeLink(FakePost(self.down, self.up), 1, clock)
-        self.mirror = self.home.mirrors[1]
-        self.desk = SchedulerView.find(self.runtimes[0], self._instances[0], 2, clock, self.home.mirrors)
+        self.agent = self.new_agent()
+        self.link = NodeLink(FakeTransport(self.down, self.up), 1, clock)
+        self.remote_slot = self.link.slots[1]
+        self.view = SchedulerView.find(self.runtimes[0], self._instances[0], 2, clock, self.link.slots)
 
-    def new_far_end(self) -> NodeAgent:
-        """Return a far end that begins now."""
+    def new_agent(self) -> NodeAgent:
+        """Return an agent that begins now."""
         return NodeAgent(
-            FakePost(self.up, self.down), self.runtimes[1], self._instances[1], {1}, self.clocks[1]
+            FakeTransport(self.up, self.down), self.runtimes[1], self._instances[1], {1}, self.clocks[1]
         )
 
-    def tell_far(self) -> None:
-        """Tell the far end what the scheduler has set, with what was under way before."""
-        self.down.messages.append(self.home.say())
+    def send_update(self) -> None:
+        """Send the agent what the scheduler has set, after the messages that were under way."""
+        self.down.messages.append(self.link.next_update())
         while self.down.messages:
-            self.far.hear(self.down.messages.popleft())
+            self.agent.handle(self.down.messages.popleft())
 
-    def hear_far(self) -> None:
-        """Let all that is on its way to the scheduler arrive."""
+    def deliver_reports(self) -> None:
+        """Let all reports arrive that are on their way to the scheduler."""
         while self.up.messages:
-            self.home.hear(self.up.messages.popleft())
+            self.link.handle(self.up.messages.popleft())
 
     def exchange(self) -> None:
-        """Tell both sides all there is to know."""
-        self.tell_far()
-        self.far.look()
-        self.hear_far()
+        """Bring both sides up to date."""
+        self.send_update()
+        self.agent.report_changes()
+        self.deliver_reports()
 
     def close(self) -> None:
         """Let the files go; the accounts are the test's."""
-        self.home.close()
-        self.desk.close()
-        self.far.close()
+        self.link.close()
+        self.view.close()
+        self.agent.close()

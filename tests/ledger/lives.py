@@ -24,9 +24,9 @@ def _grow(account: Account, granules: int) -> None:
     account.created(account.lease(granules * GRANULE, PLENTY) // GRANULE)
 
 
-def _obey(account: Account, desk: SchedulerView) -> None:
+def _obey(account: Account, view: SchedulerView) -> None:
     """Give back down to what others ask for."""
-    held, target = account.ready_bytes // GRANULE, desk.target_granules()
+    held, target = account.ready_bytes // GRANULE, view.target_granules()
     if target and held > target:
         account.publish(0, 0, unmaps=1)
         account.give_back(granules_released=held - target)
@@ -53,18 +53,18 @@ def live(runtime: Runtime, instance: str, lose_the_file: bool) -> None:
     account.set_private_peak(0)
     _grow(account, 6)
     account.publish(min(account.ready_bytes, 3 * GRANULE), 5, maps=3)
-    desk = _in_the_file(account, lambda: SchedulerView.find(runtime, instance, 1, clock=clock))
-    desk.publish(Usage(1, 1, 1, 1, 9, 2))
-    desk.count(1, 1, False, 5)
+    view = _in_the_file(account, lambda: SchedulerView.find(runtime, instance, 1, clock=clock))
+    view.publish(Usage(1, 1, 1, 1, 9, 2))
+    view.count(1, 1, False, 5)
     account.lease(CAPACITY, PLENTY)  # more than there is: others are asked for it
     account.created(min(20, (account.leased_bytes - account.ready_bytes) // GRANULE))
     rival = attach(runtime, f"{instance}-rival", name="rival", floor_bytes=2 * GRANULE, clock=clock)
     rival.ask_to_start(4 * GRANULE, 2 * GRANULE, PLENTY)  # waits, and asks
     account.give_back(bytes_never_ready=account.leased_bytes - account.ready_bytes)
-    _obey(account, desk)
+    _obey(account, view)
     rival.ask_to_start(4 * GRANULE, 2 * GRANULE, PLENTY)
     rival.lease(CAPACITY, PLENTY)
-    _obey(account, desk)
+    _obey(account, view)
     rival.lease(CAPACITY, PLENTY)
     _in_the_file(account, lambda: set_limit(runtime, account.name, 2 * GRANULE))
     account.acknowledge()
@@ -74,7 +74,7 @@ def live(runtime: Runtime, instance: str, lose_the_file: bool) -> None:
         for owner in (account, rival):
             owner.acknowledge()
             owner.lease(GRANULE, PLENTY)
-    desk.close()
+    view.close()
     leave(rival)
     leave(account)
 

@@ -31,7 +31,7 @@ class Engine:
         self.account: Account = attach(
             runtime, name, name=name, floor_bytes=floor * GRANULE, weight=weight, clock=clock
         )
-        self.desk = SchedulerView.find(runtime, name, 1, clock=clock)
+        self.view = SchedulerView.find(runtime, name, 1, clock=clock)
         self.clock = clock
 
     def holds(
@@ -41,8 +41,8 @@ class Engine:
         held = used + cached + spare
         if held * GRANULE > self.account.leased_bytes:
             hold(self.account, held - self.account.leased_bytes // GRANULE)
-        self.desk.publish(Usage(4 * used, 4 * cached, 0, max(1, used + missing), max(1, held + missing)))
-        self.desk.count(0, 0, busy, 0 if busy else int(self.clock.now * 1000))
+        self.view.publish(Usage(4 * used, 4 * cached, 0, max(1, used + missing), max(1, held + missing)))
+        self.view.count(0, 0, busy, 0 if busy else int(self.clock.now * 1000))
         return self
 
     def ask(self, granules: int) -> int:
@@ -55,12 +55,12 @@ class Engine:
 
     @property
     def asked(self) -> tuple[int, int]:
-        return self.desk.target_granules(), self.desk.must_granules()
+        return self.view.target_granules(), self.view.must_granules()
 
     @property
     def rung(self) -> bool:
-        ready = readable(*self.desk.filenos()) > 0
-        self.desk.drain()
+        ready = readable(*self.view.filenos()) > 0
+        self.view.drain()
         return ready
 
 
@@ -72,10 +72,10 @@ def clock() -> Clock:
 def test_the_cache_of_an_idle_engine_is_given_to_who_needs_it(runtime: Runtime, clock: Clock) -> None:
     idle = Engine(runtime, "idle", clock).holds(1, cached=59, spare=4, busy=False)
     taker = Engine(runtime, "taker", clock).holds(0, missing=20)
-    idle.desk.drain()
+    idle.view.drain()
     assert taker.ask(20) == 0
     assert idle.asked == (44, 0) and idle.rung
-    assert not taker.desk.refused(), "it is on its way"
+    assert not taker.view.refused(), "it is on its way"
     idle.give(20)
     assert taker.ask(20) == 20
     assert idle.asked == (0, 0), "what nobody waits for is not asked"
@@ -89,7 +89,7 @@ def test_busy_engines_share_by_weight_and_nobody_is_preempted_for_it(runtime: Ru
     heavy.give(16)
     assert light.ask(64) == 16
     assert heavy.asked == (0, 0), "each has its share"
-    assert light.desk.refused()
+    assert light.view.refused()
 
 
 def test_a_floor_is_restored_by_preemption_if_need_be(runtime: Runtime, clock: Clock) -> None:
@@ -109,7 +109,7 @@ def test_who_is_asked_for_more_than_before_is_rung_and_not_again_for_the_same(
     taker = Engine(runtime, "taker", clock).holds(0, missing=5)
     rings = []
     for granules in (5, 5, 9):
-        giver.desk.drain()
+        giver.view.drain()
         taker.ask(granules)
         rings.append(giver.rung)
     assert rings == [True, False, True]
@@ -123,7 +123,7 @@ def test_what_is_asked_for_a_floor_rings_also_where_the_target_is_the_same(
     taker = Engine(runtime, "taker", clock).holds(0, missing=32)
     taker.ask(32)
     assert giver.asked == (32, 0)
-    giver.desk.drain()
+    giver.view.drain()
     taker.account.set_floor_bytes(8 * GRANULE)
     taker.ask(32)
     assert giver.asked == (32, 56) and giver.rung
@@ -244,14 +244,14 @@ def test_a_long_wish_is_seen_whole_while_it_is_leased_slice_by_slice(runtime: Ru
     giver = Engine(runtime, "giver", clock).holds(10, cached=44, missing=10)
     taker = Engine(runtime, "taker", clock).holds(0, missing=40)
     assert taker.ask(10) == 10
-    assert not taker.desk.refused(), "the next slice is leased at once"
+    assert not taker.view.refused(), "the next slice is leased at once"
     assert giver.asked[0] == 24, "asked for all that is missing, by the first slice"
-    assert taker.ask(8) == 0 and not taker.desk.refused()
+    assert taker.ask(8) == 0 and not taker.view.refused()
     giver.give(30)
     assert taker.ask(8) == 8
     assert giver.ask(16) == 0, "the taker's requests need it"
-    assert taker.ask(22) == 22 and not taker.desk.refused()
-    assert giver.ask(1) == 0 and giver.desk.refused()
+    assert taker.ask(22) == 22 and not taker.view.refused()
+    assert giver.ask(1) == 0 and giver.view.refused()
     assert taker.account._own["demand_bytes"] == taker.account._own["coming_bytes"] == 0
 
 

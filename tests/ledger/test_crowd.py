@@ -19,7 +19,7 @@ from kvcached_core.ledger import SchedulerView
 from tests.ledger.helpers import CAPACITY, Usage
 chance = random.Random(instance)
 account = attach(runtime, instance, name=instance, weight=chance.choice((50, 100, 200)))
-desk = SchedulerView.find(runtime, instance, 1)
+view = SchedulerView.find(runtime, instance, 1)
 say("ready")
 sys.stdin.readline()
 granted = 0
@@ -27,8 +27,8 @@ for turn in range({LEASES}):
     want = chance.randint(1, 40)
     if turn % 8 == 0:
         held = account.ready_bytes // GRANULE
-        desk.publish(Usage(4 * held, 0, 0, max(1, held), max(1, held + want)))
-        desk.count(0, 0, True, 0)
+        view.publish(Usage(4 * held, 0, 0, max(1, held), max(1, held + want)))
+        view.count(0, 0, True, 0)
     try:
         got = account.lease(want * GRANULE, PLENTY) // GRANULE
     except BusyError:  # on a machine with too few cores for all of these
@@ -37,11 +37,11 @@ for turn in range({LEASES}):
     granted += got
     account.created(got)
     account.publish(chance.randint(0, account.ready_bytes // GRANULE) * GRANULE, 0)
-    target, held = desk.target_granules(), account.ready_bytes // GRANULE
+    target, held = view.target_granules(), account.ready_bytes // GRANULE
     keep = min(target or held, chance.randint(0, held))
     account.give_back(granules_released=held - keep)
     account.check()
-desk.close()
+view.close()
 leave(account)
 say(f"granted {{granted}}")
 """

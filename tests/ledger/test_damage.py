@@ -116,37 +116,37 @@ def test_a_newcomer_after_a_deletion_waits_until_all_are_heard_of(runtime: Runti
 
 def test_a_scheduler_follows_its_worker_to_the_new_file(runtime: Runtime) -> None:
     accounts = [attach(runtime, "a", rank) for rank in range(2)]
-    desk = SchedulerView.find(runtime, "a", 2)
-    bells = list(desk.filenos())
+    view = SchedulerView.find(runtime, "a", 2)
+    bells = list(view.filenos())
     for account in accounts:
         hold(account, 5)
-    desk.publish(Usage(used_blocks=3, wanted_granules=7))
+    view.publish(Usage(used_blocks=3, wanted_granules=7))
     runtime.device("host").ledger.unlink()
-    assert desk.created() == 5
+    assert view.created() == 5
     accounts[1].acknowledge()
-    assert desk.created() == 5
+    assert view.created() == 5
     accounts[0].acknowledge()
     accounts[0].lease(GRANULE, PLENTY)
     accounts[0].created(1)
-    assert desk.created() == 5 and list(desk.filenos()) == bells
+    assert view.created() == 5 and list(view.filenos()) == bells
     assert [account.wanted_bytes for account in accounts] == [7 * GRANULE] * 2
     assert [owner.used_bytes for owner in picture(runtime).owners] == [3 * GRANULE // 4] * 2
-    desk.publish(Usage(wanted_granules=8))
+    view.publish(Usage(wanted_granules=8))
     assert [account.wanted_bytes for account in accounts] == [8 * GRANULE] * 2
 
 
 def test_a_scheduler_outlives_a_file_that_was_cut(runtime: Runtime) -> None:
     account = attach(runtime, "a")
-    desk = SchedulerView.find(runtime, "a", 1)
+    view = SchedulerView.find(runtime, "a", 1)
     hold(account, 5)
-    assert (desk.created(), desk.granule_limit()) == (5, 64)
+    assert (view.created(), view.granule_limit()) == (5, 64)
     cut(runtime.device("host").ledger)
-    assert (desk.created(), desk.granule_limit(), desk.refused()) == (5, 64, False)
-    desk.publish(Usage(wanted_granules=9))
+    assert (view.created(), view.granule_limit(), view.refused()) == (5, 64, False)
+    view.publish(Usage(wanted_granules=9))
     account.publish(GRANULE, 0)
     assert account.wanted_bytes == 0
     account.acknowledge()
-    assert desk.created() == 5
+    assert view.created() == 5
     assert account.wanted_bytes == 9 * GRANULE
 
 
@@ -155,13 +155,13 @@ def test_i4_an_owner_whose_file_was_deleted_takes_a_place_again(runtime: Runtime
     account = attach(runtime, "a")
     hold(account, 5)
     bell = account.fileno()
-    desk = SchedulerView.find(runtime, "a", 1)
+    view = SchedulerView.find(runtime, "a", 1)
     (runtime.device("host").path / name).unlink()
     account.acknowledge()
     (owner,) = [owner for owner in picture(runtime).owners if owner.live]
     assert owner.ready_bytes == 5 * GRANULE and account.fileno() == bell
-    assert desk.created() == 5
-    desk.publish(Usage(wanted_granules=6))
+    assert view.created() == 5
+    view.publish(Usage(wanted_granules=6))
     assert os.read(bell, 10)
     leave(account)
     assert picture(runtime).owners == ()
@@ -227,11 +227,11 @@ def test_i4_what_changes_in_a_folder_that_was_quiet_is_noticed(
     (owner,) = [owner for owner in picture(runtime).owners if owner.live]
     assert owner.ready_bytes == 5 * GRANULE
     account.check()
-    desk = SchedulerView.find(runtime, "a", 1)
+    view = SchedulerView.find(runtime, "a", 1)
     account.drain()
-    desk.publish(Usage(wanted_granules=6))
+    view.publish(Usage(wanted_granules=6))
     assert os.read(account.fileno(), 10)
-    desk.close()
+    view.close()
 
 
 def test_a_folder_that_changed_just_now_is_looked_at_in_full(runtime: Runtime) -> None:

@@ -30,8 +30,8 @@ FEW = st.integers(1, 6)
 RARELY = st.sampled_from([True, *[False] * 5])
 
 
-class LineMachine(RuleBasedStateMachine):
-    """The scheduler never counts on a granule that a rank does not have, or was told to let go (I5)."""
+class LinkMachine(RuleBasedStateMachine):
+    """The scheduler never counts on a granule that a rank does not have, or was ordered to free (I5)."""
 
     steps = 0
     withdrawn = 0
@@ -39,7 +39,7 @@ class LineMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="kvt-line-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="kvt-link-"))
         self.now = 100.0
         self.nodes = TwoNodes(self.folder, lambda: self.now)
         self.released = 0  # by the scheduler
@@ -115,53 +115,53 @@ class LineMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
-    # -- the line ----------------------------------------------------------------------------------------
+    # -- the link ----------------------------------------------------------------------------------------
 
     @rule()
-    def far_end_looks(self) -> None:
-        self.nodes.far.look()
+    def agent_reports(self) -> None:
+        self.nodes.agent.report_changes()
 
     @rule()
-    def all_is_told(self) -> None:
+    def all_is_sent(self) -> None:
         self.nodes.exchange()
 
     @rule()
     def scheduler_tells(self) -> None:
-        self.nodes.down.messages.append(self.nodes.home.say())
+        self.nodes.down.messages.append(self.nodes.link.next_update())
 
     @precondition(lambda self: self.nodes.up.messages)
     @rule(lost=st.integers(0, 2))
-    def scheduler_hears(self, lost: int) -> None:
+    def scheduler_receives(self, lost: int) -> None:
         messages = self.nodes.up.messages
         for _ in range(min(lost, len(messages) - 1)):
             messages.popleft()
-        self.nodes.home.hear(messages.popleft())
+        self.nodes.link.handle(messages.popleft())
 
     @precondition(lambda self: self.nodes.down.messages)
     @rule(lost=st.integers(0, 2))
-    def far_end_hears(self, lost: int) -> None:
+    def agent_receives(self, lost: int) -> None:
         messages = self.nodes.down.messages
         for _ in range(min(lost, len(messages) - 1)):
             messages.popleft()
-        self.nodes.far.hear(messages.popleft())
+        self.nodes.agent.handle(messages.popleft())
 
     @rule(rarely=RARELY)
-    def far_end_begins_anew(self, rarely: bool) -> None:
+    def agent_begins_anew(self, rarely: bool) -> None:
         if not rarely:
             return
-        for slot in self.nodes.far._slots:
+        for slot in self.nodes.agent._slots:
             slot.close()
-        self.nodes.far = self.nodes.new_far_end()
+        self.nodes.agent = self.nodes.new_agent()
 
     # -- the scheduler -----------------------------------------------------------------------------------
 
     def held(self) -> int:
         """Look as the governor does before each step."""
-        desk = self.nodes.desk
-        self.released = max(self.released, desk.released())  # they slept
-        desk.granule_limit()
-        desk.target_granules()
-        return desk.created() - self.released
+        view = self.nodes.view
+        self.released = max(self.released, view.released())  # they slept
+        view.granule_limit()
+        view.target_granules()
+        return view.created() - self.released
 
     @rule(wanted=FEW, give=st.integers(0, 6))
     def step(self, wanted: int, give: int) -> None:
@@ -170,19 +170,19 @@ class LineMachine(RuleBasedStateMachine):
         if give:
             for plans in self.plans:
                 plans.append(self.released)
-        self.nodes.desk.publish(Usage(wanted_granules=wanted, released_granules=self.released))
+        self.nodes.view.publish(Usage(wanted_granules=wanted, released_granules=self.released))
 
     @invariant()
     def i5_what_the_scheduler_counts_on_is_there_on_every_rank(self) -> None:
         type(self).steps += 1
-        before = self.nodes.desk._created
+        before = self.nodes.view._created
         held = self.held()
-        assert self.nodes.desk._created >= before, "it never falls"
+        assert self.nodes.view._created >= before, "it never falls"
         for rank in (0, 1):
-            assert self.nodes.desk._created <= self.created(rank), rank
+            assert self.nodes.view._created <= self.created(rank), rank
             assert held <= self.created(rank) - self.freed(rank), rank
             self.nodes.accounts[rank].check()
-        type(self).too_low += self.nodes.desk._created < min(self.created(0), self.created(1))
+        type(self).too_low += self.nodes.view._created < min(self.created(0), self.created(1))
 
     def teardown(self) -> None:
         if not hasattr(self, "nodes"):
@@ -193,9 +193,9 @@ class LineMachine(RuleBasedStateMachine):
                 steps.callback(die, account)
                 ATTACHED.remove(account)
             steps.callback(self.nodes.close)
-            self.all_is_heard_of_in_the_end()
+            self.all_is_reported_in_the_end()
 
-    def all_is_heard_of_in_the_end(self) -> None:
+    def all_is_reported_in_the_end(self) -> None:
         """Once no message is lost any more, each side knows what the other has written."""
         self.now += 2.0  # nothing is asked any more
         for _ in range(3):
@@ -208,13 +208,15 @@ class LineMachine(RuleBasedStateMachine):
         held = self.held()
         assert held == min(self.created(rank) - self.freed(rank) for rank in (0, 1))
         self.nodes.exchange()
-        (slot,) = self.nodes.far._slots
-        mirror = self.nodes.mirror
-        assert all(slot.words[slot.at[name]] == mirror.words[mirror.at[name]] for name in ENGINE_WORDS)
+        (slot,) = self.nodes.agent._slots
+        remote_slot = self.nodes.remote_slot
+        assert all(
+            slot.words[slot.at[name]] == remote_slot.words[remote_slot.at[name]] for name in ENGINE_WORDS
+        )
 
 
 def test_i5_an_engine_on_two_nodes_never_counts_on_more_than_there_is() -> None:
     quiet = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None)
-    run_state_machine_as_test(LineMachine, settings=settings(quiet, max_examples=300, stateful_step_count=50))
-    assert LineMachine.withdrawn and LineMachine.too_low, "orders were given, and news were late"
-    record("nodes.steps", LineMachine.steps)
+    run_state_machine_as_test(LinkMachine, settings=settings(quiet, max_examples=300, stateful_step_count=50))
+    assert LinkMachine.withdrawn and LinkMachine.too_low, "orders were given, and news were late"
+    record("nodes.steps", LinkMachine.steps)

@@ -24,9 +24,9 @@ def engine(runtime: Runtime, name: str, wanted: int) -> list[Account]:
         attach(runtime, name, rank=rank, name=name, device=device, capacity_bytes=TOTAL * GRANULE)
         for rank, device in enumerate(DEVICES)
     ]
-    desk = SchedulerView.find(runtime, name, len(DEVICES))
-    desk.publish(Usage(needed_granules=wanted, wanted_granules=wanted))
-    desk.close()
+    view = SchedulerView.find(runtime, name, len(DEVICES))
+    view.publish(Usage(needed_granules=wanted, wanted_granules=wanted))
+    view.close()
     for account in accounts:
         account.grow_with(range(len(DEVICES)))
     return accounts
@@ -49,9 +49,9 @@ def lease(account: Account) -> int:
 
 def obey(runtime: Runtime, name: str, accounts: list[Account]) -> None:
     """Give back what is asked, on every rank alike, as a scheduler orders it."""
-    desk = SchedulerView.find(runtime, name, len(accounts))
-    target = desk.target_granules()
-    desk.close()
+    view = SchedulerView.find(runtime, name, len(accounts))
+    target = view.target_granules()
+    view.close()
     surplus = min(leased(account) for account in accounts) - target
     if target and surplus > 0:
         for account in accounts:

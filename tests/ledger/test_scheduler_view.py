@@ -30,31 +30,31 @@ def rung(*descriptors: int) -> int:
 
 def test_desk_sees_the_least_of_all_ranks(runtime: Runtime) -> None:
     a, b = attach(runtime, "a", 0, limit_bytes=9 * GRANULE), attach(runtime, "a", 1, device=GPU)
-    desk = SchedulerView.find(runtime, "a", 2)
+    view = SchedulerView.find(runtime, "a", 2)
     hold(a, 5)
     hold(b, 3)
-    assert (desk.created(), desk.granule_limit(), desk.refused()) == (3, 9, False)
-    assert [geometry.granule_bytes for geometry in desk.geometry] == [GRANULE, GRANULE]
+    assert (view.created(), view.granule_limit(), view.refused()) == (3, 9, False)
+    assert [geometry.granule_bytes for geometry in view.geometry] == [GRANULE, GRANULE]
     b.lease(CAPACITY, PLENTY)
-    assert desk.refused()
+    assert view.refused()
 
 
 def test_i2_a_rank_that_came_farther_than_the_others_gives_that_back_and_the_count_never_falls(
     runtime: Runtime,
 ) -> None:
     far, least = attach(runtime, "a", 0), attach(runtime, "a", 1, device=GPU)
-    desk = SchedulerView.find(runtime, "a", 2)
+    view = SchedulerView.find(runtime, "a", 2)
     hold(far, 5)
     hold(least, 3)
-    desk.publish(Usage(0, 0, 0, wanted_granules=5, released_granules=0))
+    view.publish(Usage(0, 0, 0, wanted_granules=5, released_granules=0))
     assert (far.created_most, least.created_most) == (0, 0), "the others are on their way"
-    desk.publish(Usage(0, 0, 0, wanted_granules=2, released_granules=1))
+    view.publish(Usage(0, 0, 0, wanted_granules=2, released_granules=1))
     assert (far.created_most, least.created_most) == (3, 0)
     hold(least, 1)
-    assert desk.created() == 3, "what is to go is not counted on any more"
+    assert view.created() == 3, "what is to go is not counted on any more"
     far.drain()
     far.give_back(granules_withdrawn=2)
-    assert desk.created() == 3 and far.created_most == 0, "done: all that is there counts again"
+    assert view.created() == 3 and far.created_most == 0, "done: all that is there counts again"
     assert rung(far.fileno()) == 1, "it may grow again"
     assert far.leased_bytes == far.ready_bytes == 3 * GRANULE
     far.check()
@@ -65,46 +65,46 @@ def test_what_is_asked_of_a_rank_that_came_farther_it_gives_from_what_the_others
     runtime: Runtime,
 ) -> None:
     far, least = attach(runtime, "a", 0), attach(runtime, "a", 1, device=GPU)
-    desk = SchedulerView.find(runtime, "a", 2)
+    view = SchedulerView.find(runtime, "a", 2)
     hold(far, 9)
     hold(least, 3)
-    assert desk.created() == 3
-    desk.publish(Usage(wanted_granules=20, released_granules=1))
+    assert view.created() == 3
+    view.publish(Usage(wanted_granules=20, released_granules=1))
     far._seat.set("target_bytes", 5 * GRANULE)
     far._seat.set("asked_until_ms", 1 << 50)
-    assert (desk.target_granules(), far.created_most) == (5, 6), "it may hold five, and one is released"
+    assert (view.target_granules(), far.created_most) == (5, 6), "it may hold five, and one is released"
     far.give_back(granules_released=1, granules_withdrawn=3)
-    assert (desk.created(), far.created_most, far.leased_bytes) == (3, 0, 5 * GRANULE)
+    assert (view.created(), far.created_most, far.leased_bytes) == (3, 0, 5 * GRANULE)
     set_limit(runtime, "m", 1 * GRANULE)
-    assert (desk.granule_limit(), far.created_most) == (1, 3), "what is counted on goes by plans alone"
+    assert (view.granule_limit(), far.created_most) == (1, 3), "what is counted on goes by plans alone"
 
 
 def test_a_rank_alone_is_never_told_to_withdraw(runtime: Runtime) -> None:
     account = attach(runtime, "a")
-    desk = SchedulerView.find(runtime, "a", 1)
+    view = SchedulerView.find(runtime, "a", 1)
     hold(account, 5)
-    desk.publish(Usage(0, 0, 0, wanted_granules=1, released_granules=0))
+    view.publish(Usage(0, 0, 0, wanted_granules=1, released_granules=0))
     assert account.created_most == 0
 
 
 def test_an_order_to_withdraw_ends_with_what_it_was_about(runtime: Runtime) -> None:
     far, least = attach(runtime, "a", 0), attach(runtime, "a", 1, device=GPU)
-    desk = SchedulerView.find(runtime, "a", 2)
+    view = SchedulerView.find(runtime, "a", 2)
     hold(far, 5)
     hold(least, 3)
-    desk.publish(Usage(0, 0, 0, wanted_granules=3, released_granules=0))
+    view.publish(Usage(0, 0, 0, wanted_granules=3, released_granules=0))
     assert far.created_most == 3
     for account, gone, more in ((far, 4, 1), (least, 2, 3)):  # they fell asleep
         account.give_back(granules_released=gone)
         account.recount(more)
-    assert desk.created() == 6 and far.created_most == 0
+    assert view.created() == 6 and far.created_most == 0
 
 
 def test_what_the_desk_publishes_is_shown_and_read_by_the_worker(runtime: Runtime) -> None:
     accounts = [attach(runtime, "a", rank) for rank in range(2)]
-    desk = SchedulerView.find(runtime, "a", 2)
-    desk.publish(Usage(8, 5, 3, wanted_granules=6, released_granules=2))
-    desk.count(evictions=4, preemptions=1, busy=True, idle_since_ms=0)
+    view = SchedulerView.find(runtime, "a", 2)
+    view.publish(Usage(8, 5, 3, wanted_granules=6, released_granules=2))
+    view.count(evictions=4, preemptions=1, busy=True, idle_since_ms=0)
     block = GRANULE // 4
     for account, owner in zip(accounts, picture(runtime).owners, strict=True):
         assert account.wanted_bytes == 6 * GRANULE
@@ -118,7 +118,7 @@ def test_what_the_desk_publishes_is_shown_and_read_by_the_worker(runtime: Runtim
 
 def test_the_worker_is_rung_only_when_it_has_to_act(runtime: Runtime) -> None:
     account = attach(runtime, "a")
-    desk = SchedulerView.find(runtime, "a", 1)
+    view = SchedulerView.find(runtime, "a", 1)
     rings = []
     for usage in (
         Usage(wanted_granules=1),
@@ -127,7 +127,7 @@ def test_the_worker_is_rung_only_when_it_has_to_act(runtime: Runtime) -> None:
         Usage(wanted_granules=1),
         Usage(wanted_granules=1, released_granules=1),
     ):
-        desk.publish(usage)
+        view.publish(usage)
         rings.append(rung(account.fileno()))
         account.drain()
     assert rings == [1, 0, 1, 0, 1]
@@ -137,7 +137,7 @@ def test_a_rank_that_has_what_is_wanted_is_not_rung_and_one_that_lacks_it_is(run
     accounts = [attach(runtime, "a", rank) for rank in range(2)]
     for account, granules in zip(accounts, (5, 3), strict=True):
         hold(account, granules)
-    desk = SchedulerView.find(runtime, "a", 2)
+    view = SchedulerView.find(runtime, "a", 2)
     rings = []
     for usage in (
         Usage(wanted_granules=1),
@@ -147,7 +147,7 @@ def test_a_rank_that_has_what_is_wanted_is_not_rung_and_one_that_lacks_it_is(run
         Usage(wanted_granules=3, released_granules=2),  # of five the first keeps three
         Usage(wanted_granules=4, released_granules=2),
     ):
-        desk.publish(usage)
+        view.publish(usage)
         rings.append([rung(account.fileno()) for account in accounts])
         for account in accounts:
             account.drain()
@@ -158,7 +158,7 @@ def test_a_rank_that_lacks_spare_granules_alone_is_not_rung(runtime: Runtime) ->
     """A turn of its thread costs the engine's loop about as much as making ten granules."""
     account = attach(runtime, "a")
     hold(account, 5)
-    desk = SchedulerView.find(runtime, "a", 1)
+    view = SchedulerView.find(runtime, "a", 1)
     rings = []
     for usage in (
         Usage(wanted_granules=5, spare_granules=2),
@@ -167,7 +167,7 @@ def test_a_rank_that_lacks_spare_granules_alone_is_not_rung(runtime: Runtime) ->
         Usage(wanted_granules=8, spare_granules=2),
         Usage(wanted_granules=8),  # the limit leaves no spare ones, and more are short
     ):
-        desk.publish(usage)
+        view.publish(usage)
         rings.append(rung(account.fileno()))
         account.drain()
         assert account.wanted_bytes == usage.wanted_granules * GRANULE, "whenever it looks it makes them all"
@@ -176,28 +176,28 @@ def test_a_rank_that_lacks_spare_granules_alone_is_not_rung(runtime: Runtime) ->
 
 def test_the_scheduler_is_rung_when_memory_is_ready_or_a_limit_changed(runtime: Runtime) -> None:
     account = attach(runtime, "a")
-    desk = SchedulerView.find(runtime, "a", 1)
+    view = SchedulerView.find(runtime, "a", 1)
     hold(account, 1)
-    assert rung(*desk.filenos()) == 1
-    desk.drain()
+    assert rung(*view.filenos()) == 1
+    view.drain()
     set_limit(runtime, "m", 4 * GRANULE)
-    assert rung(*desk.filenos()) == 1 and rung(account.fileno()) == 1
-    desk.drain()
+    assert rung(*view.filenos()) == 1 and rung(account.fileno()) == 1
+    view.drain()
     account.acknowledge()
-    assert rung(*desk.filenos()) == 1
-    desk.drain()
+    assert rung(*view.filenos()) == 1
+    view.drain()
     account.acknowledge()
-    assert rung(*desk.filenos()) == 0
+    assert rung(*view.filenos()) == 0
 
 
 def test_the_scheduler_is_rung_once_all_that_was_promised_is_there_or_will_not_come(runtime: Runtime) -> None:
     account = attach(runtime, "a")
-    desk = SchedulerView.find(runtime, "a", 1)
+    view = SchedulerView.find(runtime, "a", 1)
     rings = []
 
     def note() -> None:
-        rings.append(rung(*desk.filenos()))
-        desk.drain()
+        rings.append(rung(*view.filenos()))
+        view.drain()
 
     assert account.lease(6 * GRANULE, PLENTY) == 6 * GRANULE
     account.created(1)
@@ -219,25 +219,25 @@ def test_the_scheduler_is_rung_once_all_that_was_promised_is_there_or_will_not_c
 def test_ringing_without_a_listener_or_a_thousand_times_over_is_harmless(runtime: Runtime) -> None:
     account = attach(runtime, "a")
     hold(account, 1)  # no scheduler listens yet
-    desk = SchedulerView.find(runtime, "a", 1)
+    view = SchedulerView.find(runtime, "a", 1)
     for count in range(70_000):  # more than a pipe holds
-        desk.publish(Usage(released_granules=count))
+        view.publish(Usage(released_granules=count))
     account.drain()
     assert rung(account.fileno()) == 0
 
 
 def test_i2_a_lower_limit_holds_for_the_scheduler_at_once_a_higher_one_when_applied(runtime: Runtime) -> None:
     account = attach(runtime, "a")
-    desk = SchedulerView.find(runtime, "a", 1)
+    view = SchedulerView.find(runtime, "a", 1)
     hold(account, 20)
     set_limit(runtime, "m", 5 * GRANULE)
-    assert desk.granule_limit() == 5
+    assert view.granule_limit() == 5
     assert account.limit_bytes == CAPACITY
     account.acknowledge()
     set_limit(runtime, "m", 30 * GRANULE)
-    assert desk.granule_limit() == 5
+    assert view.granule_limit() == 5
     account.acknowledge()
-    assert desk.granule_limit() == 30
+    assert view.granule_limit() == 30
 
 
 def test_i2_above_a_lowered_limit_leases_only_fall(runtime: Runtime) -> None:
@@ -265,32 +265,32 @@ def test_a_desk_names_the_ranks_it_misses(runtime: Runtime) -> None:
 
 def test_a_desk_says_that_its_worker_is_gone(runtime: Runtime) -> None:
     account = attach(runtime, "a")
-    desk = SchedulerView.find(runtime, "a", 1)
+    view = SchedulerView.find(runtime, "a", 1)
     leave(account)
-    for call in (desk.created, desk.granule_limit, lambda: desk.publish(Usage())):
+    for call in (view.created, view.granule_limit, lambda: view.publish(Usage())):
         with pytest.raises(LedgerError, match="instance a with rank 0"):
             call()
 
 
 def test_a_desk_does_not_take_the_slot_of_another_for_its_own(runtime: Runtime) -> None:
     account = attach(runtime, "a")
-    desk = SchedulerView.find(runtime, "a", 1)
+    view = SchedulerView.find(runtime, "a", 1)
     die(account)
     newcomer = attach(runtime, "b")
     assert newcomer.slot == account.slot
     with pytest.raises(LedgerError):
-        desk.publish(Usage(wanted_granules=7))
+        view.publish(Usage(wanted_granules=7))
     assert newcomer.wanted_bytes == 0
 
 
 def test_the_desk_and_the_snapshot_need_no_lock(runtime: Runtime) -> None:
     account = attach(runtime, "a")
-    desk = SchedulerView.find(runtime, "a", 1)
+    view = SchedulerView.find(runtime, "a", 1)
     fd = os.open(runtime.device("host").lock, os.O_RDWR)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        assert (desk.created(), desk.granule_limit()) == (0, 64)
-        desk.publish(Usage(wanted_granules=3))
+        assert (view.created(), view.granule_limit()) == (0, 64)
+        view.publish(Usage(wanted_granules=3))
         assert account.wanted_bytes == 3 * GRANULE
         assert picture(runtime).owners[0].live
         account.acknowledge()
@@ -302,13 +302,13 @@ def test_the_desk_and_the_snapshot_need_no_lock(runtime: Runtime) -> None:
 
 def test_reading_the_budget_takes_microseconds(runtime: Runtime) -> None:
     attach(runtime, "a")
-    desk = SchedulerView.find(runtime, "a", 1)
+    view = SchedulerView.find(runtime, "a", 1)
     rounds, best = 2000, 1.0
     for _ in range(20):
         start = time.perf_counter()
         for _ in range(rounds):
-            desk.created()
-            desk.granule_limit()
+            view.created()
+            view.granule_limit()
         best = min(best, (time.perf_counter() - start) / rounds)
     assert best < 10e-6  # 2 us on an idle machine
 

@@ -23,10 +23,10 @@ def cached(runtime: Runtime, clock: Clock, granules: int) -> tuple[Account, Sche
     """An engine whose memory is all cache but one granule."""
     account = attach(runtime, "cached", name="cached", clock=clock)
     hold(account, granules)
-    desk = SchedulerView.find(runtime, "cached", 1, clock=clock)
-    desk.publish(Usage(4, 4 * granules - 4, 0, 1, granules))
-    desk.count(0, 0, False, 1)
-    return account, desk
+    view = SchedulerView.find(runtime, "cached", 1, clock=clock)
+    view.publish(Usage(4, 4 * granules - 4, 0, 1, granules))
+    view.count(0, 0, False, 1)
+    return account, view
 
 
 def ask(account: Account, private: int, floor: int = 0, free: int = TOTAL) -> Turn:
@@ -51,15 +51,15 @@ def test_who_claims_nothing_more_starts_even_where_an_outsider_broke_promises(
 
 
 def test_a_device_full_of_others_cache_makes_room(runtime: Runtime, clock: Clock) -> None:
-    giver, desk = cached(runtime, clock, TOTAL)
+    giver, view = cached(runtime, clock, TOTAL)
     starter = attach(runtime, "starter", name="starter", clock=clock)
     assert ask(starter, 30, 2, free=0) == Turn(False, 0, 32 * GRANULE, 0)
-    assert (desk.target_granules(), desk.must_granules()) == (32, 0)
+    assert (view.target_granules(), view.must_granules()) == (32, 0)
     giver.give_back(granules_released=32)
     assert ask(starter, 30, 2, free=32).admitted
-    assert desk.target_granules() == 32, "no more than before, until that lapses"
+    assert view.target_granules() == 32, "no more than before, until that lapses"
     clock.now += 1.1
-    assert desk.target_granules() == 0
+    assert view.target_granules() == 0
     assert check(picture(runtime)) == []
 
 

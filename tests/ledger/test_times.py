@@ -79,7 +79,7 @@ def test_an_owner_of_minor_1_shows_none_in_a_slot_that_had_some(runtime: Runtime
     idle, waiting = asked(runtime, clock)
     idle.give(14)
     assert reclaims(runtime, "idle").total == 1
-    waiting.desk.close()
+    waiting.view.close()
     leave(waiting.account)
     die(idle.account)
     leave(attach(runtime, "sweeper", name="sweeper"))

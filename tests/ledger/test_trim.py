@@ -1,4 +1,4 @@
-"""Trimming: what no request needs is given back, by a real account, desk and governor."""
+"""Trimming: what no request needs is given back, by a real account, view and governor."""
 
 from __future__ import annotations
 

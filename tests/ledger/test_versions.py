@@ -40,7 +40,7 @@ def test_owners_of_this_version_and_the_one_before_share_a_device(
     old.put("wanted_bytes", 40 * GRANULE)
     old.put("busy", 1)
     new.holds(0, missing=30)
-    assert new.ask(30) == 24 and new.desk.refused(), "who cannot read what it is asked is not asked"
+    assert new.ask(30) == 24 and new.view.refused(), "who cannot read what it is asked is not asked"
     assert check(picture(runtime)) == []
     assert old.lease(10) == 0
     old.give_back(6)
@@ -48,7 +48,7 @@ def test_owners_of_this_version_and_the_one_before_share_a_device(
     assert check(picture(runtime)) == []
     shown = {owner.instance: owner for owner in picture(runtime).owners}
     assert shown["old"].live and shown["old"].leased_bytes == 34 * GRANULE
-    new.desk.close()
+    new.view.close()
     leave(new.account)
     assert old.lease(64) == 30
     old.leave()
@@ -67,7 +67,7 @@ def test_an_owner_of_the_version_before_counts_by_what_it_uses_and_wants(
     old.put("demand_bytes", (wanted - 1) * GRANULE)
     old.put("busy", 1)
     assert new.ask(53) + 1 == gets
-    assert new.desk.refused() == (gets < 54)
+    assert new.view.refused() == (gets < 54)
     assert [owner.target_bytes for owner in picture(runtime).owners] == [0, 0], "it could not read it"
     old.close()
 
@@ -79,8 +79,8 @@ def test_words_of_this_version_do_not_leak_into_a_later_claim_of_the_one_before(
     starter = attach(runtime, "starter", name="starter", clock=clock)
     hold(first, 50)
     assert not starter.ask_to_start(30 * GRANULE, 0, PLENTY).admitted
-    desk = SchedulerView.find(runtime, "starter", 1, clock=clock)
-    desk.publish(Usage(needed_granules=60, wanted_granules=60))
+    view = SchedulerView.find(runtime, "starter", 1, clock=clock)
+    view.publish(Usage(needed_granules=60, wanted_granules=60))
     die(starter)
     leave(attach(runtime, "sweeper", name="sweeper"))
     old = OldOwner(runtime, "old")
@@ -89,7 +89,7 @@ def test_words_of_this_version_do_not_leak_into_a_later_claim_of_the_one_before(
     (_, shown) = picture(runtime).owners
     assert (shown.starting_bytes, shown.needed_bytes, shown.queued_at_ms, shown.reclaims) == (0, 0, 0, 0)
     assert first.lease(CAPACITY, PLENTY) == 10 * GRANULE, "nothing is kept for a start that is none"
-    desk.close()
+    view.close()
     old.close()
     newcomer = Engine(runtime, "newcomer", clock)
     assert newcomer.account.slot == 1

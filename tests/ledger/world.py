@@ -25,7 +25,7 @@ class Party:
     """What the model knows of one owner; everything in granules."""
 
     account: Account
-    desk: SchedulerView
+    view: SchedulerView
     limit: int
     limit_wanted: int
     floor: int

@@ -64,7 +64,7 @@ def test_an_engine_on_one_node_makes_nothing_of_this(tmp_path: Path, monkeypatch
     assert nodes.near_ranks(chosen) == range(1)
     with running(chosen) as engine:
         assert engine.memory._lines == []
-        assert not [thread for thread in threading.enumerate() if thread.name == "kvcached-line"]
+        assert not [thread for thread in threading.enumerate() if thread.name == "kvcached-link"]
 
 
 def test_words_and_bells_go_through_the_store_and_nothing_is_left_at_the_end(
@@ -80,7 +80,7 @@ def test_words_and_bells_go_through_the_store_and_nothing_is_left_at_the_end(
         "one for each other node"
     )
     (home,) = nodes.home_ends(here, time.monotonic)
-    desk = SchedulerView.find(runtimes[0], "on-0", 4, elsewhere=home.mirrors)
+    desk = SchedulerView.find(runtimes[0], "on-0", 4, remote_slots=home.slots)
     try:
         for account in accounts:
             account.drain()
@@ -91,7 +91,7 @@ def test_words_and_bells_go_through_the_store_and_nothing_is_left_at_the_end(
         give_up_at = time.monotonic() + BOUND_SECONDS
         while desk.created() < 2:
             assert time.monotonic() < give_up_at
-            assert readable(*(home.mirrors[rank].bell_fd for rank in (2, 3)), seconds=BOUND_SECONDS)
+            assert readable(*(home.slots[rank].bell_fd for rank in (2, 3)), seconds=BOUND_SECONDS)
     finally:
         home.close()
         desk.close()
@@ -99,7 +99,7 @@ def test_words_and_bells_go_through_the_store_and_nothing_is_left_at_the_end(
             end.close()
         while ATTACHED:
             die(ATTACHED.pop())
-    assert not [thread for thread in threading.enumerate() if thread.name == "kvcached-line"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "kvcached-link"]
 
 
 def test_a_post_waits_again_when_the_store_gives_up_waiting(

@@ -1,4 +1,7 @@
-"""The ranks' end of a line: on their node it reads and writes slots as their scheduler would; see `line`."""
+"""The agent of a scheduler on another node: it reads and writes slots there as the scheduler would.
+
+`NodeLink` is its counterpart; the messages are described in `link`.
+"""
 
 from __future__ import annotations
 
@@ -14,140 +17,148 @@ from typing import Any
 from kvcached_core.errors import LedgerError
 from kvcached_core.ledger.file.doorbells import drain_bell
 from kvcached_core.ledger.file.runtime import Runtime
-from kvcached_core.ledger.remote.link import HEARD, LOOK_SECONDS, STOP_SECONDS, Transport
-from kvcached_core.ledger.slots import Slot, SlotGeometry, find_again, find_places
+from kvcached_core.ledger.remote.link import JOIN_SECONDS, REPORTED, UPDATE_SECONDS, Transport
+from kvcached_core.ledger.slots import Slot, SlotGeometry, find_slots, replace_moved_slots
 
 _log = logging.getLogger(__name__)
 
-Words = dict[str, int]
+Fields = dict[str, int]
 
 
 class NodeAgent:
-    """Tells the scheduler of the slots of this node's ranks, and writes into them what it says.
+    """Reports the slots of this node's ranks to the scheduler, and writes the scheduler's updates into them.
 
-    Runs in one of the node's workers, on two threads: one receives, the other sleeps on the engine's bells.
+    Runs in one of the node's workers, on two threads: one receives updates, the other sleeps on the engine's
+    doorbells and sends reports.
     """
 
-    def __init__(self, post: Transport, runtime: Runtime, instance: str, ranks: set[int],
+    def __init__(self, transport: Transport, runtime: Runtime, instance: str, ranks: set[int],
                  clock: Callable[[], float]) -> None:  # fmt: skip
-        """Find the slots and tell of them. Raises LedgerError with what is missing."""
-        self._post, self._runtime, self._instance, self._clock = post, runtime, instance, clock
-        self._slots: list[Slot] = list(find_places(runtime, instance, ranks).values())
-        self._heard: dict[int, Words] = {}
-        self._said: dict[int, Words] = {}
-        self._answers = 0  # the number of the latest message heard
-        self._ahead_ms = 0  # this node's clock before the scheduler's
+        """Find the slots and send a first report. Raises LedgerError naming the ranks that were not found."""
+        self._transport, self._runtime, self._instance, self._clock = transport, runtime, instance, clock
+        self._slots: list[Slot] = list(find_slots(runtime, instance, ranks).values())
+        self._received: dict[int, Fields] = {}  # the latest update, by rank
+        self._reported: dict[int, Fields] = {}  # the latest report, by rank
+        self._acknowledged = 0  # the number of the latest update
+        self._clock_offset_ms = 0  # this node's clock minus the scheduler's
         self._ended = False
-        self._mutex = threading.Lock()  # over slots, and so that what is read first is sent first
-        self._moved = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._mutex = threading.Lock()  # guards the slots, and keeps reports in the order of their reading
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._threads = [
-            threading.Thread(target=self._guarded, args=(run,), name="kvcached-line", daemon=True)
+            threading.Thread(target=self._guarded, args=(run,), name="kvcached-link", daemon=True)
             for run in (self._receive, self._watch)
         ]
-        self.look()
+        self.report_changes()
 
     def start(self) -> None:
-        """Begin to exchange words."""
+        """Start to exchange messages."""
         for thread in self._threads:
             thread.start()
 
-    def look(self) -> None:
-        """Tell the scheduler of what has changed. Raises LedgerError if a slot or the line is gone."""
+    def report_changes(self) -> None:
+        """Send a report if a field has changed. Raises LedgerError if a slot or the link is gone."""
         with self._mutex:
-            if self._read():
-                self._say()
+            if self._read_slots():
+                self._send_report()
 
-    def hear(self, message: bytes) -> bool:
-        """Do what a message says, and answer it; say whether more may come. Raises LedgerError."""
+    def handle(self, message: bytes) -> bool:
+        """Write an update into the slots and acknowledge it; return whether more may come.
+
+        Raises LedgerError if a slot or the link is gone.
+        """
         if not message:
             return False
-        said: dict[str, Any] = json.loads(message)
+        update: dict[str, Any] = json.loads(message)
         with self._mutex:
-            self._ahead_ms = self._now_ms() - said["now_ms"]
-            before, self._heard = self._heard, {int(rank): words for rank, words in said["ranks"].items()}
+            self._clock_offset_ms = self._now_ms() - update["now_ms"]
+            before = self._received
+            self._received = {int(rank): fields for rank, fields in update["ranks"].items()}
             for slot in self._slots:
-                self._write(slot, before.get(slot.rank, {}))
-            self._answers = said["n"]
-            self._read()
-            self._say()
-        os.eventfd_write(self._moved, 1)
+                self._write_slot(slot, before.get(slot.rank, {}))
+            self._acknowledged = update["n"]
+            self._read_slots()
+            self._send_report()
+        os.eventfd_write(self._wake_fd, 1)
         return True
 
     def close(self) -> None:
-        """Tell the scheduler that nothing more will be heard, and let the files go; may be repeated."""
-        if self._moved < 0:
+        """Tell the scheduler that no more reports will come, and close the files; may be repeated."""
+        if self._wake_fd < 0:
             return
         self._end(b"")
         with contextlib.suppress(LedgerError):
             if self._threads[0].is_alive():
-                self._post.interrupt()
+                self._transport.interrupt()
         for thread in self._threads:
             if thread.ident is not None:
-                thread.join(STOP_SECONDS)
+                thread.join(JOIN_SECONDS)
         for slot in self._slots:
             slot.close()
-        os.close(self._moved)
-        self._moved = -1
+        os.close(self._wake_fd)
+        self._wake_fd = -1
 
     # -- parts -------------------------------------------------------------------------------------------
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
 
-    def _read(self) -> bool:
-        """Read the words to tell; say whether they are others than were told last.
+    def _read_slots(self) -> bool:
+        """Read the fields to report; return whether they differ from the latest report.
 
-        Where a ledger is being made again they are what they were: too old is never too much.
+        While a ledger is being made again they do not: an old report is never too high.
         """
-        for slot in find_again(self._runtime, self._instance, self._slots):
-            self._write(slot, {})
+        for slot in replace_moved_slots(self._runtime, self._instance, self._slots):
+            self._write_slot(slot, {})
         if not all(slot.is_there() for slot in self._slots):
             return False
-        names = (*HEARD, *SlotGeometry._fields)
-        words = {slot.rank: {name: slot.words[slot.at[name]] for name in names} for slot in self._slots}
-        if words == self._said:
+        names = (*REPORTED, *SlotGeometry._fields)
+        fields = {slot.rank: {name: slot.words[slot.at[name]] for name in names} for slot in self._slots}
+        if fields == self._reported:
             return False
-        self._said = words
+        self._reported = fields
         return True
 
-    def _say(self) -> None:
-        message = {"n": self._answers, "now_ms": self._now_ms(), "ranks": self._said}
-        self._post.send(json.dumps(message).encode())
+    def _send_report(self) -> None:
+        report = {"n": self._acknowledged, "now_ms": self._now_ms(), "ranks": self._reported}
+        self._transport.send(json.dumps(report).encode())
 
-    def _write(self, slot: Slot, before: Words) -> None:
-        """Write what was heard of a rank and differs from `before`; ring its worker if that was rung."""
+    def _write_slot(self, slot: Slot, before: Fields) -> None:
+        """Write the fields of a rank's update that differ from `before`; ring its worker if it was rung."""
         if not slot.is_there():
-            return  # all is written where it is found again
-        words = self._heard.get(slot.rank, {})
-        for name, value in words.items():
+            return  # all fields are written once the slot is found again
+        fields = self._received.get(slot.rank, {})
+        for name, value in fields.items():
             if name != "rings" and before.get(name) != value:
                 is_time = name == "idle_since_ms" and value
-                slot.set(name, max(1, value + self._ahead_ms) if is_time else value)
-        if words.get("rings", 0) != before.get("rings", 0):
+                slot.set(name, max(1, value + self._clock_offset_ms) if is_time else value)
+        if fields.get("rings", 0) != before.get("rings", 0):
             slot.ringer.ring()
 
     def _receive(self) -> None:
-        while self.hear(self._post.receive()):
+        while self.handle(self._transport.receive()):
             pass
         self._ended = True
-        os.eventfd_write(self._moved, 1)
+        os.eventfd_write(self._wake_fd, 1)
 
     def _watch(self) -> None:
-        """Look whenever an engine's bell rings; while requests run also for what rings nobody."""
+        """Report changes whenever an engine's doorbell rings, and at intervals while requests run.
+
+        Some fields change without a ring, such as a reclaim.
+        """
         poller = select.poll()
-        for fd in (self._moved, *(slot.bell_fd for slot in self._slots)):
+        for fd in (self._wake_fd, *(slot.bell_fd for slot in self._slots)):
             poller.register(fd, select.POLLIN)
         while not self._ended:
-            for fd, _ in poller.poll(LOOK_SECONDS * 1000 if self._is_busy() else None):
+            for fd, _ in poller.poll(UPDATE_SECONDS * 1000 if self._is_busy() else None):
                 drain_bell(fd)
             if not self._ended:
-                self.look()
+                self.report_changes()
 
     def _is_busy(self) -> bool:
         with self._mutex:
             return any(
-                self._heard.get(rank, {}).get("busy") or words["demand_bytes"]
-                for rank, words in self._said.items()
+                self._received.get(rank, {}).get("busy") or fields["demand_bytes"]
+                for rank, fields in self._reported.items()
             )
 
     def _guarded(self, run: Callable[[], None]) -> None:
@@ -162,5 +173,5 @@ class NodeAgent:
         with self._mutex, contextlib.suppress(LedgerError):
             if not self._ended:
                 self._ended = True
-                self._post.send(last_message)
-        os.eventfd_write(self._moved, 1)
+                self._transport.send(last_message)
+        os.eventfd_write(self._wake_fd, 1)

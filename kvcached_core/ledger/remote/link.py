@@ -1,12 +1,14 @@
-"""The scheduler's end of a line to a node whose ledger it cannot map.
+"""The scheduler's link to another node, whose ledger it cannot map.
 
-Each side tells the other the words that it writes: all of them, the latest only. What is heard late is what a
-rank had. `created` is then too low, or was lowered because the scheduler ordered it (`created_most`) and has
-counted on no more since. So held = min over ranks(created) - released stays true (I5).
+The scheduler works over a `RemoteSlot` for each rank there: a copy of the rank's slot. `NodeLink` keeps the
+copies current; its counterpart on the other node is `NodeAgent`. Each side sends all fields that it writes,
+the latest values only, so a message may be late, lost or merged with the next. A late `created_granules` is
+too low, or it was lowered because the scheduler ordered that (`created_most`) and no longer uses those
+granules. So held = min over ranks(created) - released stays true (I5).
 
-The other end is `far_end`. A message down is {n, now_ms, ranks: {rank: {engine's words, rings}}}. Each is
-answered by one up, {n of the latest heard, now_ms, ranks: {rank: {HEARD, geometry}}}; others come when those
-words change. {failed: why} and an empty message are the last ones.
+An update to the agent is {n, now_ms, ranks: {rank: {engine's fields, rings}}}. The agent acknowledges each
+update with a report: {n of the latest update, now_ms, ranks: {rank: {REPORTED fields, geometry}}}. It sends a
+report also when those fields change. {failed: reason}, or an empty message, is the last one.
 """
 
 from __future__ import annotations
@@ -27,100 +29,103 @@ from kvcached_core.ledger.slots import Slot, SlotGeometry
 
 _log = logging.getLogger(__name__)
 
-# The words that a scheduler reads, in this order: created and released rise together when an engine sleeps;
-# the one that is written first is read first, so that held is rather too low.
-HEARD = (
+# The fields that a scheduler reads, in this order: created and released rise together when an engine sleeps.
+# The field that is written first is read first, so that held is too low rather than too high.
+REPORTED = (
     "created_granules", "released_granules", "demand_bytes", "coming_bytes", "target_bytes", "must_bytes",
     "asked_until_ms", "limit_applied", "limit_wanted",
 )  # fmt: skip
-LOOK_SECONDS = 0.02  # what nobody is rung for is told so often at most
-FIRST_SECONDS = 60.0  # a rank begins to tell before the scheduler is made
-WARN_SECONDS, SILENCE_SECONDS = 10, 60  # to be told; to be taken for dead
-STOP_SECONDS = 5.0
+UPDATE_SECONDS = 0.02  # changes that ring no doorbell are sent this often at most
+FIRST_REPORT_SECONDS = 60.0  # an agent starts before the scheduler is made
+WARN_SECONDS, ACKNOWLEDGE_SECONDS = 10, 60  # without an acknowledgement: a warning, then the engine ends
+JOIN_SECONDS = 5.0
 
 
 class Transport(Protocol):
-    """Carries messages both ways, once and in order. For one sender and one receiver; raises LedgerError."""
+    """Carries messages both ways, each once and in order, for one sender and one receiver.
+
+    Every method raises LedgerError if the other side cannot be reached.
+    """
 
     def send(self, message: bytes) -> None:
         """Send without waiting for the other side."""
 
     def receive(self, seconds: float | None = None) -> bytes:
-        """Return the next message, waiting so long for it or for ever; an empty one is the last."""
+        """Return the next message, waiting at most `seconds`, or for ever; an empty message is the last."""
 
     def interrupt(self) -> None:
         """Make this side's receive() return an empty message."""
 
 
-class Heard(NamedTuple):
-    """One rank's words as they were on its node at `sent_ms` of that node's clock."""
+class SlotReport(NamedTuple):
+    """The fields of one rank's slot, read at `sent_ms` by the clock of its node."""
 
-    words: Mapping[str, int]
+    fields: Mapping[str, int]
     sent_ms: int
 
 
-class _Bell:
-    """Rings a worker on another node: the far end compares the counts."""
+class _RemoteBell:
+    """Rings a worker on another node: the agent rings whenever the count of rings has changed."""
 
-    def __init__(self, tell: Callable[[bool], None]) -> None:
-        self._tell = tell
+    def __init__(self, schedule_update: Callable[[bool], None]) -> None:
+        self._schedule_update = schedule_update
         self.rings = 0
 
     def ring(self) -> None:
         self.rings += 1
-        self._tell(True)
+        self._schedule_update(True)
 
     def close(self) -> None:
-        """Nothing was opened."""
+        """Do nothing: no file is open."""
 
 
 class RemoteSlot(Slot):
-    """The slot of a rank on another node, as last heard of. All but put() is for the scheduler's thread."""
+    """A copy of the slot of a rank on another node. Only deliver() may be called from another thread."""
 
-    ringer: _Bell
+    ringer: _RemoteBell
 
-    def __init__(self, end: NodeLink, rank: int, words: Mapping[str, int]) -> None:
-        geometry = SlotGeometry(*(words[name] for name in SlotGeometry._fields))
+    def __init__(self, link: NodeLink, rank: int, fields: Mapping[str, int]) -> None:
+        geometry = SlotGeometry(*(fields[name] for name in SlotGeometry._fields))
         super().__init__(memoryview(array("Q", bytes(WORD * SLOT_WORDS))), 0, rank, geometry)
-        self._end = end
-        self._inbox: deque[Heard] = deque(maxlen=1)  # the latest replaces those before, in one operation
+        self._link = link
+        self._inbox: deque[SlotReport] = deque(maxlen=1)  # appending replaces the old report atomically
         self._latest: Mapping[str, int] = {}
-        self.ringer = _Bell(end.tell)
+        self.ringer = _RemoteBell(link.schedule_update)
         self.bell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
-    def put(self, heard: Heard) -> None:
-        """Leave to the scheduler what was heard; it is rung if that is news."""
-        self._inbox.append(heard)
-        if heard.words != self._latest:
-            self._latest = heard.words
+    def deliver(self, report: SlotReport) -> None:
+        """Leave a report to the scheduler; ring it if the fields have changed."""
+        self._inbox.append(report)
+        if report.fields != self._latest:
+            self._latest = report.fields
             self.ring_scheduler()
 
     def ring_scheduler(self) -> None:
         os.eventfd_write(self.bell_fd, 1)
 
-    def told(self) -> dict[str, int]:
-        """Return what the far end is to know of this rank."""
+    def update(self) -> dict[str, int]:
+        """Return the fields to send to the agent."""
         return {name: self.words[self.at[name]] for name in ENGINE_WORDS} | {"rings": self.ringer.rings}
 
     def set(self, name: str, value: int) -> None:
         at = self.at[name]
         if self.words[at] != value:
             self.words[at] = value
-            self._end.tell(False)
+            self._link.schedule_update(False)
 
     def is_there(self) -> bool:
-        """Take over what was heard since. Raises LedgerError if no more will be."""
+        """Apply the latest report. Raises LedgerError if the link has failed."""
         if self._inbox:
-            self._take(self._inbox.popleft())
-        if self._end.lost:
-            raise LedgerError(f"rank {self.rank} cannot be reached any more: {self._end.lost}")
+            self._apply(self._inbox.popleft())
+        if self._link.failure:
+            raise LedgerError(f"rank {self.rank} cannot be reached any more: {self._link.failure}")
         return True
 
-    def _take(self, heard: Heard) -> None:
-        for name in HEARD:
-            self.words[self.at[name]] = heard.words[name]
-        if until_ms := heard.words["asked_until_ms"]:
-            self.words[self.asked_until_at] = self._end.now_ms() + max(0, until_ms - heard.sent_ms)
+    def _apply(self, report: SlotReport) -> None:
+        for name in REPORTED:
+            self.words[self.at[name]] = report.fields[name]
+        if until_ms := report.fields["asked_until_ms"]:
+            self.words[self.asked_until_at] = self._link.now_ms() + max(0, until_ms - report.sent_ms)
 
     def close(self, keep_bell: bool = False) -> None:
         if self.bell_fd >= 0 and not keep_bell:
@@ -129,126 +134,127 @@ class RemoteSlot(Slot):
 
 
 class NodeLink:
-    """Keeps the mirrors of one node's ranks as they are there, and tells the node what is set in them.
+    """Keeps the slots of one other node's ranks current, and sends the node the fields that are set in them.
 
-    `lost` says why, once nothing more can be heard. Close it before the mirrors.
+    `failure` is the reason once no more reports can come. Close the link before its slots.
     """
 
     def __init__(
         self,
-        post: Transport,
+        transport: Transport,
         node: int,
         clock: Callable[[], float],
-        first_seconds: float = FIRST_SECONDS,
-        silence_seconds: int = SILENCE_SECONDS,
+        first_report_seconds: float = FIRST_REPORT_SECONDS,
+        acknowledge_seconds: int = ACKNOWLEDGE_SECONDS,
     ) -> None:
-        """Wait for the node's first message; raises LedgerError naming the node if it does not come."""
-        self._post, self._node, self._clock = post, node, clock
-        self._silence_seconds = silence_seconds
-        self.lost = ""
+        """Wait for the node's first report; raises LedgerError naming the node if it does not come."""
+        self._transport, self._node, self._clock = transport, node, clock
+        self._acknowledge_seconds = acknowledge_seconds
+        self.failure = ""
         self._closed = False
-        self._sent = 0
-        self._news, self._hurry, self._answered = threading.Event(), threading.Event(), threading.Event()
-        self.mirrors: dict[int, RemoteSlot] = {}
+        self._sent = 0  # the number of the latest update
+        self._changed, self._urgent = threading.Event(), threading.Event()
+        self._acknowledged = threading.Event()
+        self.slots: dict[int, RemoteSlot] = {}
         try:
-            self.hear(post.receive(first_seconds))
+            self.handle(transport.receive(first_report_seconds))
         except LedgerError as error:
-            raise LedgerError(f"node {node} does not tell of its memory: {error}") from error
-        if self.lost:
-            raise LedgerError(self.lost)
+            raise LedgerError(f"node {node} does not report its memory: {error}") from error
+        if self.failure:
+            raise LedgerError(self.failure)
         self._threads = [
-            threading.Thread(target=run, name="kvcached-line", daemon=True)
+            threading.Thread(target=run, name="kvcached-link", daemon=True)
             for run in (self._receive, self._send)
         ]
 
     def start(self) -> None:
-        """Begin to exchange words."""
+        """Start to exchange messages."""
         for thread in self._threads:
             thread.start()
 
-    def tell(self, hurry: bool) -> None:
-        """Have the node told what is set: in a moment, or now."""
-        if not self._news.is_set():
-            self._news.set()
-        if hurry:
-            self._hurry.set()
+    def schedule_update(self, urgent: bool) -> None:
+        """Have the changed fields sent: now, or within UPDATE_SECONDS."""
+        if not self._changed.is_set():
+            self._changed.set()
+        if urgent:
+            self._urgent.set()
 
     def now_ms(self) -> int:
         return int(self._clock() * 1000)
 
-    def hear(self, message: bytes) -> bool:
-        """Take in a message; say whether more may come."""
-        said: dict[str, Any] = json.loads(message or b'{"failed": "it has ended"}')
-        if "failed" in said:
-            self._lose(f"node {self._node}: {said['failed']}")
+    def handle(self, message: bytes) -> bool:
+        """Take in a message of the agent; return whether more may come."""
+        report: dict[str, Any] = json.loads(message or b'{"failed": "its worker has ended"}')
+        if "failed" in report:
+            self._fail(f"node {self._node}: {report['failed']}")
             return False
-        for rank, words in said["ranks"].items():
-            if int(rank) not in self.mirrors:
-                self.mirrors[int(rank)] = RemoteSlot(self, int(rank), words)
-            self.mirrors[int(rank)].put(Heard(words, said["now_ms"]))
-        if said["n"] == self._sent:
-            self._answered.set()
+        for rank, fields in report["ranks"].items():
+            if int(rank) not in self.slots:
+                self.slots[int(rank)] = RemoteSlot(self, int(rank), fields)
+            self.slots[int(rank)].deliver(SlotReport(fields, report["now_ms"]))
+        if report["n"] == self._sent:
+            self._acknowledged.set()
         return True
 
-    def say(self) -> bytes:
-        """Return the next message."""
-        self._answered.clear()
+    def next_update(self) -> bytes:
+        """Return the next message to the agent."""
+        self._acknowledged.clear()
         self._sent += 1
-        told = {rank: mirror.told() for rank, mirror in self.mirrors.items()}
-        return json.dumps({"n": self._sent, "now_ms": self.now_ms(), "ranks": told}).encode()
+        ranks = {rank: slot.update() for rank, slot in self.slots.items()}
+        return json.dumps({"n": self._sent, "now_ms": self.now_ms(), "ranks": ranks}).encode()
 
     def close(self) -> None:
         """End the exchange; may be repeated."""
         if self._closed:
             return
         self._closed = True
-        self.tell(True)
-        self._answered.set()
+        self.schedule_update(True)
+        self._acknowledged.set()
         if self._threads[0].is_alive():
             with contextlib.suppress(LedgerError):
-                self._post.interrupt()
+                self._transport.interrupt()
         for thread in self._threads:
             if thread.ident is not None:
-                thread.join(STOP_SECONDS)
+                thread.join(JOIN_SECONDS)
 
     def _receive(self) -> None:
         try:
-            while self.hear(self._post.receive()) and not self._closed:
+            while self.handle(self._transport.receive()) and not self._closed:
                 pass
         except Exception as error:
-            self._lose(f"the line to node {self._node} is broken: {error}")
+            self._fail(f"the link to node {self._node} is broken: {error}")
 
     def _send(self) -> None:
         try:
-            while not (self._closed or self.lost):
-                self._news.wait()
-                self._hurry.wait(LOOK_SECONDS)
-                self._news.clear()  # before the words are read: what is set after this is told next
-                self._hurry.clear()
+            while not (self._closed or self.failure):
+                self._changed.wait()
+                self._urgent.wait(UPDATE_SECONDS)
+                self._changed.clear()  # before the fields are read: later changes go with the next update
+                self._urgent.clear()
                 if not self._closed:
-                    self._post.send(self.say())
-                    self._wait_for_answer()
+                    self._transport.send(self.next_update())
+                    self._wait_for_acknowledgement()
         except Exception as error:
-            self._lose(f"the line to node {self._node} is broken: {error}")
+            self._fail(f"the link to node {self._node} is broken: {error}")
 
-    def _wait_for_answer(self) -> None:
-        """Wait as long as the node may be silent; a second in which this process was stopped counts once."""
-        for second in range(self._silence_seconds):
-            if self._answered.wait(1.0) or self._closed or self.lost:
+    def _wait_for_acknowledgement(self) -> None:
+        """Wait a second at a time: time in which this process was stopped counts as one second at most."""
+        for second in range(self._acknowledge_seconds):
+            if self._acknowledged.wait(1.0) or self._closed or self.failure:
                 return
             if second == WARN_SECONDS:
                 _log.warning(
                     "kvcached: node %d has not answered for %d s; this engine ends after %d s",
-                    self._node, second, self._silence_seconds,
+                    self._node, second, self._acknowledge_seconds,
                 )  # fmt: skip
-        self._lose(f"node {self._node} has not answered for {self._silence_seconds} s")
+        self._fail(f"node {self._node} has not answered for {self._acknowledge_seconds} s")
 
-    def _lose(self, why: str) -> None:
-        """Note that nothing more will be heard; an idle scheduler looks, and ends the engine."""
-        if self._closed or self.lost:
+    def _fail(self, reason: str) -> None:
+        """Note why no more reports can come, and ring an idle scheduler, which then ends the engine."""
+        if self._closed or self.failure:
             return
-        self.lost = why
-        self._answered.set()
-        self.tell(True)
-        for mirror in self.mirrors.values():
-            mirror.ring_scheduler()
+        self.failure = reason
+        self._acknowledged.set()
+        self.schedule_update(True)
+        for slot in self.slots.values():
+            slot.ring_scheduler()

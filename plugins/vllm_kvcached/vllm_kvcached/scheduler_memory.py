@@ -42,7 +42,7 @@ class SchedulerMemory:
         self._watermark = vllm_config.scheduler_config.watermark
         runtime = Runtime.open(chosen.runtime_dir or None)
         self._lines = nodes.home_ends(vllm_config, clock)
-        far = {rank: mirror for line in self._lines for rank, mirror in line.mirrors.items()}
+        far = {rank: slot for line in self._lines for rank, slot in line.slots.items()}
         ranks = vllm_config.parallel_config.world_size
         self._desk = SchedulerView.find(runtime, instance(vllm_config), ranks, clock, far)
         if far:
