@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -26,6 +27,11 @@ VARIABLE = re.compile(r"\bKVCACHED_[A-Z]+(?:_[A-Z]+)*\b")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 # paths of the machines that this was made on; in pieces, so that this file does not hold them
 FOREIGN = re.compile("(?<![A-Za-z0-9_.~-])/(?:wo" + "rk|tmp/" + "w|opt/" + "pypi)(?![A-Za-z0-9_-])")
+CODE = re.compile(r"`([^`]+)`")
+# a value in a quoted message: dots, one capital, a number, a name with an underscore
+PLACEHOLDER = re.compile(r"\.\.\.|\b(?:[A-Z]|DEVICE|\d+|\w+_\w+)\b")
+FILE = re.compile(r"(?:[\w.-]+/)*[\w-]+\.(?:py|json|sh|yaml|yml|md|png|svg)")
+MODULE = re.compile(r"\b(?:benchmarks|tools|examples)(?:\.[a-z]\w*)+")
 
 
 class Command(NamedTuple):
@@ -113,6 +119,48 @@ def test_links_between_pages_lead_somewhere() -> None:
             if "://" not in target and not (page.parent / target).exists():
                 broken.append(f"{page.name}: {target}")
     assert broken == []
+
+
+def messages() -> Iterator[str]:
+    """Return every text in the sources, with a null character for each value that is put in."""
+    for folder in ("kvcached_core", "cli", "plugins"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    parts = (part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                    yield "".join(map(str, parts))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield re.sub(r"%[\d.]*[a-z]", "\0", node.value)
+
+
+def test_messages_that_troubleshooting_quotes_are_in_the_sources() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    seen = [line.split("|")[1] for line in page.splitlines() if line.startswith("|")]
+    quoted = [text for cell in seen for text in CODE.findall(cell) if " " in text]
+    quoted = [text for text in quoted if not text.startswith("kvctl ")]
+    assert len(quoted) >= 17
+    sources = list(messages())
+    wrong = []
+    for text in quoted:
+        pattern = re.compile(".*".join(map(re.escape, PLACEHOLDER.split(text))), re.DOTALL)
+        if not any(map(pattern.search, sources)):
+            wrong.append(text)
+    assert not wrong, f"docs/troubleshooting.md quotes messages that no source has: {wrong}"
+
+
+def test_files_and_modules_that_pages_name_exist() -> None:
+    paths = {str(path.relative_to(ROOT)) for path in tracked()}
+    names = {path.rpartition("/")[2] for path in paths}
+    wrong = []
+    for page in PAGES:
+        for span in CODE.findall(page.read_text()):
+            if FILE.fullmatch(span) and span not in paths and span not in names:
+                is_there = "/" in span and any(path.endswith("/" + span) for path in paths)
+                wrong += [] if is_there else [f"{page.name}: {span}"]
+            for module in MODULE.findall(span):
+                if not any(f"{module.replace('.', '/')}{end}" in paths for end in (".py", "/__main__.py")):
+                    wrong.append(f"{page.name}: {module}")
+    assert wrong == []
 
 
 def test_nothing_in_the_tree_names_the_machine_it_was_made_on() -> None:
