@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 from typing import NamedTuple
 
 from kvcached_core.errors import InvariantError
+from kvcached_core.vacancies import Vacancies
 
 
 class Change(NamedTuple):
@@ -21,18 +21,13 @@ class MappedSet:
     def __init__(self, count: int) -> None:
         self.count = count
         self.mapped = 0
-        self._returned: list[int] = []  # heap: granules below _fresh that are unmapped
-        self._fresh = 0  # every granule >= _fresh has never been mapped
+        self._vacancies = Vacancies(0, count)
         self._to_map: set[int] = set()
         self._to_unmap: set[int] = set()
 
     def map_lowest(self) -> int:
         """Map the lowest granule that is not mapped and return it; there must be one."""
-        if self._returned:
-            granule = heapq.heappop(self._returned)
-        else:
-            granule = self._fresh
-            self._fresh += 1
+        granule = self._vacancies.take_lowest()
         self.mapped += 1
         if granule in self._to_unmap:
             self._to_unmap.remove(granule)
@@ -42,7 +37,7 @@ class MappedSet:
 
     def unmap(self, granule: int) -> None:
         """Unmap a mapped granule."""
-        heapq.heappush(self._returned, granule)
+        self._vacancies.add(granule)
         self.mapped -= 1
         if granule in self._to_map:
             self._to_map.remove(granule)
@@ -68,14 +63,14 @@ class MappedSet:
 
     def granules(self) -> list[int]:
         """Return all mapped granules, sorted; looks at all."""
-        return sorted(set(range(self._fresh)) - set(self._returned))
+        return self._vacancies.taken()
 
     def check(self) -> None:
         """Raise InvariantError unless everything adds up; looks at all granules."""
         mapped = set(self.granules())
         wrong = {
             "mapped": self.mapped != len(mapped) or self.mapped > self.count,
-            "unmapped twice": len(self._returned) != len(set(self._returned)),
+            "unmapped twice": self._vacancies.has_duplicates,
             "mapped and in the plan to unmap": bool(mapped & self._to_unmap),
             "unmapped and in the plan to map": bool(self._to_map - mapped),
         }

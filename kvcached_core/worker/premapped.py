@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kvcached_core.driver.base import Driver, Fence
+from kvcached_core.vacancies import LazyVacancies
 from kvcached_core.worker.arena import Handles
 from kvcached_core.worker.arenas import Arenas
 
@@ -32,10 +32,7 @@ class Premapped:
         self._arena = arena
         self._zeroed: dict[int, _Row] = {}
         self._rows = 0  # so far
-        # A vacant granule is below `fresh` and in the heap, or it is in [fresh, end).
-        self._returned: list[int] = []  # heap, each once; may hold granules that are mapped again
-        self._is_returned: set[int] = set()  # what the heap holds
-        self._fresh = first
+        self._vacancies = LazyVacancies(first, end, arena.mapped)
         self._end = end
 
     def __len__(self) -> int:
@@ -95,9 +92,7 @@ class Premapped:
 
     def vacated(self, granule: int) -> None:
         """Note that a granule was unmapped."""
-        if granule < self._fresh and granule not in self._is_returned:
-            self._is_returned.add(granule)
-            heapq.heappush(self._returned, granule)
+        self._vacancies.add(granule)
 
     def vacant_row(self, most: int) -> range:
         """Return the lowest granule that is not mapped, and those after it up to the next that is; `most` in
@@ -110,14 +105,7 @@ class Premapped:
 
     def lowest_vacant(self) -> int | None:
         """Return the lowest granule that is not mapped, or None."""
-        mapped = self._arena.mapped
-        while self._returned and self._returned[0] in mapped:
-            self._is_returned.remove(heapq.heappop(self._returned))
-        if self._returned:
-            return self._returned[0]
-        while self._fresh < self._end and self._fresh in mapped:
-            self._fresh += 1
-        return self._fresh if self._fresh < self._end else None
+        return self._vacancies.lowest()
 
     def _fence(self, row: _Row) -> Fence:
         """Return a fence behind a row's zeroing."""

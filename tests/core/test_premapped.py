@@ -301,4 +301,4 @@ def test_the_guess_is_the_lowest_vacant_granule(moves: list[tuple[str, int]]) ->
             spare += handles
             assert not handles or highest not in ahead
         assert ahead.granules() | ordinary | {0} == arena.mapped.keys()
-        assert len(ahead._returned) <= 12
+        assert len(ahead._vacancies._returned) <= 12
