@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 SGLANG_PYTHON := .venv-sglang/bin/python
 SGLANG_TESTS := tests/sglang tests/sglang_engine tests/test_compat.py
-SOURCES := kvcached_core cli plugins tests tools examples benchmarks
+SOURCES := kvcached_core cli plugins devkit tests tools examples benchmarks
 REPORTS := build/test-report.d
 
 .PHONY: help setup setup-sglang programs dev demo test test-sglang test-vllm ledger-long check format compat wheels clean
@@ -65,4 +65,4 @@ wheels: setup ## build the four wheels into build/dist
 clean: ## remove the environments and everything built
 	rm -rf .venv .venv-sglang build .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
-	rm -rf *.egg-info cli/*.egg-info plugins/*/*.egg-info tests/sglang_rig/*.egg-info
+	rm -rf *.egg-info cli/*.egg-info plugins/*/*.egg-info devkit/sglang_rig/*.egg-info

@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_rig
-from benchmarks.record import write
+from benchmarks.lib import vllm_engine
+from benchmarks.lib.record import write
 from kvcached_core.ledger import Runtime, set_limit, snapshot, wait_until_holds
 from kvcached_core.units import GIB
 
@@ -33,18 +33,18 @@ def serve(name: str, model: Path) -> None:
     """Be an engine: answer each line `COUNT PROMPT GENERATE` on standard input with a line of JSON."""
     from vllm import SamplingParams
 
-    llm = gpu_rig.engine("kvcached", gpu_rig.model_folder(model), None, {"name": name})
+    llm = vllm_engine.engine("kvcached", vllm_engine.model_folder(model), None, {"name": name})
     print("\nREADY", flush=True)
     for seed, line in enumerate(sys.stdin):
         count, length, generate = (int(word) for word in line.split())
         sampling = SamplingParams(temperature=0.0, max_tokens=generate, ignore_eos=True, detokenize=False)
         started = time.perf_counter()
-        outputs = llm.generate(gpu_rig.prompts(count, length, seed), sampling, use_tqdm=False)
+        outputs = llm.generate(vllm_engine.prompts(count, length, seed), sampling, use_tqdm=False)
         tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
         answer = {
             "tokens": tokens,
             "seconds": time.perf_counter() - started,
-            "free": gpu_rig.free_bytes(llm)[0],
+            "free": vllm_engine.free_bytes(llm)[0],
         }
         print(f"\nDONE {json.dumps(answer)}", flush=True)
 

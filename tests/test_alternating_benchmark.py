@@ -1,4 +1,4 @@
-"""What benchmarks.alternating and its profiles say of engines whose every round is known."""
+"""What benchmarks.engine.alternating and its profiles say of engines whose every round is known."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cpus, profiles
-from benchmarks.alternating import PAUSE_SECONDS, PHASES, Found, Play, Shape, compared
+from benchmarks.engine.alternating import PAUSE_SECONDS, PHASES, Found, Play, Shape, compared
+from benchmarks.lib import cpus, profiles
 
 
 class FakeContender:
@@ -53,7 +53,7 @@ def played(monkeypatch: pytest.MonkeyPatch, profile: dict[str, Any] | Exception)
     ]  # fmt: skip
     for one, other in (contenders, contenders[::-1]):
         one.others = [other]
-    monkeypatch.setattr("benchmarks.alternating.Contender", FakeContender)
+    monkeypatch.setattr("benchmarks.engine.alternating.Contender", FakeContender)
     Play(contenders, Shape(32, 512, 128), 2, found).run(profiles=True)
     return did, found
 

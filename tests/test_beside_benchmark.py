@@ -1,4 +1,4 @@
-"""What benchmarks.beside says of servers whose every byte is known."""
+"""What benchmarks.sharing.beside says of servers whose every byte is known."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.beside import A, B, Found, Play, seconds_until
-from benchmarks.ledger_watch import Moment, Seen
+from benchmarks.lib.ledger_watch import Moment, Seen
+from benchmarks.sharing.beside import A, B, Found, Play, seconds_until
 
 BUDGET, STEP = 1000, 25
 LAST = 10  # steps that a burst goes on once it has all its memory

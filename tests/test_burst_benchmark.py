@@ -1,4 +1,4 @@
-"""benchmarks.burst: each part of each round is measured, and nothing is left behind."""
+"""benchmarks.micro.burst: each part of each round is measured, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import burst
+from benchmarks.micro import burst
 
 PARTS = {"first", "step", "claim", "both_steps", "give_back"}
 

@@ -15,14 +15,18 @@ from typing import Any
 import pytest
 import yaml
 
+from devkit.report import record
 from kvcached_core.ledger import Runtime
 from kvctl.parser import parse
 from tests.programs import program
-from tests.report import record
 from tools.wheels import DISTRIBUTIONS, ROOT, build
 
 SHELL = [
-    *(path for folder in ("benchmarks", "docker", "tools") for path in sorted((ROOT / folder).glob("*.sh"))),
+    *(
+        path
+        for folder in ("benchmarks/serve", "docker", "tools")
+        for path in sorted((ROOT / folder).glob("*.sh"))
+    ),
     ROOT / ".ci/run",
 ]
 KVCTL = ("docker/kvctl.Dockerfile", "kvctl")  # how containers of it are named: built, or by their image

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.ratios import percentile
+from devkit.statistics import percentile
 from examples.demo import server
 from examples.demo.load import Outcome, questions
 from examples.demo.memory import Bytes, Sample

@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks import gpu_suite
 from benchmarks.gpu_suite import STEPS, Settings, Step, command, environment, main, run_all
-from tests.engine.server import until
-from tools.process_groups import table
+from devkit.process_groups import table
+from devkit.servers import until
 from tools.wheels import ROOT
 
 PYTHONS = {"vllm": sys.executable, "sglang": sys.executable}
@@ -79,7 +79,7 @@ def test_what_would_be_run_is_printed_in_the_order_asked_for(
 ) -> None:
     assert main(["--print", "--steps", "sleep", "driver", "--headroom", "56GiB", "--out", str(tmp_path)]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert f"-m benchmarks.sleep --rounds 3 --out {tmp_path}/sleep.json" in first
+    assert f"-m benchmarks.engine.sleep --rounds 3 --out {tmp_path}/sleep.json" in first
     assert first.endswith("--headroom 56GiB") and "test_driver_cuda.py" in second
 
 

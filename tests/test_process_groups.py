@@ -1,4 +1,4 @@
-"""tools.process_groups: a group that is killed leaves no process and no shared memory of its own."""
+"""devkit.process_groups: a group that is killed leaves no process and no shared memory of its own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.server import until
-from tools.process_groups import SHARED_MEMORY, kill_group, living, shared_memory_of, table
+from devkit.process_groups import SHARED_MEMORY, kill_group, living, shared_memory_of, table
+from devkit.servers import until
 
 # A segment, which its child maps too, and a semaphore, which is mapped under a name that is gone. No tracker
 # knows of either.

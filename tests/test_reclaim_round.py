@@ -1,10 +1,10 @@
-"""How a round of benchmarks.reclaim is read from the words of a ledger."""
+"""How a round of benchmarks.sharing.reclaim is read from the words of a ledger."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.reclaim_round import STAGES, Row, driver_error_bytes, measure, parts, token_rates
+from benchmarks.sharing.reclaim_round import STAGES, Row, driver_error_bytes, measure, parts, token_rates
 
 GIB = 1000  # what a GiB is here; the taker wishes for ten
 SAID_AT = 100.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import report
+from devkit import report
 from tools import test_report
 
 JUNIT = (

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import record
-from benchmarks.pool_results import pooled
+from benchmarks.lib import record
+from benchmarks.lib.pool_results import pooled
 from tools.check_results import RESULTS, check_folder, check_result, main
 
 GOOD: dict[str, Any] = {

@@ -6,8 +6,8 @@ import asyncio
 import json
 from collections import Counter
 
-from benchmarks.open_loop import Arrival, Served, failures, play
-from benchmarks.shared_budget import BUDGET_BYTES, BURSTS, NAMES, SHAPE, make_trace
+from benchmarks.lib.open_loop import Arrival, Served, failures, play
+from benchmarks.sharing.shared_budget import BUDGET_BYTES, BURSTS, NAMES, SHAPE, make_trace
 from kvcached_core.units import KIB
 
 BLOCK_TOKENS, BLOCK_BYTES = 128, 512 * KIB  # of the tiny model on the CPU

@@ -1,4 +1,4 @@
-"""What benchmarks.sleep says of engines whose every byte is known."""
+"""What benchmarks.engine.sleep says of engines whose every byte is known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.sleep import Found, play
+from benchmarks.engine.sleep import Found, play
 
 CAPACITY, GRANULE, WEIGHTS, CONTEXT = 80_000, 16, 16_000, 500
 

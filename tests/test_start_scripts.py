@@ -15,7 +15,7 @@ SCRIPTS = ("start_server.sh", "start_client.sh")
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a script."""
     return subprocess.run(
-        [ROOT / "benchmarks" / script, *arguments], capture_output=True, text=True, timeout=60
+        [ROOT / "benchmarks" / "serve" / script, *arguments], capture_output=True, text=True, timeout=60
     )
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.server import until
+from devkit.process_groups import table
+from devkit.servers import until
 from tools import test_runs
-from tools.process_groups import table
 from tools.test_runs import STAGES, Run, main
 
 ALL = {"alone and not engine", "engine", "not alone and not engine"}  # every test is in one of them

@@ -1,4 +1,4 @@
-"""What benchmarks.two_gpus says of engines whose every byte is known."""
+"""What benchmarks.sharing.two_gpus says of engines whose every byte is known."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import pairs
-from benchmarks.rounds import Rounds
-from benchmarks.throughput import collect
-from benchmarks.two_gpus import Result
+from benchmarks.engine.rounds import Rounds
+from benchmarks.engine.throughput import collect
+from benchmarks.sharing import two_gpus_scenes
+from benchmarks.sharing.two_gpus import Result
 from kvcached_core.units import GIB
 
 ROOM, TAKEN = 64, 16  # units of one byte
@@ -109,7 +109,7 @@ def broken(stage: Any) -> list[str]:
 
 def test_a_third_process_bounds_an_engine_until_it_leaves() -> None:
     stage: Any = Fake()
-    pairs.third_process(stage)
+    two_gpus_scenes.third_process(stage)
     assert len(stage.checks) == 4 and not broken(stage)
     assert stage.samples["a_content_bytes"] == [ROOM, ROOM - TAKEN, ROOM]
     assert stage.samples["third_bytes"] == [TAKEN]
@@ -125,7 +125,7 @@ def test_a_third_process_bounds_an_engine_until_it_leaves() -> None:
 )
 def test_what_a_third_process_must_not_do_is_seen(faults: dict[str, Any], what: str) -> None:
     stage: Any = Fake(**faults)
-    pairs.third_process(stage)
+    two_gpus_scenes.third_process(stage)
     assert broken(stage) == [what]
 
 
@@ -141,9 +141,9 @@ def test_bursts_in_turn_show_whether_memory_moves(faults: dict[str, Any], what: 
     stage: Any = Fake(**faults)
     for name in "ab":
         stage.start(name)
-    pairs.in_turn(stage, "ab", "x")
+    two_gpus_scenes.in_turn(stage, "ab", "x")
     assert broken(stage) == what and len(stage.checks) == 2
-    assert all(len(stage.samples[f"{name}_x_peak_bytes"]) == pairs.ROUNDS for name in "ab")
+    assert all(len(stage.samples[f"{name}_x_peak_bytes"]) == two_gpus_scenes.ROUNDS for name in "ab")
 
 
 GOOD_END = {"slot_free": 0.2, "ended": 3.0, "gone": 3.5, "clean": 3.9}
@@ -164,21 +164,21 @@ def test_an_end_is_held_against_the_end_of_stock(
 ) -> None:
     stage: Any = Fake()
     stage.samples["stock_ended_seconds"], stage.ends = [2.0], {"stock": 1, "a": status}
-    pairs.check_end(stage, "a", GOOD_END | changes)
+    two_gpus_scenes.check_end(stage, "a", GOOD_END | changes)
     assert broken(stage) == what and len(stage.checks) == 3
 
 
 def test_an_engine_that_never_ends_has_failed_every_check_of_its_end() -> None:
     stage: Any = Fake()
     stage.ends = {"stock": None, "a": None}
-    pairs.check_end(stage, "a", {})
+    two_gpus_scenes.check_end(stage, "a", {})
     assert len(broken(stage)) == 3
 
 
 @pytest.mark.parametrize(("visible", "wanted"), [("", ["0", "1"]), ("3, GPU-5", ["3", "GPU-5"])])
 def test_a_device_is_one_of_those_that_we_see(visible: str, wanted: list[str]) -> None:
     environ = {"CUDA_VISIBLE_DEVICES": visible}
-    assert [pairs.only(device, environ)["CUDA_VISIBLE_DEVICES"] for device in (0, 1)] == wanted
+    assert [two_gpus_scenes.only(device, environ)["CUDA_VISIBLE_DEVICES"] for device in (0, 1)] == wanted
 
 
 def throughput(value: float, after: float) -> dict[str, Any]:

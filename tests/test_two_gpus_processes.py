@@ -1,4 +1,4 @@
-"""Processes that benchmarks.two_gpus ends or starts: a killed rank, and one that takes memory."""
+"""Processes that benchmarks.sharing.two_gpus ends or starts: a killed rank, and one that takes memory."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import deaths
-from benchmarks.third import Outsider
+from benchmarks.sharing import deaths
+from benchmarks.sharing.third_process import Outsider
+from devkit.process_groups import members
 from kvcached_core.ledger import Runtime
 from kvcached_core.units import MIB
-from tools.process_groups import members
 
 
 def test_seconds_are_of_the_first_time_that_something_held() -> None:

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ratios import ratio
+from devkit.statistics import ratio
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 TOLERANCE = 1e-6  # relative

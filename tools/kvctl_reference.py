@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from devkit.ledger_scene import CAST, play, sampler
 from kvcached_core.ledger import Runtime
 from kvcached_core.ledger.tools.metric_definitions import DEVICE_METRICS, DURATION_METRICS, ENGINE_METRICS
 from kvctl.frame import View
@@ -19,7 +20,6 @@ from kvctl.metrics import PREFIX, READABLE
 from kvctl.spec import COMMANDS, COMMON, EXIT_CODES, Argument, Command
 from kvctl.top_app import TopApp
 from kvctl.top_widgets import HELP
-from tests.cli.scene import CAST, play, sampler
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

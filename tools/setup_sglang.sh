@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes .venv-sglang: torch, stock SGLang on the CPU by way of tests/sglang_rig, the project (editable) and
+# Makes .venv-sglang: torch, stock SGLang on the CPU by way of devkit/sglang_rig, the project (editable) and
 # the development tools. Beside .venv, because the engines want different versions of the same packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly TORCH=torch==2.13.0 SGLANG=sglang==0.5.23
 readonly VENV=.venv-sglang WHEELS=build/wheels LOG=build/setup-sglang.log TOTAL=6
-readonly RIG=tests/sglang_rig PROJECTS=(. cli plugins/sglang_kvcached)
+readonly RIG=devkit/sglang_rig PROJECTS=(. cli plugins/sglang_kvcached)
 source tools/stages.sh
 
 torch() { pip install "$TORCH"; }

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.report import collect, folder
+from devkit.report import collect, folder
 from tools.test_runs import REPORTS as JUNITS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -35,7 +35,7 @@ def make_model(view: View) -> None:
         return
     view.say("making the model folder of SmolLM2-135M from its GGUF file (about 40 s)")
     log = BUILD / "model.log"
-    command = [sys.executable, "-m", "tests.models", "smollm2", str(MODEL)]
+    command = [sys.executable, "-m", "devkit.models", "smollm2", str(MODEL)]
     making = Command(command, os.environ | {"PYTHONPATH": str(ROOT)}, log)
     with children([making]) as (process,):
         waited = 0

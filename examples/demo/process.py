@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.process_groups import kill_group, shared_memory_of, table
+from devkit.process_groups import kill_group, shared_memory_of, table
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from benchmarks.ratios import percentile
+from devkit.statistics import percentile
 from examples.demo.load import Outcome
 from kvcached_core.units import format_size
 

@@ -19,13 +19,13 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from devkit.ledger_scene import CAST, GPUS, GRANULE, play
 from kvcached_core.histogram import MAP, Histogram
 from kvcached_core.ledger import Account, Runtime
 from kvcached_core.units import GIB
 from kvctl import metrics
 from tests.cli.conftest import Run
 from tests.cli.process import ROOT, line_of, start, until
-from tests.cli.scene import CAST, GPUS, GRANULE, play
 from tests.ledger.helpers import attach, die
 from tests.programs import program
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from devkit.ledger_scene import CAST, GPUS, GRANULE, Part, crowd, play, put, sampler
 from kvcached_core.ledger import Runtime
 from kvctl.frame import View, frame, keys
 from kvctl.sampling import BUCKET_SECONDS, BUCKETS, Curve
-from tests.cli.scene import CAST, GPUS, GRANULE, Part, crowd, play, put, sampler
 from tests.ledger.helpers import die
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from textual.pilot import Pilot
 
+from devkit.ledger_scene import GPUS, GRANULE, crowd, play, put, sampler
 from kvcached_core.driver.base import DeviceIdentity
 from kvcached_core.ledger import Runtime
 from kvcached_core.units import GIB
@@ -22,7 +23,6 @@ from kvctl.top_app import TopApp
 from tests.cli.conftest import Run, worker
 from tests.cli.owner import SIZE
 from tests.cli.process import kvctl, owner, until
-from tests.cli.scene import GPUS, GRANULE, crowd, play, put, sampler
 from tests.cli.terminal import terminal
 from tests.ledger.helpers import attach, die
 

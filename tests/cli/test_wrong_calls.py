@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import pytest
 
+from devkit.report import record
 from kvcached_core.ledger import Runtime
 from kvctl.spec import COMMANDS, COMMON
 from tests.cli.conftest import Run
 from tests.ledger.helpers import CAPACITY, attach, picture
-from tests.report import record
 
 
 class Wrong(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from devkit.report import record
 from kvcached_core.driver.base import Driver, MemoryInfo
 from kvcached_core.driver.registry import open_driver
 from kvcached_core.errors import CapacityError, DriverError, InvariantError, UnsupportedError
@@ -21,7 +22,6 @@ from kvcached_core.plan import Plan
 from kvcached_core.worker.pool import ElasticPool
 from tests.core.fake_gpu import OWN_STREAM, PAGE, FakeGpu, binding_modules, cupy_module
 from tests.fakes import FakeAccount
-from tests.report import record
 
 MODULE = "kvcached_core.driver.cuda"
 

@@ -20,13 +20,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
+from devkit.report import record
 from kvcached_core import hooks
 from kvcached_core.driver.base import Driver, MemoryInfo
 from kvcached_core.driver.host import HostDriver, SystemCalls
 from kvcached_core.driver.machine import Machine
 from kvcached_core.driver.registry import open_driver
 from kvcached_core.errors import CapacityError, ConfigError, DriverError, InvariantError
-from tests.report import record
 
 PAGE = 16 * mmap.PAGESIZE
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,10 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from devkit.report import record
 from kvcached_core.errors import InvariantError
 from kvcached_core.plan import Plan
 from tests.core.governed import COUNT, IDLE_SECONDS, SIZE, SPARE, Engine, serving
-from tests.report import record
 
 
 class GovernorMachine(RuleBasedStateMachine):

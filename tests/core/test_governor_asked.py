@@ -7,11 +7,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
+from devkit.report import record
 from kvcached_core.scheduler import governor
 from kvcached_core.scheduler.governor import FLOOR_GRACE_SECONDS
 from tests.core.governed import COUNT, IDLE_SECONDS, SIZE, SPARE, Engine, serving
 from tests.core.test_governor import GovernorMachine
-from tests.report import record
 
 
 def busy_granules(engine: Engine) -> set[int]:

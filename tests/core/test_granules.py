@@ -16,10 +16,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from devkit.report import record
 from kvcached_core.errors import InvariantError
 from kvcached_core.geometry import make_geometry
 from kvcached_core.scheduler.granules import Granules
-from tests.report import record
 
 # (page, stride) in bytes: no waste; a straddler after each page, in some granules only; one block a page.
 PAGES = [(32, 8), (10, 4), (14, 4), (16, 5), (16, 16), (100, 9)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from devkit.report import record
 from kvcached_core.driver.base import Driver
 from kvcached_core.driver.host import HostDriver
 from kvcached_core.errors import CapacityError, DriverError, InvariantError, KVCachedError
@@ -15,7 +16,6 @@ from kvcached_core.plan import Plan
 from kvcached_core.worker.pool import ElasticPool
 from tests.fakes import FakeAccount, FakeDriver
 from tests.faults import FaultyDriver
-from tests.report import record
 
 PAGE = 8192
 VERBS = ("memory", "reserve", "unreserve", "create", "clean", "release", "map", "alias", "unmap")

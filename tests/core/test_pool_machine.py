@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from devkit.report import record
 from kvcached_core.errors import CapacityError, DriverError, InvariantError
 from kvcached_core.geometry import make_geometry
 from kvcached_core.plan import Plan
@@ -17,7 +18,6 @@ from kvcached_core.worker.handle_pool import LAST_RETRY_SECONDS
 from kvcached_core.worker.pool import ElasticPool
 from tests.fakes import FakeAccount, FakeDriver
 from tests.faults import FaultyDriver
-from tests.report import record
 
 GRANULES = 12
 

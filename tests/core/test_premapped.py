@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kvcached_core.worker.pool
+from devkit.report import record
 from kvcached_core.driver.host import HostDriver
 from kvcached_core.errors import CapacityError, DriverError, InvariantError, KVCachedError
 from kvcached_core.geometry import make_geometry
@@ -20,7 +21,6 @@ from kvcached_core.worker.pool import ElasticPool
 from kvcached_core.worker.premapped import Premapped
 from tests.fakes import FakeAccount, FakeDriver
 from tests.faults import FaultyDriver
-from tests.report import record
 from tests.small_pool import PAGE, ROW, offsets, ready
 
 

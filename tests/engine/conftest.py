@@ -10,12 +10,12 @@ from typing import Generic, TypeVar
 
 import pytest
 
+from devkit.client import SEQUENTIAL, Answers, Client, Prompt, long_prompts, many_prompts
+from devkit.models import tiny_model
+from devkit.process_groups import SHARED_MEMORY
+from devkit.servers import Fleet, HttpServer, Server, until
+from devkit.watch import is_at_rest
 from kvcached_core.ledger import Runtime, set_limit
-from tests.engine.client import SEQUENTIAL, Answers, Client, Prompt, long_prompts, many_prompts
-from tests.engine.server import Fleet, HttpServer, Server, until
-from tests.engine.watch import is_at_rest
-from tests.models import tiny_model
-from tools.process_groups import SHARED_MEMORY
 
 MIB = 1 << 20
 MAIN, CAPACITY_BYTES, HEADROOM_BYTES = "main", 112 * MIB, 16 * MIB

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.engine.server import BIN, MODEL_NAME, Child, Server, cores, free_port
+from devkit.servers import BIN, MODEL_NAME, Child, Server, cores, free_port
 
 ON_LOOPBACK = {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from devkit.servers import BIN, ROOT, Fleet, HttpServer, free_port, until
 from kvcached_core.ledger import Runtime
 from tests.cli.process import environment, kvctl
 from tests.engine.conftest import CAPACITY_BYTES, HEADROOM_BYTES, MIB
-from tests.engine.server import BIN, ROOT, Fleet, HttpServer, free_port, until
 
 pytestmark = pytest.mark.engine
 
@@ -62,7 +62,7 @@ def script(engine: str, fleet: Fleet, folder: Path, port: int, flags: Sequence[s
     folder.mkdir(mode=0o700)
     settings |= {"KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES), "KVCACHED_HEADROOM": str(HEADROOM_BYTES),
                  "KVCACHED_SPARE": "4MiB", "PYTHONPATH": _SOURCES, "PATH": _PATH}  # fmt: skip
-    command = [str(ROOT / "benchmarks/start_server.sh"), engine, "--port", str(port), "--name", NAME]
+    command = [str(ROOT / "benchmarks/serve/start_server.sh"), engine, "--port", str(port), "--name", NAME]
     command += ["--device", "cpu", "--", *flags]
     with fleet.running(HttpServer(f"start-{engine}", folder, port, command, settings)) as server:
         server.wait_ready()
@@ -94,7 +94,8 @@ class Scripts:
         options = f"{engine} --port {port} --name {NAME} --prompts {PROMPTS} --rate inf"
         sizes = ["--input", str(INPUT[engine]), "--output", str(OUTPUT)]
         done = subprocess.run(
-            [ROOT / "benchmarks/start_client.sh", *options.split(), *sizes], capture_output=True, text=True,
+            [ROOT / "benchmarks/serve/start_client.sh", *options.split(), *sizes],
+            capture_output=True, text=True,
             env=environment(served, HF_HUB_OFFLINE="1", PATH=_PATH), timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]

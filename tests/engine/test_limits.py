@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from devkit.client import Answers, Client, Prompt, differences, long_prompts
+from devkit.report import record
+from devkit.servers import seen
 from kvcached_core.ledger import Runtime, set_limit, wait_until_holds
-from tests.engine.client import Answers, Client, Prompt, differences, long_prompts
 from tests.engine.conftest import ATTEMPTS, MAIN, MIB
-from tests.engine.server import seen
-from tests.report import record
 
 pytestmark = pytest.mark.engine
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.client import Client, Prompt
+from devkit.client import Client, Prompt
+from devkit.servers import BIN, Server, environment, until
+from devkit.watch import is_at_rest, owner, watching
 from tests.engine.conftest import CAPACITY_BYTES, MAIN, MIB, REST_SECONDS
-from tests.engine.server import BIN, Server, environment, until
-from tests.engine.watch import is_at_rest, owner, watching
 
 pytestmark = pytest.mark.engine
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from devkit.client import Answers, Client, Prompt, differences
+from devkit.process_groups import SHARED_MEMORY
+from devkit.report import record
+from devkit.servers import Fleet, until
+from devkit.watch import is_at_rest, owner, owners, watching
 from kvcached_core.ledger import OwnerSnapshot, Runtime, check, snapshot
 from tests.cli.process import kvctl
-from tests.engine.client import Answers, Client, Prompt, differences
 from tests.engine.conftest import ELASTIC, MIB, MODEL_FLAGS
 from tests.engine.nodes import TwoNodes
-from tests.engine.server import Fleet, until
-from tests.engine.watch import is_at_rest, owner, owners, watching
-from tests.report import record
-from tools.process_groups import SHARED_MEMORY
 
 pytestmark = pytest.mark.engine
 

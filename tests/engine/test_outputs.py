@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from devkit.client import SEQUENTIAL, Answers, Client, Prompt, differences
+from devkit.report import record
+from devkit.servers import Fleet, Server
+from devkit.watch import watching
 from kvcached_core.ledger import Runtime, set_limit, wait_until_holds
-from tests.engine.client import SEQUENTIAL, Answers, Client, Prompt, differences
 from tests.engine.conftest import MAIN, MIB, MODEL_FLAGS
-from tests.engine.server import Fleet, Server
-from tests.engine.watch import watching
-from tests.report import record
 
 pytestmark = pytest.mark.engine
 

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from devkit.client import SEQUENTIAL, Answers, Client, Prompt, differences
+from devkit.process_groups import SHARED_MEMORY, table, title_of
+from devkit.report import record
+from devkit.servers import BIN, Child, Fleet, Server, cores, environment, until
+from devkit.watch import owners, watching
 from kvcached_core.ledger import Runtime, check, snapshot
-from tests.engine.client import SEQUENTIAL, Answers, Client, Prompt, differences
 from tests.engine.conftest import DEATH_SECONDS, ELASTIC, MODEL_FLAGS
 from tests.engine.offline import ANSWER, PROMPTS_VARIABLE
-from tests.engine.server import BIN, Child, Fleet, Server, cores, environment, until
-from tests.engine.watch import owners, watching
-from tests.report import record
-from tools.process_groups import SHARED_MEMORY, table, title_of
 
 pytestmark = pytest.mark.engine
 

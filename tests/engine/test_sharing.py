@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from devkit.client import SEQUENTIAL, Answers, Client, Prompt, differences, long_prompts
+from devkit.models import smollm2
+from devkit.report import record
+from devkit.servers import Fleet, Server, cores, seen, until
+from devkit.watch import owner, owners, watching
 from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.ledger import Account, Runtime, set_limit
-from tests.engine.client import SEQUENTIAL, Answers, Client, Prompt, differences, long_prompts
 from tests.engine.conftest import CAPACITY_BYTES, DEATH_SECONDS, ELASTIC, HEADROOM_BYTES, MAIN, MIB
 from tests.engine.neighbour import neighbour
-from tests.engine.server import Fleet, Server, cores, seen, until
-from tests.engine.watch import owner, owners, watching
-from tests.models import smollm2
-from tests.report import record
 
 pytestmark = pytest.mark.engine
 

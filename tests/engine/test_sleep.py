@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
+from devkit.client import Answers, Client, Prompt, differences
+from devkit.servers import Server, seen, until
+from devkit.watch import is_at_rest, owner, watching
 from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.ledger import Account
-from tests.engine.client import Answers, Client, Prompt, differences
 from tests.engine.conftest import ATTEMPTS, CAPACITY_BYTES, HEADROOM_BYTES, MAIN, MIB
 from tests.engine.neighbour import neighbour
-from tests.engine.server import Server, seen, until
-from tests.engine.watch import is_at_rest, owner, watching
 
 pytestmark = pytest.mark.engine
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from devkit.servers import Child, Fleet, Server
 from tests.engine.conftest import ELASTIC, MODEL_FLAGS
 from tests.engine.offline import PROMPTS_VARIABLE
-from tests.engine.server import Child, Fleet, Server
 
 pytestmark = pytest.mark.engine
 

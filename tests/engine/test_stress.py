@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from devkit.client import CONCURRENCY, Answers, Client, Prompt, differences
+from devkit.report import record
+from devkit.servers import until
+from devkit.watch import is_at_rest, watching
 from kvcached_core.ledger import Runtime, set_limit
-from tests.engine.client import CONCURRENCY, Answers, Client, Prompt, differences
 from tests.engine.conftest import CAPACITY_BYTES, MAIN, MIB, REST_SECONDS
-from tests.engine.server import until
-from tests.engine.watch import is_at_rest, watching
-from tests.report import record
 
 pytestmark = pytest.mark.engine
 

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.client import Answers, Client, Prompt, differences
+from devkit.client import Answers, Client, Prompt, differences
+from devkit.process_groups import kill_group
+from devkit.report import record
+from devkit.servers import Fleet, Server, cores, seen, until
+from devkit.watch import is_at_rest, owner, owners, watching
 from tests.engine.conftest import (
     CAPACITY_BYTES,
     ELASTIC,
@@ -21,10 +25,6 @@ from tests.engine.conftest import (
     SETTINGS,
     KeptAlive,
 )
-from tests.engine.server import Fleet, Server, cores, seen, until
-from tests.engine.watch import is_at_rest, owner, owners, watching
-from tests.report import record
-from tools.process_groups import kill_group
 
 pytestmark = pytest.mark.engine
 

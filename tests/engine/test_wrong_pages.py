@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.engine.client import Answers, Client, Prompt, long_prompts
-from tests.engine.server import Server, seen, until
-from tests.engine.watch import owners
+from devkit.client import Answers, Client, Prompt, long_prompts
+from devkit.servers import Server, seen, until
+from devkit.watch import owners
 
 pytestmark = pytest.mark.engine
 

@@ -1,13 +1,13 @@
-"""Many processes on one ledger at once. More of them, and what it costs: benchmarks/ledger_lock.py."""
+"""Many processes on one ledger at once. More of them, and what it costs: benchmarks/micro/ledger_lock.py."""
 
 from __future__ import annotations
 
 import contextlib
 
+from devkit.report import record
 from kvcached_core.ledger import Runtime, check
 from kvcached_core.ledger.file import layout
 from tests.ledger.helpers import CAPACITY, PLENTY, attach, child, files, leave, picture
-from tests.report import record
 
 PROCESSES = 8
 LEASES = 3000  # of each process

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
+from devkit.report import record
 from kvcached_core.errors import KVCachedError, LedgerError
 from kvcached_core.ledger import Runtime, SchedulerView, check, set_limit, snapshot
 from kvcached_core.ledger.file import layout
 from kvcached_core.ledger.file.runtime import DeviceFolder
 from kvcached_core.ledger.snapshot import parse
 from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, die, hold, leave, picture
-from tests.report import record
 
 FLIPS = 1_000_000
 FLIPS_AT_ONCE = 16  # at most, in one file

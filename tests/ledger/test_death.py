@@ -11,11 +11,11 @@ import time
 
 import pytest
 
+from devkit.report import record
 from kvcached_core.errors import BusyError
 from kvcached_core.ledger import Account, Runtime, check, snapshot
 from kvcached_core.ledger.file.lock import LedgerLock
 from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Child, attach, child, files, hold, leave, picture
-from tests.report import record
 
 RANDOM_KILLS = 200
 SERVE = "from tests.ledger.lives import serve\nserve(runtime)"

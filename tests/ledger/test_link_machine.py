@@ -18,11 +18,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from devkit.report import record
 from kvcached_core.ledger import set_limit
 from kvcached_core.ledger.file.layout import ENGINE_WORDS
 from tests.ledger.helpers import ATTACHED, CAPACITY, GRANULE, HOST, PLENTY, Usage, die, hold
 from tests.ledger.links import TwoNodes
-from tests.report import record
 
 TOTAL = CAPACITY // GRANULE
 RANKS = st.integers(0, 1)

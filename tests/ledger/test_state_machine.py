@@ -7,8 +7,8 @@ import os
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from devkit.report import record
 from tests.ledger.machine import LedgerMachine
-from tests.report import record
 
 EXAMPLES = int(os.environ.get("KVCACHED_LEDGER_EXAMPLES", "1000"))
 STEPS = int(os.environ.get("KVCACHED_LEDGER_STEPS", "50"))

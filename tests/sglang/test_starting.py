@@ -12,11 +12,11 @@ import pytest
 import torch
 from sglang.srt import runtime_context
 
+from devkit.models import TINY
 from kvcached_core.errors import CapacityError, ConfigError, InvariantError, UnsupportedError
 from kvcached_core.ledger import OwnerSnapshot, Runtime, snapshot
 from kvcached_core.units import GIB, MIB
 from sglang_kvcached import RUN_VARIABLE, process_state, starting, startup_check, weights
-from tests.models import TINY
 
 CAPACITY = 200 * MIB
 PORTS = SimpleNamespace(instance_id="server", nccl_port=1)

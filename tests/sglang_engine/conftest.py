@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.client import Answers, Prompt
+from devkit.client import Answers, Prompt
+from devkit.process_groups import SHARED_MEMORY
+from devkit.servers import Fleet
+from devkit.sglang_client import SglangClient
+from devkit.sglang_servers import STOCK, SglangServer
 from tests.engine.conftest import (  # their hooks and fixtures serve here as they do there
     CAPACITY_BYTES,
     ELASTIC,
@@ -29,10 +33,6 @@ from tests.engine.conftest import (  # their hooks and fixtures serve here as th
     pytest_runtest_setup,
     runtime,
 )
-from tests.engine.server import Fleet
-from tests.sglang_engine.client import SglangClient
-from tests.sglang_engine.server import STOCK, SglangServer
-from tools.process_groups import SHARED_MEMORY
 
 __all__ = [
     "SETTINGS",

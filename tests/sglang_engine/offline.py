@@ -19,7 +19,7 @@ def main(model: str) -> None:
     import sglang
 
     import sglang_kvcached
-    from tests.engine.watch import owners
+    from devkit.watch import owners
 
     with sglang_kvcached.elastic(name="offline", host_capacity="200MiB", headroom="16MiB"):
         engine = sglang.Engine(

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.client import Answers, Client, Prompt, differences
+from devkit.client import Answers, Client, Prompt, differences
+from devkit.report import record
+from devkit.servers import MODEL_NAME, QUICK_START, ROOT, Fleet, HttpServer, cores, free_port, until
+from devkit.sglang_client import SglangClient
+from devkit.watch import is_at_rest, owner, watching
 from tests.engine.conftest import CAPACITY_BYTES, ELASTIC, HEADROOM_BYTES, MAIN, REST_SECONDS
-from tests.engine.server import MODEL_NAME, QUICK_START, ROOT, Fleet, HttpServer, cores, free_port, until
-from tests.engine.watch import is_at_rest, owner, watching
-from tests.report import record
-from tests.sglang_engine.client import SglangClient
 from tests.sglang_engine.conftest import LENGTH, SETTINGS
 
 pytestmark = pytest.mark.engine

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from devkit.servers import Fleet
+from devkit.sglang_servers import ENVIRONMENT
 from kvcached_core.ledger import Runtime
-from tests.engine.server import Fleet
 from tests.engine.test_kvctl import Scripts, port, script
 from tests.sglang_engine.conftest import MODEL_FLAGS, PAGED
-from tests.sglang_engine.server import ENVIRONMENT
 
 __all__ = ["port"]
 pytestmark = pytest.mark.engine

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.client import Prompt
+from devkit.client import Prompt
+from devkit.servers import BIN, environment, until
+from devkit.sglang_client import SglangClient
+from devkit.sglang_servers import SglangServer
+from devkit.watch import is_at_rest, owner, watching
 from tests.engine.conftest import CAPACITY_BYTES, MAIN, MIB, REST_SECONDS
-from tests.engine.server import BIN, environment, until
-from tests.engine.watch import is_at_rest, owner, watching
-from tests.sglang_engine.client import SglangClient
 from tests.sglang_engine.conftest import PAGE
-from tests.sglang_engine.server import SglangServer
 
 pytestmark = pytest.mark.engine
 

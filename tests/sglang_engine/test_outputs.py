@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from devkit.client import CONCURRENCY, SEQUENTIAL, Answers, Prompt, differences
+from devkit.report import record
+from devkit.servers import Fleet
+from devkit.sglang_client import SglangClient
+from devkit.sglang_servers import SglangServer
+from devkit.watch import watching
 from kvcached_core.ledger import Runtime, set_limit, wait_until_holds
-from tests.engine.client import CONCURRENCY, SEQUENTIAL, Answers, Prompt, differences
 from tests.engine.conftest import MAIN, MIB
-from tests.engine.server import Fleet
-from tests.engine.watch import watching
-from tests.report import record
-from tests.sglang_engine.client import SglangClient
 from tests.sglang_engine.conftest import MODEL_FLAGS, PAGED, SETTINGS, TOKENS
-from tests.sglang_engine.server import SglangServer
 
 pytestmark = pytest.mark.engine
 

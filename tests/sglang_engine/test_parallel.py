@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from devkit.client import SEQUENTIAL, Answers, Prompt, differences
+from devkit.process_groups import SHARED_MEMORY
+from devkit.report import record
+from devkit.servers import Fleet, cores, until
+from devkit.sglang_client import SglangClient
+from devkit.sglang_servers import SERVE, STOCK, SglangServer
+from devkit.watch import owners, watching
 from kvcached_core.ledger import Runtime, set_limit
-from tests.engine.client import SEQUENTIAL, Answers, Prompt, differences
 from tests.engine.conftest import CAPACITY_BYTES, DEATH_SECONDS, ELASTIC, MIB, REST_SECONDS
-from tests.engine.server import Fleet, cores, until
-from tests.engine.watch import owners, watching
-from tests.report import record
-from tests.sglang_engine.client import SglangClient
 from tests.sglang_engine.conftest import MODEL_FLAGS, PAGED, SETTINGS, TOKENS
-from tests.sglang_engine.server import SERVE, STOCK, SglangServer
-from tools.process_groups import SHARED_MEMORY
 
 pytestmark = pytest.mark.engine
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.client import Answers, Prompt
+from devkit.client import Answers, Prompt
+from devkit.report import record
+from devkit.servers import Child, Fleet
+from devkit.sglang_servers import ENVIRONMENT, SglangServer
+from devkit.watch import owners
 from tests.engine.conftest import ELASTIC
-from tests.engine.server import Child, Fleet
-from tests.engine.watch import owners
-from tests.report import record
 from tests.sglang_engine.conftest import MODEL_FLAGS, PAGED, SETTINGS, TOKENS
 from tests.sglang_engine.offline import ANSWER, PROMPTS_VARIABLE
-from tests.sglang_engine.server import ENVIRONMENT, SglangServer
 
 pytestmark = pytest.mark.engine
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.client import Answers, Prompt, differences
+from devkit.client import Answers, Prompt, differences
+from devkit.report import record
+from devkit.servers import until
+from devkit.sglang_client import SglangClient
+from devkit.sglang_servers import SglangServer
+from devkit.watch import is_at_rest, watching
 from tests.engine.conftest import CAPACITY_BYTES, MAIN, MIB, REST_SECONDS
-from tests.engine.server import until
-from tests.engine.watch import is_at_rest, watching
-from tests.report import record
-from tests.sglang_engine.client import SglangClient
 from tests.sglang_engine.limits import moving_limit
-from tests.sglang_engine.server import SglangServer
 
 pytestmark = pytest.mark.engine
 

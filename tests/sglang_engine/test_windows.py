@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from devkit.client import SEQUENTIAL, Answers, Prompt, differences, long_prompts
+from devkit.models import WINDOW, windowed_model
+from devkit.process_groups import SHARED_MEMORY
+from devkit.report import record
+from devkit.servers import Fleet, until
+from devkit.sglang_client import SglangClient
+from devkit.sglang_servers import SglangServer
+from devkit.watch import owner, watching
 from kvcached_core.ledger import OwnerSnapshot
-from tests.engine.client import SEQUENTIAL, Answers, Prompt, differences, long_prompts
 from tests.engine.conftest import CAPACITY_BYTES, ELASTIC, MIB, REST_SECONDS
-from tests.engine.server import Fleet, until
-from tests.engine.watch import owner, watching
-from tests.models import WINDOW, windowed_model
-from tests.report import record
-from tests.sglang_engine.client import SglangClient
 from tests.sglang_engine.conftest import MODEL_FLAGS, PAGED, SETTINGS, TOKENS
 from tests.sglang_engine.limits import moving_limit
-from tests.sglang_engine.server import SglangServer
-from tools.process_groups import SHARED_MEMORY
 
 pytestmark = pytest.mark.engine
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.engine.client import Answers, Prompt, long_prompts
+from devkit.client import Answers, Prompt, long_prompts
+from devkit.servers import seen, until
+from devkit.sglang_client import SglangClient
+from devkit.sglang_servers import SglangServer
+from devkit.watch import owner, owners
 from tests.engine.conftest import MAIN
-from tests.engine.server import seen, until
-from tests.engine.watch import owner, owners
-from tests.sglang_engine.client import SglangClient
-from tests.sglang_engine.server import SglangServer
 
 pytestmark = pytest.mark.engine
 

@@ -20,7 +20,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-from tests.models import TINY
+from devkit.models import TINY
 from vllm_kvcached import SCHEDULER, WORKER
 
 BLOCK_TOKENS = 16

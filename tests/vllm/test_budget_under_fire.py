@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from devkit.report import record
 from kvcached_core.scheduler import governor as governor_module
 from kvcached_core.scheduler.governor import Governor, Usage
-from tests.report import record
 from tests.vllm.pools import SIZE, cache, elastic_pool, granules_of, hits
 
 pytestmark = pytest.mark.alone

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from devkit.report import record
 from kvcached_core.errors import InvariantError
-from tests.report import record
 from tests.vllm.pools import (
     SIZE,
     cache,

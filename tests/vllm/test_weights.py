@@ -13,8 +13,8 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from devkit.models import TINY
 from kvcached_core.units import GIB
-from tests.models import TINY
 from tests.vllm.engines import vllm_config
 from vllm_kvcached import weights
 

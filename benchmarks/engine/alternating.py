@@ -1,0 +1,299 @@
+"""Stock against elastic on one GPU, both resident, round about: a drift of the machine meets both alike.
+
+    python -m benchmarks.engine.alternating --engine vllm --out benchmarks/results/vllm_alternating.json
+
+Of the shape of Llama-8B. While one works the other is idle. On a GPU whoever works has the first half of the
+CPUs, the idle one the rest: an SGLang that is idle spins. A round is `--requests` new prompts at once;
+`growing` begins with no memory mapped, after a pause that stock has as well; `full` evicts with every block,
+in `steady` memory is there and clean; `prefill` is steady with one token each, `decode` with short prompts
+and many. At the end one growing and one steady round of each are profiled. Without a GPU (or with `--host
+--model FOLDER`) all is small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.lib import cpus, engines
+from benchmarks.lib.engines import Engine, EngineDiedError, Scale, owner_of
+from benchmarks.lib.record import Ratio, write
+from benchmarks.lib.sglang_engine import BYTES_PER_TOKEN
+from devkit.statistics import pairwise
+from kvcached_core.ledger import OwnerSnapshot, Runtime
+
+START_SECONDS, ROUND_SECONDS, REST_SECONDS = 300.0, 240.0, 30.0
+# Before a round that grows: idle memory is gone by then. The other rests as long, for a device that was idle
+# begins slowly, whoever uses it.
+PAUSE_SECONDS = 6.0
+PHASES = ("growing", "full", "steady", "prefill", "decode")
+FILLS = 2  # rounds after which the cache is full
+DECODE_PROMPT = 16  # tokens
+HOST_BUDGET = 48  # units of the scale
+HOST_TOKEN_BYTES = 4096  # of the tiny model
+
+
+class Shape(NamedTuple):
+    """A round: so many prompts of so many tokens, and so many generated for each."""
+
+    requests: int
+    prompt: int
+    generate: int
+
+
+@dataclass
+class Found:
+    """Raw samples, by what and of which engine."""
+
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    profiles: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, backend: str, **values: float) -> None:
+        for name, value in values.items():
+            self.samples.setdefault(f"{name}_{backend}", []).append(value)
+
+
+class Contender:
+    """One engine, asked for rounds."""
+
+    def __init__(
+        self, engine: Engine, seeds: Iterable[int], owner: Callable[[], OwnerSnapshot] | None,
+        halves: Sequence[frozenset[int]] | None = None,
+    ) -> None:  # fmt: skip
+        """`owner` says what the ledger shows of an elastic engine; `halves` are CPUs to work and idle on."""
+        self.name = engine.name
+        self._engine = engine
+        self._seeds = iter(seeds)
+        self._halves = halves
+        self.owner = owner
+
+    def place(self, works: bool) -> None:
+        """Move to the CPUs of whoever works, or to the others."""
+        if self._halves:
+            cpus.place(self._engine.group, self._halves[0 if works else 1])
+
+    def round(self, shape: Shape) -> float:
+        """Return the tokens it generated in a second. Raises RuntimeError if a request failed."""
+        asked = self._engine.burst(shape.requests, shape.prompt, shape.generate, next(self._seeds))
+        answer = self._engine.result(asked, ROUND_SECONDS)
+        if answer["failed"]:
+            raise RuntimeError(f"{answer['failed']} requests of {self.name} failed: see {self._engine.log}")
+        return float(answer["tokens"] / (answer["ended"] - answer["started"]))
+
+    def flush(self) -> None:
+        """Forget the prefix cache. Raises TimeoutError."""
+        self._until(lambda: bool(self._engine.result(self._engine.ask("flush"), REST_SECONDS)["done"]))
+
+    def rest(self, seconds: float) -> float:
+        """Forget the prefix cache, and wait until an elastic engine has its null granule alone; `seconds` at
+        least. Returns how long it took."""
+        began = time.monotonic()
+        self.flush()
+        if owner := self.owner:
+            self._until(lambda: owner().ready_bytes == owner().granule_bytes)
+        time.sleep(max(0.0, began + seconds - time.monotonic()))
+        return time.monotonic() - began
+
+    def profiled(self, shape: Shape) -> dict[str, Any]:
+        """Return what the device did in a round; see benchmarks.lib.profiles."""
+        self._engine.result(self._engine.ask("profile"), REST_SECONDS)
+        self.round(shape)
+        profile: dict[str, Any] = self._engine.result(self._engine.ask("profiled"), ROUND_SECONDS)["profile"]
+        return profile
+
+    def _until(self, done: Callable[[], bool]) -> None:
+        give_up_at = time.monotonic() + REST_SECONDS
+        while not done():
+            if time.monotonic() > give_up_at:
+                raise TimeoutError(f"{self.name} did not come to rest: see {self._engine.log}")
+            time.sleep(0.05)
+
+
+class Play:
+    """The phases, all contenders in turn in each."""
+
+    def __init__(
+        self, contenders: list[Contender], shape: Shape, rounds: int, found: Found,
+        phases: Sequence[str] = PHASES, save: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """`save` is called after each round of all: what was measured is not lost by what comes later."""
+        self._contenders, self._shape, self._rounds, self._found = contenders, shape, rounds, found
+        self._phases, self._save = phases, save
+
+    def run(self, profiles: bool) -> None:
+        """Play the phases."""
+        shape = self._shape
+        for contender in self._in_turn(self._contenders):
+            contender.round(shape)  # what is compiled late
+            self._rest(contender)
+        self._phase("growing", shape, self._rest, Contender.flush)
+        if "full" in self._phases:
+            for contender in self._in_turn(self._contenders * FILLS):
+                contender.round(shape)
+        self._phase("full", shape)
+        self._phase("steady", shape, Contender.flush)
+        self._phase("prefill", shape._replace(generate=1), Contender.flush)
+        decode = shape._replace(prompt=min(DECODE_PROMPT, shape.prompt), generate=2 * shape.generate)
+        self._phase("decode", decode, Contender.flush)
+        if profiles:
+            self._profiles()
+
+    def _phase(self, name: str, shape: Shape, before: Callable[[Contender], None] | None = None,
+               after: Callable[[Contender], None] | None = None) -> None:  # fmt: skip
+        if name not in self._phases:
+            return
+        for turn in range(self._rounds):
+            order = self._contenders[:: -1 if turn % 2 else 1]  # nobody is always second
+            for contender in self._in_turn(order):
+                if before:
+                    before(contender)
+                self._bytes(contender, f"{name}_before")
+                rate = contender.round(shape)
+                self._found.note(contender.name, **{f"{name}_tokens_per_second": rate})
+                self._bytes(contender, f"{name}_after")
+                if after:
+                    after(contender)
+            self._save()
+        print(f"{name}: {self._shown(name)}", flush=True)
+
+    def _in_turn(self, order: Iterable[Contender]) -> Iterator[Contender]:
+        """Yield one after the other, each on the CPUs of whoever works."""
+        for contender in order:
+            for one in self._contenders:
+                one.place(one is contender)
+            yield contender
+
+    def _rest(self, contender: Contender) -> None:
+        self._found.note(contender.name, rest_seconds=contender.rest(PAUSE_SECONDS))
+
+    def _bytes(self, contender: Contender, when: str) -> None:
+        if owner := contender.owner:
+            self._found.note(contender.name, **{f"{when}_ready_bytes": owner().ready_bytes})
+
+    def _profiles(self) -> None:
+        for name, before in (("growing", self._rest), ("steady", Contender.flush)):
+            for contender in self._in_turn(self._contenders):
+                before(contender)
+                try:
+                    profile = contender.profiled(self._shape)
+                except (TimeoutError, EngineDiedError) as error:  # what was measured before is worth keeping
+                    profile = {"error": str(error)}
+                self._found.profiles[f"{name}_{contender.name}"] = profile
+                self._save()
+
+    def _shown(self, phase: str) -> str:
+        rates = {
+            one.name: self._found.samples[f"{phase}_tokens_per_second_{one.name}"] for one in self._contenders
+        }
+        return ", ".join(compared(name, values, rates["stock"]) for name, values in rates.items())
+
+
+def compared(name: str, rates: list[float], stock: list[float]) -> str:
+    """Return the median, and the mean of ratios round by round with its standard error, as text."""
+    rounds = pairwise(rates, stock)
+    return f"{name} {statistics.median(rates):.0f} ({rounds.mean:.4f} +- {rounds.error:.4f})"
+
+
+def contestants(options: argparse.Namespace, scale: Scale) -> list[Engine]:
+    """Start a stock and an elastic engine, the KV cache of either bounded alike."""
+    size_bytes = HOST_BUDGET * scale.gib if scale.on_host else int(options.kv_gib * scale.gib)
+    settings = {"headroom": "16MiB", "host_capacity": str(2 * size_bytes)} if scale.on_host else {}
+    settings |= dict(pair.split("=", 1) for pair in options.option)
+    arguments: dict[str, Any]
+    if options.engine == "sglang":
+        settings |= {"limit": str(size_bytes)}
+        arguments = {"load_format": "dummy", "max_running_requests": options.requests, "page_size": 1}
+        tokens = size_bytes // (HOST_TOKEN_BYTES if scale.on_host else BYTES_PER_TOKEN)
+        stock: dict[str, Any] = {"max_total_tokens": tokens}
+    else:
+        arguments = {"kv_cache_memory_bytes": size_bytes}
+        stock = {} if scale.on_host else {"gpu_memory_utilization": 0.4}  # asserted, and not what sizes it
+    started = []
+    for core, (backend, more) in enumerate((("stock", stock), ("kvcached", {}))):
+        own = replace(scale, arguments={**scale.arguments, **arguments, **more})
+        started.append(
+            Engine(backend, own, options.logs, settings, core, backend=backend, engine=options.engine)
+        )
+    return started
+
+
+def run(options: argparse.Namespace, scale: Scale, runtime: Runtime, found: Found,
+        save: Callable[[], None]) -> None:  # fmt: skip
+    """Start both, play, and end them."""
+    parties = contestants(options, scale)
+    try:
+        for engine in parties:
+            found.note(engine.name, start_seconds=engine.wait_ready(START_SECONDS))
+        seeds, halves = itertools.count(1), None if scale.on_host else cpus.halves()
+        contenders = [
+            Contender(
+                engine, seeds, None if engine.name == "stock" else partial(owner_of, engine.name, runtime),
+                halves,
+            )
+            for engine in parties
+        ]  # fmt: skip
+        shape = Shape(options.requests, options.prompt, options.generate)
+        Play(contenders, shape, options.rounds, found, options.phases, save).run(options.profile)
+    finally:
+        for engine in parties:
+            engine.kill()
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--logs", type=Path, default=Path("build/bench/alternating"))
+    parser.add_argument("--host", action="store_true", default=not engines.has_gpu(), help="on the CPU")
+    parser.add_argument("--model", type=Path, help="a folder; default: one is made, as Llama-8B")
+    parser.add_argument("--kv-gib", type=float, default=20.0, help="of each; both have to fit on the GPU")
+    parser.add_argument("--requests", type=int, default=224)
+    parser.add_argument("--prompt", type=int, default=512, help="tokens")
+    parser.add_argument("--generate", type=int, default=128, help="tokens")
+    parser.add_argument("--rounds", type=int, default=6, help="of each phase and engine")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
+    parser.add_argument("--profile", action="store_true", help="record kernels of two rounds of each")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of kvcached")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Play, write the JSON and print the ratios."""
+    options, started, found = arguments(), time.time(), Found()
+
+    def save() -> None:
+        rate = "tokens_per_second"
+        rates = {
+            phase: [f"{phase}_{rate}_{backend}" for backend in ("kvcached", "stock")] for phase in PHASES
+        }
+        ratios = {phase: Ratio(*names) for phase, names in rates.items() if names[0] in found.samples}
+        write(options.out, sys.argv, found.samples, ratios, started, {"profiles": found.profiles})
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
+        os.environ["KVCACHED_RUNTIME_DIR"] = folder
+        run(
+            options,
+            engines.scale(options.host, options.model, options.engine),
+            Runtime.open(folder),
+            found,
+            save,
+        )
+    print(json.dumps(json.loads(options.out.read_text())["ratios"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

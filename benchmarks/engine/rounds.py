@@ -1,0 +1,111 @@
+"""The rounds of a throughput benchmark, whatever the engine: growing, full, and with memory already there.
+
+A round is `--requests` prompts at once. Growing rounds begin with no memory mapped; full rounds go on with
+new prompts when nothing is left and what was cached has to go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lib import vllm_engine
+
+SETTLE_SECONDS = 5.0  # two idle periods and a bit
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--backend", choices=vllm_engine.BACKENDS, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=Path("build/bench/llama-8b"))
+    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--prompt", type=int, default=512, help="tokens")
+    parser.add_argument("--generate", type=int, default=128, help="tokens")
+    parser.add_argument("--growing", type=int, default=3, help="rounds")
+    parser.add_argument("--full", type=int, default=4, help="rounds")
+    parser.add_argument("--steady", type=int, default=2, help="rounds")
+    parser.add_argument("--kv-gib", type=float, default=24.0, help="on each rank")
+    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="RANKS")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of kvcached")
+    return parser.parse_args()
+
+
+class Rounds(ABC):
+    """The rounds of one engine, which a subclass starts and asks."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self._seed = 0
+        settings = dict(pair.split("=", 1) for pair in options.option)
+        started = time.monotonic()
+        self.start(int(options.kv_gib * 2**30), settings)
+        self.seen: dict[str, Any] = {"load_seconds": time.monotonic() - started}
+
+    @abstractmethod
+    def start(self, kv_bytes: int, settings: dict[str, Any]) -> None:
+        """Start the engine with so much KV cache."""
+
+    @abstractmethod
+    def generate(self, prompts: list[list[int]], tokens: int) -> int:
+        """Answer all prompts with so many tokens each; return how many came."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Forget the prefix cache."""
+
+    @abstractmethod
+    def free_bytes(self) -> list[int]:
+        """Return the free memory of each rank's device."""
+
+    def round(self, count: int | None = None) -> float:
+        """Return the tokens generated in a second by one round of new prompts."""
+        options = self.options
+        self._seed += 1
+        drawn = vllm_engine.prompts(count or options.requests, options.prompt, self._seed)
+        prompts = [prompt["prompt_token_ids"] for prompt in drawn]
+        started = time.perf_counter()
+        tokens = self.generate(prompts, options.generate)
+        return tokens / (time.perf_counter() - started)
+
+    def look(self, name: str) -> None:
+        """Note the free memory of each device: the first under this name, others with `_rankN` behind it."""
+        for rank, size_bytes in enumerate(self.free_bytes()):
+            self.seen.setdefault(f"{name}_rank{rank}" if rank else name, []).append(size_bytes)
+
+    def settle(self, name: str) -> None:
+        """Forget the prefix cache, leave the engine alone for a while, and note the free memory."""
+        self.flush()
+        time.sleep(SETTLE_SECONDS)
+        self.look(name)
+
+    def steady(self) -> list[float]:
+        """Return rounds with memory that is already there: it was used a moment ago, and is clean."""
+        rates = []
+        for _ in range(self.options.steady):
+            self.flush()
+            rates.append(self.round())
+        return rates
+
+    def run(self) -> None:
+        """Run every phase, and write what was seen as JSON."""
+        options, seen = self.options, self.seen
+        self.round(16)  # what is compiled late is compiled now
+        self.settle("free_idle_bytes")
+        seen["growing"] = []
+        for _ in range(options.growing):
+            seen["growing"].append(self.round())
+            self.look("free_peak_bytes")
+            self.settle("free_after_bytes")
+        seen["filling"] = [self.round() for _ in range(2)]  # 2 x 20 GiB: now it is full
+        seen["full"] = [self.round() for _ in range(options.full)]
+        self.look("free_full_bytes")
+        seen["steady"] = self.steady()
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(seen))
+        print(json.dumps(seen), flush=True)

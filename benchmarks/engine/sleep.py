@@ -1,0 +1,192 @@
+"""An engine sleeps, another grows into its memory, and the first one wakes: seconds, bytes, same answers.
+
+    python -m benchmarks.engine.sleep --out benchmarks/results/sleep.json
+
+Two engines of the shape of Llama-8B on one GPU. In every round A answers, fills the device with its cache and
+sleeps (level 1: its weights go to host memory); B fills the device with its own; A wakes, for which B has to
+make room, and answers again. Free memory is what the driver says. The exit status is 1 if a check failed.
+Without a GPU (or with `--host --model FOLDER`) all is small, only the KV cache comes and goes, and free
+memory is what the ledger says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmarks.lib import engines
+from benchmarks.lib.engines import Engine, Scale
+from benchmarks.lib.record import write
+from kvcached_core.driver import nvml
+from kvcached_core.ledger import OwnerSnapshot, Runtime, snapshot
+
+START_SECONDS, ANSWER_SECONDS = 300.0, 240.0
+PROBES, PROBE_TOKENS = 6, 48
+
+
+class Party(Protocol):
+    """An engine, as far as a round asks it."""
+
+    def answers(self, salt: str) -> list[list[int]]:
+        """Answer the same prompts as ever, and nothing of it from the cache."""
+
+    def fill(self) -> None:
+        """Fill the device with its cache."""
+
+    def sleep(self) -> float:
+        """Sleep; return the seconds."""
+
+    def wake(self) -> float:
+        """Wake; return the seconds."""
+
+    def owner(self) -> OwnerSnapshot:
+        """Return what the ledger shows of it."""
+
+
+@dataclass
+class Found:
+    """What rounds have found: raw samples, and how many rounds each check did not hold in."""
+
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    broken: dict[str, int] = field(default_factory=dict)
+
+    def note(self, **values: float) -> None:
+        for name, value in values.items():
+            self.samples.setdefault(name, []).append(value)
+
+    def check(self, what: str, holds: bool) -> None:
+        self.broken[what] = self.broken.get(what, 0) + (not holds)
+
+
+def play(a: Party, b: Party, free_bytes: Callable[[], int], rounds: int, found: Found) -> None:
+    """Play so many rounds."""
+    first = a.answers("first")
+    for number in range(rounds):
+        a.fill()
+        full, held = free_bytes(), a.owner()
+        found.note(a_sleep_seconds=a.sleep())
+        asleep, sleeping = free_bytes(), a.owner()
+        private = held.private_now_bytes - sleeping.private_now_bytes
+        found.note(
+            free_before_sleep_bytes=full, free_asleep_bytes=asleep, a_cache_freed_bytes=held.ready_bytes
+            - sleeping.ready_bytes, a_private_freed_bytes=private,
+        )  # fmt: skip
+        found.check("A sleeps with its null granule alone", sleeping.leased_bytes == sleeping.granule_bytes)
+        found.check(
+            "the driver has what A says it freed",
+            asleep - full >= 0.95 * (held.ready_bytes - sleeping.ready_bytes + private),
+        )
+        b.fill()
+        grown = b.owner().ready_bytes
+        found.note(b_grown_bytes=grown, free_grown_bytes=free_bytes(), a_wake_seconds=a.wake())
+        found.note(free_awake_bytes=free_bytes(), b_left_bytes=b.owner().ready_bytes)
+        found.check("B grew into what A had", grown > held.ready_bytes / 2 + private / 2)
+        found.check("A answers as before it slept", a.answers(f"round-{number}") == first)
+
+
+class Played:
+    """An engine in a process of its own."""
+
+    def __init__(self, engine: Engine, scale: Scale, runtime: Runtime, seeds: itertools.count[int]) -> None:
+        self._engine, self._scale, self._runtime, self._seeds = engine, scale, runtime, seeds
+
+    def answers(self, salt: str) -> list[list[int]]:
+        """See Party."""
+        answers = []
+        for seed in range(PROBES):  # one after the other: bf16 depends on what else is in a batch
+            asked = self._engine.burst(1, 200, PROBE_TOKENS, 10_000 + seed, salt=salt, keeps=True)
+            answers += self._end(asked)["outputs"]
+        return answers
+
+    def fill(self) -> None:
+        """See Party."""
+        engines.fill(self._engine, self.owner, self._scale, self._seeds, ANSWER_SECONDS)
+
+    def sleep(self) -> float:
+        """See Party."""
+        return float(self._end(self._engine.ask("sleep", level=1))["seconds"])
+
+    def wake(self) -> float:
+        """See Party."""
+        return float(self._end(self._engine.ask("wake"))["seconds"])
+
+    def owner(self) -> OwnerSnapshot:
+        """See Party."""
+        return engines.owner_of(self._engine.name, self._runtime)
+
+    def randomize(self) -> None:
+        """Draw weights by which answers depend on the cache."""
+        self._end(self._engine.ask("randomize", seed=7, deviation=0.05))
+
+    def _end(self, asked: Any) -> dict[str, Any]:
+        return self._engine.result(asked, ANSWER_SECONDS)
+
+
+def free_of(runtime: Runtime, on_host: bool) -> Callable[[], int]:
+    """Return what says how much of the device is free: the driver, on the host the ledger."""
+
+    def free_bytes() -> int:
+        (device,) = snapshot(runtime)
+        if on_host:
+            return device.capacity_bytes - device.leased_bytes
+        return nvml.memory_of(device.uuid).free_bytes
+
+    return free_bytes
+
+
+def run(
+    scale: Scale, logs: Path, runtime: Runtime, rounds: int, found: Found, headroom: str | None = None
+) -> None:
+    """Start both engines, play, and end them; `headroom` is what they leave of a GPU."""
+    if scale.on_host:
+        settings = {"headroom": "16MiB", "host_capacity": str(27 * scale.gib)}
+    else:
+        settings = {"headroom": headroom} if headroom else {}
+        scale = replace(scale, arguments={**scale.arguments, "enable_sleep_mode": True})
+    parties = [Engine(name, scale, logs, settings, core) for core, name in enumerate("ab")]
+    try:
+        seeds = itertools.count(1)
+        a, b = (Played(engine, scale, runtime, seeds) for engine in parties)
+        for engine in parties:
+            engine.wait_ready(START_SECONDS)
+        a.randomize()
+        play(a, b, free_of(runtime, scale.on_host), rounds, found)
+    finally:
+        for engine in parties:
+            engine.kill()
+
+
+def main() -> int:
+    """Play and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--host", action="store_true", default=not engines.has_gpu(), help="on the CPU")
+    parser.add_argument("--model", type=Path, help="a folder; default: one is made, as Llama-8B")
+    parser.add_argument("--logs", type=Path, default=Path("build/bench/sleep"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--headroom", help="what both leave of a GPU: a smaller part of it is played on")
+    options = parser.parse_args()
+    started, found = time.time(), Found()
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
+        os.environ["KVCACHED_RUNTIME_DIR"] = folder
+        scale = engines.scale(options.host, options.model)
+        run(scale, options.logs, Runtime.open(folder), options.rounds, found, options.headroom)
+    notes = {"rounds": options.rounds, "rounds_in_which_a_check_failed": found.broken}
+    write(options.out, sys.argv, found.samples, {}, started, notes)
+    for what, count in found.broken.items():
+        print(f"{'NO ' if count else 'yes'}  {what}")
+    return 1 if any(found.broken.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

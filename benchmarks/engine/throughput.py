@@ -1,0 +1,79 @@
+"""Stock against elastic on one GPU: throughput while memory grows, when it is full, when it is there.
+
+    python -m benchmarks.engine.throughput --engine vllm --out benchmarks/results/vllm_throughput.json
+
+Engines alternate (stock, kvcached, kvcached, stock), each in a process of its own, so that a drift of the
+machine meets both. Arguments after `--` go to vllm_rounds or sglang_rounds in this folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lib.record import Ratio, write
+
+PHASES = ("growing", "full", "steady")
+ORDER = ("stock", "kvcached", "kvcached", "stock")
+MEMORY = "free_"  # how the names of free memory begin, one for each rank
+
+
+def measure(engine: str, backend: str, out: Path, more: list[str], log: Path) -> dict[str, Any]:
+    """Run one engine; raises CalledProcessError if it fails."""
+    rounds = f"benchmarks.engine.{engine}_rounds"
+    command = [sys.executable, "-m", rounds, "--backend", backend, "--out", str(out), *more]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        subprocess.run(command, check=True, stdout=file, stderr=subprocess.STDOUT)
+    seen: dict[str, Any] = json.loads(out.read_text())
+    return seen
+
+
+def collect(seen: list[tuple[str, dict[str, Any]]]) -> dict[str, list[float]]:
+    """Return samples by name: what and which backend."""
+    samples: dict[str, list[float]] = {}
+    for backend, run in seen:
+        memory = [name for name in run if name.startswith(MEMORY)]
+        for name in (*PHASES, *memory, "load_seconds"):
+            values = run[name] if isinstance(run[name], list) else [run[name]]
+            unit = "_tokens_per_second" if name in PHASES else ""
+            samples.setdefault(f"{name}{unit}_{backend}", []).extend(values)
+    return samples
+
+
+def main() -> None:
+    """Run, write the JSON and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--logs", type=Path, default=Path("build/bench"))
+    parser.add_argument("--order", nargs="+", default=ORDER)
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of kvcached")
+    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="RANKS")
+    parser.add_argument("more", nargs="*", help="arguments of the rounds, after --")
+    options = parser.parse_args()
+    started = time.time()
+    seen = []
+    with tempfile.TemporaryDirectory() as folder:
+        for index, backend in enumerate(options.order):
+            log = options.logs / f"throughput-{index}-{backend}.log"
+            out = Path(folder) / f"{index}.json"
+            more = [*options.more, f"--tensor-parallel={options.tensor_parallel}",
+                    *(f"--option={pair}" for pair in options.option)]  # fmt: skip
+            seen.append((backend, measure(options.engine, backend, out, more, log)))
+            print(f"{time.time() - started:6.0f} s  {backend}: {seen[-1][1]}", flush=True)
+    samples = collect(seen)
+    rate = "tokens_per_second"
+    ratios = {phase: Ratio(f"{phase}_{rate}_kvcached", f"{phase}_{rate}_stock") for phase in PHASES}
+    write(options.out, sys.argv, samples, ratios, started, {"order": list(options.order)})
+    print(json.dumps(json.loads(options.out.read_text())["ratios"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

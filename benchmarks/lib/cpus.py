@@ -1,0 +1,41 @@
+"""CPUs for two engines of which one works: an idle one that spins is kept from the other's cores."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from devkit.process_groups import living
+
+TOPOLOGY = Path("/sys/devices/system/cpu")
+
+
+def halves(topology: Path = TOPOLOGY) -> tuple[frozenset[int], frozenset[int]] | None:
+    """Return our CPUs in two parts, the threads of a core in the same one; None if there is one core only."""
+    cores: dict[str, set[int]] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        cores.setdefault(_core(topology, cpu), set()).add(cpu)
+    if len(cores) < 2:
+        return None
+    parts = list(cores.values())
+    middle = len(parts) // 2
+    return frozenset().union(*parts[:middle]), frozenset().union(*parts[middle:])
+
+
+def _core(topology: Path, cpu: int) -> str:
+    """Return what the threads of a core have in common; where the system does not say, each CPU is one."""
+    try:
+        return (topology / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def place(group: int, cpus: Iterable[int]) -> None:
+    """Let all threads of a process group, and those they start, run on these CPUs alone."""
+    chosen = set(cpus)
+    for pid in living(group):
+        for thread in Path(f"/proc/{pid}/task").glob("[0-9]*"):
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread.name), chosen)

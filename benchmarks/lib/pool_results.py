@@ -1,0 +1,56 @@
+"""Pool runs of one benchmark that were made in several calls into one result, ratios computed anew.
+
+    python -m benchmarks.lib.pool_results RUN.json RUN.json --out benchmarks/results/NAME.json
+
+The runs must be of one commit, one device and the same versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lib.record import save, valued
+
+_SAME = ("schema", "commit", "clean", "device", "versions")
+
+
+def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one result with the samples of all. Raises ValueError if they do not belong together."""
+    first = runs[0]
+    for name in _SAME:
+        if any(run[name] != first[name] for run in runs):
+            raise ValueError(f"the runs differ in {name}")
+    samples: dict[str, list[float]] = {}
+    for run in runs:
+        for name, values in run["samples"].items():
+            samples.setdefault(name, []).extend(values)
+    return first | {
+        "samples": samples,
+        "ratios": valued(first["ratios"], samples),
+        "wall_seconds": sum(run["wall_seconds"] for run in runs),
+        "notes": {
+            "pooled": [
+                {name: run[name] for name in ("command", "started", "notes", "ratios")} for run in runs
+            ]
+        },
+    }
+
+
+def main() -> None:
+    """Pool and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    result = pooled([json.loads(path.read_text()) for path in options.runs])
+    save(options.out, result)
+    print(json.dumps(result["ratios"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

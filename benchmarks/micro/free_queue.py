@@ -1,0 +1,244 @@
+"""What a block costs in the free queue: vLLM's own and the elastic one, side by side, by size of the pool.
+
+`python -m benchmarks.micro.free_queue [--sizes N ...] [--repeats N] [--out FILE]` writes free_queue.json
+and a picture beside it. A sample is the nanoseconds to take one block and put it back; each request takes all its
+blocks at once. Stock and elastic take turns, so that a busy machine slows both.
+
+Level `queue` calls the queue alone. Level `pool` calls `BlockPool.get_new_blocks`, `touch` and `free_blocks`,
+as the scheduler does. Workloads, in a steady state: whenever a request begins, one picked at random ends.
+
+    clean     blocks come back with nothing worth keeping
+    cached    blocks come back with a hash, to a prefix cache that fits: a request hits what an old one left
+    evicting  the prefix cache is full: each block that is taken is evicted first
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import random
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count, product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.lib import record
+from kvcached_core.scheduler.granules import Granules
+
+SIZES = (10_000, 100_000, 1_000_000)
+LEVELS = ("queue", "pool")
+WORKLOADS = ("clean", "cached", "evicting")
+KINDS = ("stock", "elastic")
+BLOCKS_PER_GRANULE = 8
+REQUEST = 32  # blocks: 512 tokens in blocks of 16
+ALIVE = 64  # requests
+ROUNDS = 500  # requests that come and go in one sample
+OUTPUT = record.ROOT / "benchmarks" / "results" / "free_queue.json"
+
+Blocks = list[Any]
+
+
+class PoolLevel:
+    """Takes and puts blocks as the scheduler does."""
+
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
+
+    def take(self, hit: Blocks | None) -> Blocks:
+        """Take the blocks that were hit, or else new ones."""
+        if hit is None:
+            return self.pool.get_new_blocks(REQUEST)  # type: ignore[no-any-return]
+        self.pool.touch(hit)
+        return hit
+
+    def put(self, blocks: Blocks) -> None:
+        """Put back a request's blocks, the first to be evicted first."""
+        self.pool.free_blocks(blocks)
+
+    def settle(self, taken: Blocks, put: Blocks, hit: bool) -> None:
+        """Nothing is left to do: the pool did it."""
+
+
+class QueueLevel:
+    """Calls the queue alone; what the pool does beside it is done outside the measured time."""
+
+    def __init__(self, pool: Any, hashed: bool) -> None:
+        self.pool = pool
+        self.queue = pool.free_block_queue
+        self.put = self.queue.append_n if hashed else self.queue.prepend_n
+
+    def take(self, hit: Blocks | None) -> Blocks:
+        """Take the blocks that were hit out of the middle, or else new ones from the front."""
+        if hit is None:
+            return self.queue.popleft_n(REQUEST)  # type: ignore[no-any-return]
+        for block in hit:
+            self.queue.remove(block)
+        return hit
+
+    def settle(self, taken: Blocks, put: Blocks, hit: bool) -> None:
+        """Do the rest of what the pool does."""
+        for block in taken:
+            if not hit:
+                self.pool._maybe_evict_cached_block(block)
+            block.ref_cnt = 1
+        for block in put:
+            block.ref_cnt = 0
+
+
+class Bench:
+    """One pool under one workload; a sample of one level leaves it ready for the other."""
+
+    def __init__(self, size: int, kind: str, workload: str) -> None:
+        self._hashed = workload != "clean"
+        self._hashes = count()
+        self._random = random.Random(size)
+        pool = _make_pool(size, elastic=kind == "elastic")
+        self._pool = pool
+        self._levels: dict[str, QueueLevel | PoolLevel] = {
+            "queue": QueueLevel(pool, self._hashed),
+            "pool": PoolLevel(pool),
+        }
+        requests = {"clean": 0, "cached": ALIVE, "evicting": (size - BLOCKS_PER_GRANULE) // REQUEST - ALIVE}[
+            workload
+        ]
+        old = [self._hash(pool.get_new_blocks(REQUEST)) for _ in range(requests)]
+        self._alive = [self._hash(pool.get_new_blocks(REQUEST)) for _ in range(ALIVE)]
+        for blocks in old:
+            pool.free_blocks(blocks)
+        if workload == "evicting":
+            pool.get_new_blocks(pool.get_num_free_blocks() - requests * REQUEST)
+        # What the prefix cache holds, oldest first, and is going to be hit in this order.
+        self._old = deque(old if workload == "cached" else [])
+
+    def sample(self, level_name: str) -> float:
+        """Return nanoseconds for one block to be taken and put back."""
+        level, clock = self._levels[level_name], time.perf_counter
+        spent = 0.0
+        for _ in range(ROUNDS):
+            place = self._random.randrange(ALIVE)
+            ending = self._alive[place][::-1]
+            hit = self._old.popleft() if self._old else None
+            begin = clock()
+            taken = level.take(hit)
+            level.put(ending)
+            spent += clock() - begin
+            level.settle(taken, ending, hit is not None)
+            if hit is None:
+                self._hash(taken)
+            else:
+                self._old.append(ending)
+            self._alive[place] = taken
+        return spent / ROUNDS / REQUEST * 1e9
+
+    def _hash(self, blocks: Blocks) -> Blocks:
+        """Enter blocks into the prefix cache under new hashes, if the workload has one."""
+        if self._hashed:
+            for block in blocks:
+                self._pool._insert_block_hash(next(self._hashes).to_bytes(36, "big"), block, num_tokens=None)
+        return blocks
+
+
+def _make_pool(size: int, elastic: bool) -> Any:
+    """Return a pool of as many blocks, all of which memory is ready for."""
+    from vllm.v1.core.block_pool import BlockPool
+
+    from vllm_kvcached.queue import ElasticFreeQueue
+
+    pool = BlockPool(size, enable_caching=True, hash_block_size=16)
+    if elastic:
+        first_blocks = range(0, size - BLOCKS_PER_GRANULE + 1, BLOCKS_PER_GRANULE)
+        granules: Granules[Any] = Granules(pool.blocks, first_blocks, BLOCKS_PER_GRANULE)
+        granules.set_budget(len(first_blocks))
+        pool.free_block_queue = ElasticFreeQueue(pool, granules)
+    return pool
+
+
+def measure(sizes: Sequence[int], repeats: int) -> dict[str, list[float]]:
+    """Return the samples, in nanoseconds a block, by `level.workload.size.kind`."""
+    samples: dict[str, list[float]] = {}
+    for size, workload in product(sizes, WORKLOADS):
+        benches = {kind: Bench(size, kind, workload) for kind in KINDS}
+        with _quiet():
+            for _ in range(repeats + 1):
+                for level, kind in product(LEVELS, KINDS):
+                    found = samples.setdefault(f"{level}.{workload}.{size}.{kind}", [])
+                    found.append(benches[kind].sample(level))
+        for level, kind in product(LEVELS, KINDS):
+            samples[f"{level}.{workload}.{size}.{kind}"].pop(0)  # the first one warmed the caches
+    return samples
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the garbage collector, which looks at every block, out of the samples; engines freeze it too."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def draw(samples: dict[str, list[float]], sizes: Sequence[int], path: Path) -> None:
+    """Draw the medians of all samples over the size of the pool as PNG, one panel for each level."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    for panel, level in zip(figure.subplots(1, len(LEVELS)), LEVELS, strict=True):
+        for (at, workload), kind in product(enumerate(WORKLOADS), KINDS):
+            panel.plot(
+                sizes,
+                [median(samples[f"{level}.{workload}.{size}.{kind}"]) for size in sizes],
+                color=f"C{at}",
+                linestyle="-" if kind == "elastic" else "--",
+                marker="o" if kind == "elastic" else "s",
+                label=f"{workload}, {kind}",
+            )
+        panel.set_xscale("log")
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+        panel.set_xlabel("blocks in the pool")
+        panel.set_ylabel("ns to take and put back one block")
+        panel.set_title({"queue": "the queue alone", "pool": "through vLLM's block pool"}[level])
+    figure.axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure, write and draw; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.free_queue")
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="blocks in the pools")
+    parser.add_argument("--repeats", type=int, default=31, help="samples of each")
+    parser.add_argument("--out", type=Path, default=OUTPUT, help="JSON file; the picture goes beside it")
+    options = parser.parse_args(arguments)
+    least = 4 * ALIVE * REQUEST
+    if min(options.sizes) < least or options.repeats < 1:
+        parser.error(f"expected sizes of at least {least} blocks, and at least one repeat")
+    started = time.time()
+    samples = measure(options.sizes, options.repeats)
+    cases = [f"{level}.{work}.{size}" for level, work, size in product(LEVELS, WORKLOADS, options.sizes)]
+    ratios = {case: record.Ratio(f"{case}.elastic", f"{case}.stock") for case in cases}
+    command = ["python", "-m", "benchmarks.micro.free_queue", *arguments]
+    notes = {
+        "unit": "nanoseconds to take and put back one block",
+        "blocks_per_request": REQUEST,
+        "requests_alive": ALIVE,
+        "blocks_per_granule": BLOCKS_PER_GRANULE,
+    }
+    record.write(options.out, command, samples, ratios, started, notes)
+    draw(samples, options.sizes, options.out.with_suffix(".png"))
+    for case in cases:
+        stock, elastic = (median(samples[f"{case}.{kind}"]) for kind in KINDS)
+        print(f"{case:24} {stock:6.0f} ns stock, {elastic:6.0f} ns elastic: {elastic / stock:.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

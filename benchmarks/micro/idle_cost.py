@@ -1,0 +1,106 @@
+"""What kvcached costs an engine with nothing to do: processor time of its threads, and how often they wake.
+
+`python -m benchmarks.micro.idle_cost [--seconds 60] [--out FILE]` writes idle_cost.json. A supply thread with
+its account and a steward with its desk, as one rank has them, hold memory on the host and are left alone; at
+the end the doorbell is rung once, to see that they listen. The engine's own idle loop is not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.lib import record
+from kvcached_core.driver.host import HostDriver
+from kvcached_core.geometry import Geometry
+from kvcached_core.ledger import Account, Runtime, SchedulerView
+from kvcached_core.scheduler.governor import Usage
+from kvcached_core.scheduler.idle_waker import IdleWaker
+from kvcached_core.worker.pool import ElasticPool
+
+OUTPUT = record.ROOT / "benchmarks" / "results" / "idle_cost.json"
+PAGE, GRANULES, HELD = 1 << 20, 64, 16
+GOAL_SHARE = 0.001  # of a core
+BOUND_SECONDS = 10.0
+
+
+def _pool(runtime: Runtime) -> tuple[ElasticPool, Account]:
+    driver = HostDriver(capacity_bytes=GRANULES * PAGE)
+    account = Account.attach(
+        runtime, driver.identity(), driver.memory().total_bytes, 0, instance="idle", rank=0, name="idle"
+    )
+    account.describe(
+        page_bytes=PAGE, granule_bytes=PAGE, granule_count=GRANULES, blocks_per_granule=8,
+        block_count=8 * GRANULES, stride_bytes=PAGE // 8,
+    )  # fmt: skip
+    return ElasticPool(driver, Geometry(PAGE, PAGE // 8, (0,), 8 * GRANULES, 8, GRANULES), account), account
+
+
+def _wait(what: threading.Event) -> None:
+    if not what.wait(BOUND_SECONDS):
+        raise TimeoutError(f"nothing happened for {BOUND_SECONDS:g} s")
+
+
+def measure(seconds: float) -> dict[str, list[float]]:
+    """Return processor seconds and voluntary context switches of an idle rank over so long."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as base:
+        runtime = Runtime.open(Path(base) / "runtime")
+        pool, account = _pool(runtime)
+        desk, woken = SchedulerView.find(runtime, "idle", 1), threading.Event()
+        steward = IdleWaker(desk.filenos(), desk.drain, lambda: None, woken.set)
+        try:
+            pool.start()
+            steward.start()
+            desk.publish(Usage(0, 0, 0, 1, HELD, 1, 0, HELD))
+            while desk.created() < HELD:  # each lot of granules rings the steward
+                _wait(woken)
+                woken.clear()
+            time.sleep(1.0)
+            woken.clear()
+            before, cpu = resource.getrusage(resource.RUSAGE_SELF), time.process_time()
+            started = time.monotonic()
+            time.sleep(seconds)
+            lasted = time.monotonic() - started
+            cpu = time.process_time() - cpu
+            switches = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before.ru_nvcsw
+            desk.publish(Usage(0, 0, 0, 1, HELD + 1, 1, 0, HELD + 1))
+            _wait(woken)
+        finally:
+            steward.stop()
+            desk.close()
+            pool.close()
+            account.detach()
+    return {"processor_seconds": [cpu], "seconds": [lasted], "context_switches": [float(switches)]}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure and write; exit status 1 if the goal is missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.idle_cost")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--out", type=Path, default=OUTPUT)
+    options = parser.parse_args(arguments)
+    started = time.time()
+    samples = measure(options.seconds)
+    share = samples["processor_seconds"][0] / samples["seconds"][0]
+    notes = {"share_of_a_core": share, "goal": GOAL_SHARE, "goal_met": share <= GOAL_SHARE}
+    record.write(
+        options.out,
+        ["python", "-m", "benchmarks.micro.idle_cost", *arguments],
+        samples,
+        {},
+        started,
+        notes,
+    )
+    print(f"{share:.6%} of a core, {samples['context_switches'][0]:.0f} context switches "
+          f"in {samples['seconds'][0]:.0f} s")  # fmt: skip
+    return 0 if notes["goal_met"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

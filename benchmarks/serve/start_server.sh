@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Starts an engine with the elastic KV cache on, on a GPU or on the CPU. See --help.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: benchmarks/serve/start_server.sh [vllm|sglang] [options] [-- ENGINE_OPTIONS...]
+
+  --model DIR      folder of the model (default: a tiny one, made under build/models)
+  --name NAME      what clients and kvctl call it (default: the folder's name)
+  --port PORT      default 8000
+  --device WHERE   cuda or cpu (default: cuda if nvidia-smi finds a GPU)
+  --print          print the command instead of running it
+  -h, --help       this help
+
+Then, in other terminals:  benchmarks/serve/start_client.sh     kvctl kvtop
+TEXT
+}
+
+root=$(cd "$(dirname "$0")/../.." && pwd)
+# shellcheck source=benchmarks/serve/start_common.sh
+source "$root/benchmarks/serve/start_common.sh"
+read_options "$@"
+
+command=()
+program=$(program "$([[ $engine == vllm ]] && echo vllm || echo python)")
+case $engine in
+vllm)
+    command=("$program" serve "$model" --served-model-name "$name" --kv-cache-backend kvcached)
+    ;;
+sglang)
+    command=(env ENABLE_KVCACHED=true "$program" -m sglang.launch_server
+        --model-path "$model" --served-model-name "$name")
+    if [[ $device == cpu ]]; then command+=(--device cpu); fi
+    ;;
+esac
+command+=(--host 127.0.0.1 --port "$port")
+if [[ $engine-$device == vllm-cpu ]]; then
+    export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1} # only its own check at start; memory is elastic
+    command+=(--enforce-eager --max-model-len "${MAX_MODEL_LEN:-2048}")
+fi
+export KVCACHED_NAME=${KVCACHED_NAME:-$name}
+carry_out "${command[@]}" "${rest[@]}"

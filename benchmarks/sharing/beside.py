@@ -1,0 +1,276 @@
+"""A vLLM and an SGLang server on one device, with staggered peaks: memory goes to the one that has requests.
+
+    python -m benchmarks.sharing.beside --vllm-python PYTHON --sglang-python PYTHON --out FILE
+
+The SGLang server answers alone, then the vLLM server comes beside it. vLLM bursts, SGLang bursts, vLLM once
+more, both at once; each answers while the other bursts; both are idle; SGLang is killed in its peak, and vLLM
+answers alone. What each holds is sampled from the ledger throughout, free memory from the driver (on the host
+from the ledger). Run it with a Python that has httpx and, for the picture, matplotlib; on a GPU also NVML.
+The shape of Llama-8B on a GPU, the tiny model on the CPU. The exit status is 1 if a check failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from benchmarks.lib import engines
+from benchmarks.lib.ledger_watch import Moment
+from benchmarks.lib.record import write
+from benchmarks.plots import engines as plots
+from benchmarks.sharing import beside_servers
+from benchmarks.sharing.beside_servers import Served, Where
+from benchmarks.sharing.beside_sight import Sight
+from examples.demo.process import interrupt_on_signals, no_survivors
+from kvcached_core.ledger import Runtime
+
+A, B = "vllm", "sglang"
+PEAK = 0.75  # of what both may hold
+WAIT_SECONDS, REST_SECONDS, GROW_SECONDS, SERIES_SECONDS = 180.0, 30.0, 1.0, 0.1
+ROUNDING = 0.9  # what is known of two moments is not of the same moment
+FULL = 0.95  # of the most that both ever held: with more left, one grows as fast as it can use memory
+
+
+class Party(Protocol):
+    """A server, as far as the scenes ask it."""
+
+    name: str
+
+    def burst(self, size_bytes: int) -> Future[int]:
+        """Send requests that take so much KV memory at once; the answer is how many failed."""
+
+    def answers(self) -> list[tuple[int, ...]]:
+        """Answer the same prompts as ever, one by one, and nothing of it from the cache."""
+
+    def flush(self) -> None:
+        """Forget the prefix cache."""
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+
+
+class Eyes(Protocol):
+    """What is seen of both, from outside."""
+
+    def now(self) -> Moment:
+        """Return the latest moment."""
+
+    def between(self, begin: float) -> list[Moment]:
+        """Return the moments since then."""
+
+    def at_rest(self) -> bool:
+        """Say whether both hold their first granule and no more."""
+
+    def wait(self, holds: Callable[[], bool], seconds: float) -> bool:
+        """Wait until something holds; says whether it did in time."""
+
+    def note(self, text: str) -> None:
+        """Note an event."""
+
+
+@dataclass
+class Found:
+    """Raw samples, and what was checked."""
+
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    checks: dict[str, bool] = field(default_factory=dict)
+    failed: int = 0  # requests
+
+    def note(self, **values: float) -> None:
+        """Add to the samples."""
+        for name, value in values.items():
+            self.samples.setdefault(name, []).append(value)
+
+
+class Play:
+    """The scenes. `budget` is what both may hold together, in bytes."""
+
+    def __init__(self, a: Party, b: Party, eyes: Eyes, budget: int, found: Found) -> None:
+        self.a, self.b, self.eyes, self.budget, self.found = a, b, eyes, budget, found
+        found.note(budget_bytes=budget)
+
+    def run(self, b_alone: list[tuple[int, ...]]) -> None:
+        """Play all; `b_alone` is what B answered when there was no A."""
+        self.peak(self.a, self.b)
+        self.found.checks["memory moved from vLLM to SGLang"] = self.peak(self.b, self.a) > self.budget / 4
+        self.found.checks["memory moved from SGLang to vLLM"] = self.peak(self.a, self.b) > self.budget / 4
+        self.both()
+        a_beside, b_beside = (self.beside(*pair) for pair in ((self.a, self.b), (self.b, self.a)))
+        self.found.checks["SGLang answers beside vLLM as alone"] = b_beside == b_alone
+        self.idle()
+        self.killed()
+        self.found.checks["vLLM answers beside SGLang as alone"] = self.a.answers() == a_beside
+        distinct = len({token for answer in b_alone for token in answer})
+        self.found.note(distinct_tokens_in_answers=distinct)
+        self.found.checks["the answers say something"] = distinct > 1
+        self.found.note(failed_requests=self.found.failed)
+        self.found.checks["all requests succeeded but those of the killed server"] = not self.found.failed
+
+    def peak(self, who: Party, other: Party) -> int:
+        """Let one have a burst; return how much the other gave meanwhile."""
+        before = self.eyes.now()
+        self.end(who.burst(int(PEAK * self.budget)))
+        seen = self.eyes.between(before.at)
+        used = max((moment.of(who.name).used for moment in seen), default=0)
+        given = before.of(other.name).held - min(moment.of(other.name).held for moment in [before, *seen])
+        self.found.note(**{f"{who.name}_peak_used_bytes": used, f"{other.name}_given_bytes": given,
+                           "free_least_bytes": min(moment.free for moment in [before, *seen])})  # fmt: skip
+        above = f"each peak of {who.name} was above half of what both may hold"
+        self.found.checks[above] = self.found.checks.get(above, True) and used > self.budget / 2
+        self.eyes.note(f"{who.name} had a peak of {used / self.budget:.0%}")
+        return given
+
+    def both(self) -> None:
+        """Let both have a burst at once."""
+        for asked in [party.burst(int(PEAK * self.budget)) for party in (self.a, self.b)]:
+            self.end(asked)
+        self.eyes.note("both had a burst at once")
+
+    def beside(self, who: Party, other: Party) -> list[tuple[int, ...]]:
+        """Return what one answers while the other has a burst."""
+        asked = other.burst(int(PEAK * self.budget))
+        answers = who.answers()
+        self.end(asked)
+        self.eyes.note(f"{who.name} answered beside a burst")
+        return answers
+
+    def idle(self) -> None:
+        """Let both forget, and be idle: the driver gets what they held."""
+        before = self.eyes.now()
+        self.a.flush()
+        self.b.flush()
+        rest = self.eyes.wait(self.eyes.at_rest, REST_SECONDS)
+        self.found.checks["idle servers keep their first granule"] = rest
+        rested = self.eyes.now().at  # maybe of before the rest; the next but one is not
+        self.eyes.wait(lambda: len(self.eyes.between(rested)) > 2, REST_SECONDS)
+
+        def freed() -> bool:
+            after = self.eyes.now()
+            return after.free - before.free >= ROUNDING * (held(before) - held(after)) > 0
+
+        self.found.checks["the driver has what they gave"] = self.eyes.wait(freed, REST_SECONDS)
+        after = self.eyes.now()
+        self.found.note(held_before_idle_bytes=held(before), held_idle_bytes=held(after),
+                        free_before_idle_bytes=before.free, free_idle_bytes=after.free)  # fmt: skip
+        self.eyes.note("both are idle and forgot their caches")
+
+    def killed(self) -> None:
+        """Kill B in its peak while A wants more: A grows into what B held."""
+        size = int(PEAK * self.budget)
+        b = self.b.burst(size)
+        self.eyes.wait(lambda: self.eyes.now().of(B).used > self.budget / 2 or b.done(), WAIT_SECONDS)
+        a = self.a.burst(size)
+        # less than the budget: each leaves free what it may yet take outside its KV cache
+        most = max(map(held, self.eyes.between(0.0)))
+        self.eyes.wait(lambda: held(self.eyes.now()) > FULL * most or a.done() or b.done(), WAIT_SECONDS)
+        last = self.eyes.now()
+        in_peak = last.of(B).used > self.budget / 2 and not (a.done() or b.done())
+        self.b.kill()
+        what = "SGLang was killed in its peak, the device full and vLLM in a burst"
+        self.found.checks[what] = in_peak and held(last) > FULL * most
+        self.eyes.note("sglang is killed in its peak")
+        self.grown(last, a, max(most, held(last)) - last.of(B).held)
+
+    def grown(self, last: Moment, a: Future[int], room: int) -> None:
+        """Wait for the end of A's burst, and say what it got since the `last` moment before B's death.
+
+        While B lived, A could not hold more than `room` bytes.
+        """
+        self.end(a)
+        seen = self.eyes.between(last.at)
+        grows = seconds_until(lambda moment: moment.of(A).held > room, seen, last.at)
+        dead = seconds_until(lambda moment: B not in moment.seen, seen, last.at)
+        most = max(moment.of(A).held for moment in seen)
+        self.found.note(a_grows_after_kill_seconds=grows, b_dead_after_kill_seconds=dead,
+                        a_held_at_kill_bytes=last.of(A).held, b_held_at_kill_bytes=last.of(B).held,
+                        a_held_after_kill_bytes=most)  # fmt: skip
+        in_time = 0 <= grows <= GROW_SECONDS
+        self.found.checks["vLLM grew into the killed server's memory within a second"] = in_time
+        self.eyes.note(f"sglang was dead after {dead:.2f} s, vllm grew into it after {grows:.2f} s")
+
+    def end(self, asked: Future[int]) -> None:
+        """Wait for a burst. Raises TimeoutError."""
+        if not self.eyes.wait(asked.done, WAIT_SECONDS):
+            raise TimeoutError(f"a burst has not ended within {WAIT_SECONDS:.0f} s: see the servers' logs")
+        self.found.failed += asked.result()
+
+
+def held(moment: Moment) -> int:
+    """Return what both hold."""
+    return moment.of(A).held + moment.of(B).held
+
+
+def seconds_until(holds: Callable[[Moment], bool], seen: list[Moment], since: float) -> float:
+    """Return the seconds from `since` to the first moment in which something held; -1 if it never did."""
+    return next((moment.at - since for moment in seen if holds(moment)), -1.0)
+
+
+def run(options: argparse.Namespace, where: dict[str, Where], folder: Path, found: Found) -> Sight:
+    """Start both servers, play, and end them."""
+    on_host = options.device == "cpu"
+    scale = beside_servers.scale(on_host, options.model, where[A], options.headroom)
+    sight, seeds = Sight(Runtime.open(folder), on_host), itertools.count(1)
+    with no_survivors(), ExitStack() as stack:
+        stack.callback(sight.watch.stop)
+        theirs = beside_servers.start_sglang(scale, where[B], folder)
+        stack.callback(theirs.close)
+        theirs.wait_ready()
+        b = Served(B, theirs, scale, seeds)
+        b_alone = b.answers()
+        ours = beside_servers.start_vllm(scale, where[A], folder)
+        stack.callback(ours.close)
+        ours.wait_ready()
+        sight.note("vllm serves beside it")
+        b.flush()
+        sight.wait(sight.at_rest, REST_SECONDS)
+        Play(Served(A, ours, scale, seeds), b, sight, sight.budget({A, B}), found).run(b_alone)
+    found.checks["the sum was never above the device"] = not sight.violations
+    return sight
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if engines.has_gpu() else "cpu")
+    for name in ("vllm", "sglang"):
+        parser.add_argument(f"--{name}-python", default=sys.executable)
+        parser.add_argument(f"--{name}-site", type=Path, help="a folder of packages for it alone")
+    parser.add_argument("--model", type=Path, default=Path("build/bench/llama-8b-weights"), help="on a GPU")
+    parser.add_argument("--headroom", help="what both leave of a GPU: a smaller part of it is played on")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Play, write and draw."""
+    options, started, found = arguments(), time.time(), Found()
+    where = {A: Where(options.vllm_python, options.vllm_site),
+             B: Where(options.sglang_python, options.sglang_site)}  # fmt: skip
+    interrupt_on_signals()
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
+        sight = run(options, where, Path(folder), found)
+    series = sight.watch.series((A, B), SERIES_SECONDS)
+    notes = {"events": sight.watch.events, "checks": found.checks, "violations": sight.violations[:20],
+             "engines": {A: "vLLM", B: "SGLang"}, "title": "A vLLM and an SGLang server",
+             "versions": {name: one.versions() for name, one in where.items()}}  # fmt: skip
+    write(options.out, sys.argv, series | found.samples, {}, started, notes)
+    plots.side_by_side(json.loads(options.out.read_text()), options.out.with_suffix(".png"))
+    for what, holds in found.checks.items():
+        print(f"{'yes' if holds else 'NO '}  {what}")
+    return 0 if all(found.checks.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

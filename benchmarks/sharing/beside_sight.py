@@ -1,0 +1,58 @@
+"""What benchmarks.sharing.beside sees of a device and its engines, from outside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from benchmarks.lib.ledger_watch import Moment, Watch
+from kvcached_core.driver import nvml
+from kvcached_core.ledger import DeviceSnapshot, Runtime, check, snapshot
+
+
+class Sight:
+    """Eyes on a ledger and a driver."""
+
+    def __init__(self, runtime: Runtime, on_host: bool) -> None:
+        self.violations: list[str] = []
+        self._on_host, self._runtime = on_host, runtime
+        self.watch = Watch(runtime, self._look)
+        self.note, self.between = self.watch.note, self.watch.between
+
+    def now(self) -> Moment:
+        """See Eyes."""
+        return self.watch.moments[-1]
+
+    def at_rest(self) -> bool:
+        """See Eyes."""
+        owners = [owner for device in snapshot(self._runtime) for owner in device.owners]
+        return all(owner.ready_bytes == owner.granule_bytes for owner in owners)
+
+    def wait(self, holds: Callable[[], bool], seconds: float) -> bool:
+        """See Eyes."""
+        end = time.monotonic() + seconds
+        while not (held := holds()) and time.monotonic() < end:
+            time.sleep(0.002)
+        return held
+
+    def budget(self, engines: set[str]) -> int:
+        """Return what these may hold together. Raises RuntimeError if they are not on one device."""
+        devices = snapshot(self._runtime)
+        names = [{owner.name for owner in device.owners if owner.live} for device in devices]
+        if names != [engines]:
+            raise RuntimeError(f"on devices are {names}: expected {engines} on one; see the servers' logs")
+        return devices[0].ready_bytes + self._free(devices[0]) - devices[0].headroom_bytes
+
+    def _look(self, devices: list[DeviceSnapshot]) -> int:
+        for device in devices:
+            self.violations += check(device)
+            taken = device.ready_bytes + sum(owner.private_now_bytes for owner in device.owners)
+            total = device.total_bytes  # 0: nobody has asked the driver yet
+            if device.settled and not self._on_host and total and taken > total:
+                self.violations.append(f"{taken} bytes are taken of {device.total_bytes}")
+        return min(map(self._free, devices), default=0)
+
+    def _free(self, device: DeviceSnapshot) -> int:
+        if self._on_host:
+            return device.capacity_bytes - device.leased_bytes
+        return nvml.memory_of(device.uuid).free_bytes

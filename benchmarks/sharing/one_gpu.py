@@ -1,0 +1,225 @@
+"""Engines of the shape of Llama-8B that share one GPU, each with vLLM's default share of it (0.9).
+
+    python -m benchmarks.sharing.one_gpu --out benchmarks/results/sharing.json
+
+Three start in the same second and have peaks, in turn and at once; one is killed in its peak; a fourth starts
+while another has filled the device with its prefix cache; a full-size prefill runs beside a full cache. One
+engine answers the same prompts at the start, in the middle and at the end. A scene that fails is noted and
+the next one goes on; the exit status is 1 if any failed, or a check of any. Takes 4 minutes on an H100.
+Without a GPU (or with `--host --model FOLDER`) all is small and runs on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lib import engines
+from benchmarks.lib.ledger_watch import Moment
+from benchmarks.lib.record import write
+from benchmarks.sharing.stage import NAMES, Stage
+from kvcached_core.ledger import Runtime, snapshot
+
+KILL_SECONDS = 20.0
+SERIES_SECONDS = 0.25
+ROUNDING_BLOCKS = 64  # fewer than fit on the device: the blocks of a layer begin on a whole page
+OUT_OF_MEMORY = ("CUDA out of memory", "OutOfMemoryError")
+
+
+def three_at_once(stage: Stage) -> None:
+    """Three engines start in the same second; all come up, each with the capacity it has alone."""
+    begun = time.monotonic()
+    for name in "abc":
+        stage.start(name)
+    stage.checks["three started within a second"] = time.monotonic() - begun < 1.0
+    for name in "abc":
+        stage.ready(name)
+    device = snapshot(stage.runtime)[0]
+    owner = stage.watch.owner("a")
+    alone = device.capacity_bytes // engines.block_bytes(owner)
+    missing = [alone - stage.samples[f"{name}_blocks"][0] for name in "abc"]
+    stage.samples["blocks_of_the_device"] = [alone]
+    stage.checks["each has the blocks of the whole device"] = (
+        len(set(missing)) == 1 and 0 <= missing[0] < ROUNDING_BLOCKS
+    )
+    asked = stage.engines["a"].ask("randomize", seed=7, deviation=0.05)
+    stage.engines["a"].result(asked, stage.seconds(60.0))
+    stage.probe()
+
+
+def peaks(stage: Stage) -> None:
+    """A, B and C have a peak in turn, each of most of the memory; then all three at once."""
+    used, begun, failed = [], time.monotonic(), 0
+    for name in "abc":
+        since = time.monotonic()
+        failed += stage.end(name, stage.burst(name, 18), f"{name}_peak")["failed"]
+        used.append(stage.peak(name, since, "used"))
+        stage.samples[f"{name}_peak_used_bytes"] = [used[-1]]
+        stage.watch.note(f"{name.upper()} had a peak of {used[-1] / stage.scale.gib:.1f}")
+    asked = {name: stage.burst(name, 16) for name in "abc"}
+    for name, each in asked.items():
+        failed += stage.end(name, each, f"{name}_at_once")["failed"]
+    stage.watch.note("all three had a peak at once")
+    most = max(sum(each.held for each in moment.seen.values()) for moment in stage.watch.between(begun))
+    stage.samples["most_held_by_all_bytes"] = [most]
+    stage.checks["no request failed in the peaks"] = not failed
+    stage.checks["each peak was over a third of the memory"] = min(used) > most / 3
+    stage.probe()
+
+
+def killed_in_its_peak(stage: Stage) -> None:
+    """C is killed while A and C have a peak: A goes on, and gets what C leaves."""
+    a, c = stage.burst("a", 32), stage.burst("c", 12)
+    unit = stage.scale.gib
+    stage.until(
+        lambda: min(stage.watch.owner("a").used_bytes, stage.watch.owner("c").used_bytes) > 4 * unit
+        or a.done() or c.done(),
+        KILL_SECONDS, "A and C are in their peaks",
+    )  # fmt: skip
+    held = {name: stage.watch.owner(name).ready_bytes for name in "ac"}
+    stage.checks["C was killed in its peak, and A was in its own"] = not (a.done() or c.done())
+    killed = time.monotonic()
+    stage.engines["c"].send_kill()
+    stage.watch.note(f"C is killed; it held {held['c'] / unit:.1f}, A {held['a'] / unit:.1f}")
+
+    def owners() -> dict[str, bool]:
+        return {owner.name: owner.live for device in snapshot(stage.runtime) for owner in device.owners}
+
+    stage.until(lambda: not owners().get("c"), KILL_SECONDS, "C is known to be dead")
+    stage.samples["c_dead_seconds"] = [time.monotonic() - killed]
+    stage.until(lambda: "c" not in owners(), KILL_SECONDS, "C's slot is free")
+    stage.samples["c_slot_free_seconds"] = [time.monotonic() - killed]
+    stage.watch.note(f"C's slot is free {stage.samples['c_slot_free_seconds'][0]:.2f} s after")
+    answer = stage.end("a", a, "a_beside_a_death")
+    after = stage.peak("a", killed)
+    stage.samples |= {"a_held_at_death_bytes": [held["a"]], "c_held_at_death_bytes": [held["c"]],
+                      "a_held_after_death_bytes": [after]}  # fmt: skip
+    stage.watch.note(f"A has finished and held up to {after / unit:.1f}")
+    stage.checks["A went on after C's death"] = not answer["failed"] and answer["tokens"] > 0
+    stage.checks["A came to hold more than before, and more than C left"] = after > max(held.values())
+
+
+def start_beside_a_full_cache(stage: Stage) -> None:
+    """A has filled the device; D starts, for which others make room, and A still answers."""
+    stage.fill("a")
+    before, begun = stage.watch.owner("a").ready_bytes, time.monotonic()
+    stage.start("d")
+    stage.ready("d")
+    loading = stage.watch.between(begun)
+    least = min(moment.of("a").held for moment in loading)
+    stage.samples |= {"a_held_before_d_bytes": [before], "a_least_held_bytes": [least]}
+    stage.samples["room_for_d_seconds"] = [room_seconds(loading)]
+    gave = (before - least) / stage.scale.gib
+    stage.watch.note(f"A gave {gave:.1f}; D waited {stage.watch.starting_seconds('d'):.2f} s for it")
+    stage.checks["D came up beside a full cache"] = True
+    stage.checks["D has the blocks of the whole device"] = stage.samples["d_blocks"] == stage.samples.get(
+        "a_blocks"
+    )
+    failed = [stage.end(name, stage.burst(name, 2), f"{name}_after_d_started")["failed"] for name in "ad"]
+    stage.checks["A and D answer"] = not any(failed)
+
+
+def room_seconds(moments: list[Moment]) -> float:
+    """Return how long it took from D's first claim until it was admitted for good."""
+    waiting = [moment.at for moment in moments if moment.of("d").starting]
+    return waiting[-1] - waiting[0] if waiting else 0.0
+
+
+def prefill_beside_a_full_cache(stage: Stage) -> None:
+    """A is full of cache; B gets prompts of the maximum length, several times a step's worth of tokens."""
+    stage.fill("a")
+    info = stage.engines["b"].info
+    length, generate = info["max_model_len"] - 8, 8
+    count = 4 * max(1, info["max_num_batched_tokens"] // info["max_model_len"])
+    asked = stage.engines["b"].burst(count, length, generate, 999)
+    answer = stage.end("b", asked, "b_full_prefill")
+    stage.samples["b_full_prefill_prompts"] = [count]
+    stage.watch.note(f"B has prefilled {count} prompts of {length} tokens")
+    stage.checks["all tokens of the prefill came"] = answer["tokens"] == count * generate
+    stage.probe()
+
+
+def play(stage: Any, save: Callable[[Any], None], scenes: Mapping[str, Callable[[Any], None]]) -> None:
+    """Play every scene on a Stage, whatever became of those before."""
+    try:
+        for name, scene in scenes.items():
+            stage.watch.note(f"scene: {name}")
+            try:
+                stage.seconds(1.0)
+                scene(stage)
+            except Exception as error:
+                stage.failures[name] = f"{type(error).__name__}: {error}"
+                stage.watch.note(f"scene failed: {stage.failures[name][:300]}")
+            save(stage)
+    finally:
+        stage.watch.stop()
+        for engine in stage.engines.values():
+            engine.kill()
+
+
+def out_of_memory(stage: Stage) -> list[str]:
+    """Return the lines of the engines' logs that say so."""
+    logs = [engine.log.read_text(errors="replace") for engine in stage.engines.values()]
+    return [line for text in logs for line in text.splitlines() if any(w in line for w in OUT_OF_MEMORY)]
+
+
+def judge(stage: Stage) -> None:
+    """Check what no single scene can."""
+    stage.checks["nobody was out of memory"] = not out_of_memory(stage)
+    stage.checks["all but C live"] = {n for n, e in stage.engines.items() if e.alive} == set("abd")
+    stage.checks["A says the same at the start, in the middle and at the end"] = len(
+        stage.probes
+    ) == 3 and not any(stage.samples["probes_different"])
+
+
+SCENES: dict[str, Callable[[Stage], None]] = {
+    "three at once": three_at_once,
+    "peaks": peaks,
+    "killed in its peak": killed_in_its_peak,
+    "start beside a full cache": start_beside_a_full_cache,
+    "prefill beside a full cache": prefill_beside_a_full_cache,
+    "at the end": judge,
+}
+
+
+def main() -> int:
+    """Play and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--host", action="store_true", default=not engines.has_gpu(), help="on the CPU, small"
+    )
+    parser.add_argument(
+        "--model", type=Path, help="a folder; default: one is made with the shape of Llama-8B"
+    )
+    parser.add_argument("--logs", type=Path, default=Path("build/bench/sharing"))
+    parser.add_argument("--most-seconds", type=float, default=480.0, help="for everything")
+    options = parser.parse_args()
+    started = time.time()
+    scale = engines.scale(options.host, options.model)
+
+    def save(stage: Stage) -> None:
+        samples = stage.watch.series(NAMES, SERIES_SECONDS) | stage.samples
+        notes = {"events": stage.watch.events, "checks": stage.checks, "failures": stage.failures,
+                 "unit_bytes": scale.gib}  # fmt: skip
+        write(options.out, sys.argv, samples, {}, started, notes)
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
+        os.environ["KVCACHED_RUNTIME_DIR"] = folder
+        stage = Stage(scale, options.logs, Runtime.open(folder), options.most_seconds)
+        play(stage, save, SCENES)
+    for what, holds in stage.checks.items():
+        print(f"{'yes' if holds else 'NO '}  {what}")
+    return 1 if stage.failures or not all(stage.checks.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

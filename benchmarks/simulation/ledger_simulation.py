@@ -1,0 +1,137 @@
+"""How fairly and how fast a device is shared, without engines: owners on a simulated clock.
+
+`python -m benchmarks.simulation.ledger_simulation [--seconds N] [--out FILE]` writes ledger_simulation.json
+and a picture beside it. An owner is a real governor with granules, a real pool and account, and a scheduler
+of vLLM's kind with steps of 25 ms; a driver call takes 37 us. Sizes are granules of 16 MiB, of 1024 in all.
+
+    bursts_N     N equal owners; each one's clients send or do not, by lot, anew every 4 s
+    weighted_4   weights 100, 200, 400, 100; floors 256, 0, 0, 64; the last one's limit is 384
+    floors_4     an owner with a floor of 256 and bursts, beside three with long requests that never cease
+    steady_4     equal owners, pressed all the time: nothing should move
+
+Held against the ideal: what max-min fairness, floors first, gives of the true demand, which is what running
+requests hold and waiting ones would. `deviation` is what all owners lack of it, in percent of the device, at
+instants more than 1 s after clients began or ended. From a lease that was refused on, `reclaim` is the time
+until the share, or floor, of an instant is there, `wait` the time until an owner has what is due, which may
+rise meanwhile. Whoever gives a share lets its requests end, which take 0.8 to 2.4 s, in floors_4 5 to 15 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.lib import record
+from benchmarks.plots.ledger import simulation
+from benchmarks.simulation import decisions, scenes, traffic, watch
+from benchmarks.simulation.scenes import CAPACITY_GRANULES, Played, Scene
+from devkit.statistics import percentile
+
+OUTPUT = record.ROOT / "benchmarks" / "results" / "ledger_simulation.json"
+OWNERS = (2, 4, 8, 16)
+LEASING_OWNERS = (2, 4, 8, 16, 32, 64)
+REPEATS = 200
+DRAWN_EVERY, JUDGED_EVERY = 40, 4  # samples: 200 and 20 ms
+SETTLED_SECONDS = 1.0
+TOLERATED_GRANULES = 1.0  # shares are whole granules, and the spare of an engine comes one at a time
+
+STATISTICS = (
+    "deviation_percent", "share_reclaim_seconds", "share_wait_seconds", "floor_reclaim_seconds",
+    "floor_wait_seconds", "driver_calls_per_second",
+)  # fmt: skip
+
+Samples = dict[str, list[float]]
+
+
+def all_scenes(seconds: float) -> list[Scene]:
+    """Return what is simulated, `seconds` each."""
+    more = [scenes.weighted(seconds), scenes.floors(2 * seconds), scenes.steady(seconds)]
+    return [scenes.bursts(owners, seconds) for owners in OWNERS] + more
+
+
+def samples_of(played: Played) -> Samples:
+    """Return the samples of one scene, by name."""
+    scene, series = played.scene, played.series
+    settled = watch.settled(series, traffic.changes(scene.clients, scene.seconds), SETTLED_SECONDS)
+    lacking = watch.shortfall(series, played.ideal) / CAPACITY_GRANULES * 100
+    edits = series.edits.sum(axis=1)
+    each_second = np.searchsorted(series.seconds, np.arange(0, series.seconds[-1]))
+    found = {
+        "deviation_percent": lacking[settled][::JUDGED_EVERY],
+        "driver_calls_per_second": np.diff(edits[each_second]),
+        "drawn_seconds": series.seconds[::DRAWN_EVERY],
+    }
+    for name, line in (("share", played.ideal), ("floor", played.floors)):
+        waits = watch.episodes(series, line, TOLERATED_GRANULES)
+        found[f"{name}_reclaim_seconds"] = np.array([wait.delay_seconds for wait in waits])
+        found[f"{name}_wait_seconds"] = np.array([wait.seconds for wait in waits])
+    for owner in range(len(scene.terms)):
+        found[f"owner_{owner}_held_granules"] = series.ready[::DRAWN_EVERY, owner]
+        found[f"owner_{owner}_ideal_granules"] = played.ideal[::DRAWN_EVERY, owner]
+    return {
+        f"{scene.name}.{name}": np.round(values, 3).tolist() for name, values in found.items() if len(values)
+    }
+
+
+def summary(played: Played, samples: Samples) -> dict[str, Any]:
+    """Return the numbers of one scene that are talked about; the raw ones are its samples."""
+    name, series = played.scene.name, played.series
+    found: dict[str, Any] = {
+        "preemptions": played.preemptions,
+        "preemptions_for_floors": played.for_floors,
+        "requests": int(series.finished[-1].sum()),
+    }
+    for what in STATISTICS:
+        values = samples.get(f"{name}.{what}")
+        if values:
+            found[what] = {
+                "count": len(values),
+                "mean": round(sum(values) / len(values), 4),
+                "p50": percentile(values, 50),
+                "p99": percentile(values, 99),
+                "max": max(values),
+            }
+    ends = watch.episodes(series, played.ideal, TOLERATED_GRANULES)
+    found["waits_at_the_end"] = sum(not wait.ended for wait in ends)
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Simulate, write and draw; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.simulation.ledger_simulation")
+    parser.add_argument(
+        "--seconds", type=float, default=40.0, help="simulated, of each scene; twice as much of floors_4"
+    )
+    parser.add_argument("--out", type=Path, default=OUTPUT, help="JSON file; the picture goes beside it")
+    options = parser.parse_args(arguments)
+    if options.seconds < 2 * traffic.STAGE_SECONDS:
+        parser.error(f"expected at least {2 * traffic.STAGE_SECONDS:g} seconds")
+    started = time.time()
+    samples: Samples = {}
+    summaries: dict[str, Any] = {}
+    for scene in all_scenes(options.seconds):
+        played = scenes.play(scene)
+        found = samples_of(played)
+        samples |= found
+        summaries[scene.name] = summary(played, found)
+        print(scene.name, summaries[scene.name], flush=True)
+    for owners in LEASING_OWNERS:
+        for kind, times in decisions.lease_microseconds(owners, REPEATS).items():
+            samples[f"lease_{kind}_{owners}_microseconds"] = times
+            middle, tail = (percentile(times, percent) for percent in (50, 99))
+            print(f"a {kind} lease among {owners}: {middle:.0f} us, p99 {tail:.0f} us", flush=True)
+    notes = {"capacity_granules": CAPACITY_GRANULES, "scenes": summaries}
+    command = ["python", "-m", "benchmarks.simulation.ledger_simulation", *arguments]
+    record.write(options.out, command, samples, {}, started, notes)
+    simulation({"samples": samples, "notes": notes}, options.out.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
