@@ -1,8 +1,8 @@
 """What a block costs in the free queue: vLLM's own and the elastic one, side by side, by size of the pool.
 
 `python -m benchmarks.micro.free_queue [--sizes N ...] [--repeats N] [--out FILE]` writes free_queue.json
-and a picture beside it. A sample is the nanoseconds to take one block and put it back; each request takes all its
-blocks at once. Stock and elastic take turns, so that a busy machine slows both.
+and a picture beside it. A sample is the time in nanoseconds to take one block and put it
+back, averaged over a request's blocks. Stock and elastic take turns, so that a busy machine slows both.
 
 Level `queue` calls the queue alone. Level `pool` calls `BlockPool.get_new_blocks`, `touch` and `free_blocks`,
 as the scheduler does. Workloads, in a steady state: whenever a request begins, one picked at random ends.

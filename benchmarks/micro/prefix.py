@@ -1,14 +1,15 @@
-"""The hit rate of the prefix cache after x % of its memory was reclaimed, held against a cache that small.
+"""Compare the prefix cache's hit rate after x % of its memory was reclaimed with a cache of that size.
 
-`python -m benchmarks.micro.prefix [--seeds N] [--out FILE]` writes prefix.json and a picture beside it. Both
-are vLLM's own KVCacheManager and BlockPool, on the CPU and without a model: `reclaimed` has the elastic queue,
-is full of cache, and is then asked to hold x % less, as the governor does it; `stock` had as much less from the
-beginning. Both serve the same trace. An `idle` giver has no requests at that moment, a `busy` one has 16:
-until it is down to its size none begins and the oldest end, as in an engine that is over its target.
+    python -m benchmarks.micro.prefix [--seeds N] [--out FILE]
 
-A trace: prompts begin with one of many system prompts, by Zipf's law, of four lengths, and go on with what
-nobody else has; some continue a conversation that was held before, answer included. A hit rate is tokens
-found in the cache over tokens of prompts: of the 100 requests `right_after` the reclaim, and of `later` ones.
+Both caches are vLLM's own KVCacheManager and BlockPool, on the CPU and without a model. `reclaimed` has the
+elastic queue; it is full, and then the governor makes it hold x % less. `stock` has the smaller size from the
+beginning. Both serve the same trace. An `idle` giver has no requests at the reclaim, a `busy` one has 16; until
+a busy giver has shrunk to its new size, no request begins and the oldest ones end.
+
+A prompt begins with one of many system prompts (chosen by Zipf's law, of four lengths) and goes on with text of
+its own; some prompts continue an earlier conversation with its answers. The hit rate is cached tokens over
+prompt tokens, of the 100 requests `right_after` the reclaim and of the `later` ones.
 """
 
 from __future__ import annotations
