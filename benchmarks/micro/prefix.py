@@ -4,11 +4,11 @@
 
 Both caches are vLLM's own KVCacheManager and BlockPool, on the CPU and without a model. `reclaimed` has the
 elastic queue; it is full, and then the governor makes it hold x % less. `stock` has the smaller size from the
-beginning. Both serve the same trace. An `idle` giver has no requests at the reclaim, a `busy` one has 16; until
-a busy giver has shrunk to its new size, no request begins and the oldest ones end.
+beginning. Both serve the same trace. An `idle` giver has no requests at the reclaim, a `busy` one has 16;
+until a busy giver has shrunk to its new size, no request begins and the oldest ones end.
 
-A prompt begins with one of many system prompts (chosen by Zipf's law, of four lengths) and goes on with text of
-its own; some prompts continue an earlier conversation with its answers. The hit rate is cached tokens over
+A prompt begins with one of many system prompts (chosen by Zipf's law, of four lengths) and goes on with text
+of its own; some prompts continue an earlier conversation with its answers. The hit rate is cached tokens over
 prompt tokens, of the 100 requests `right_after` the reclaim and of the `later` ones.
 """
 
