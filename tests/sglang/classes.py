@@ -50,9 +50,9 @@ def main() -> None:
     os.environ["ENABLE_KVCACHED"] = "1"
     plugins._plugins_loaded = False
     plugins.load_plugins()
-    from sglang_kvcached import process_state
+    from sglang_kvcached import hooks
 
-    process_state.rebind()
+    hooks.rebind_allocators()
     print(json.dumps({"without": without, "with": changed(before, picture()), "kept": len(kept)}))
 
 

@@ -34,7 +34,7 @@ IDLE_SECONDS = 2.0
 
 
 class RankContext:
-    """What a rank has before it makes its pools."""
+    """The driver, account and settings of a rank, as starting.RankStart provides them."""
 
     def __init__(self, folder: Path, longest_tokens: int = 64, rank: int = 0, **options: Any) -> None:
         self.settings = Config(
@@ -134,9 +134,9 @@ class Engine:
     """One rank. Its supply thread takes its turns when it is told to, and its time is the test's."""
 
     def __init__(self, folder: Path, page_size: int, **options: Any) -> None:
-        self.place = RankContext(folder, **options)
-        self.rank = RankMemory(self.place)
-        process_state.use(self.rank)
+        self.context = RankContext(folder, **options)
+        self.rank_memory = RankMemory(self.context)
+        process_state.use(self.rank_memory)
         self.page_size = page_size
         self.now = 0.0
         self.limit_granules = 1 << 32  # as it was set last
@@ -146,17 +146,16 @@ class Engine:
     def begin(self, allocator: Any) -> None:
         """Serve, as when SGLang's scheduler is complete."""
         self.allocator = self.cache.allocator = allocator
-        self.desk = SchedulerView.find(self.place.runtime, "one", 1, lambda: self.now)
-        agreement = RankSync(self.desk, SingleRank(), False, lambda: self.now, self._sleep)
-        self.service = SchedulerMemory(
-            self.rank, Demand(self.scheduler), PrefixCacheView(self.scheduler), agreement
-        )
-        process_state.use(self.rank, self.service)
+        self.scheduler_view = SchedulerView.find(self.context.runtime, "one", 1, lambda: self.now)
+        rank_sync = RankSync(self.scheduler_view, SingleRank(), False, lambda: self.now, self._sleep)
+        prefix_cache = PrefixCacheView(self.scheduler, self.rank_memory.page_pools)
+        self.memory = SchedulerMemory(self.rank_memory, Demand(self.scheduler), prefix_cache, rank_sync)
+        process_state.use(self.rank_memory, self.memory)
 
     def turn(self) -> None:
         """Let the supply thread do all it can."""
         for _ in range(1000):
-            if self.rank.pool.supply_thread.turn(self.now) != 0.0:
+            if self.rank_memory.pool.supply_thread.turn(self.now) != 0.0:
                 return
         raise AssertionError("the supply thread does not come to an end")
 
@@ -167,30 +166,30 @@ class Engine:
     def idle(self, seconds: float = 0.0) -> None:
         """Let time pass without requests: nothing is wrong with the books."""
         self.now += seconds
-        self.service.touched()
-        assert self.service.idle() == []
+        self.memory.note_pages_moved()
+        assert self.memory.settle_idle() == []
         self.turn()
 
     def limit(self, granules: int) -> None:
         """Set the limit, as kvctl does."""
         self.limit_granules = granules
-        set_limit(self.place.runtime, "one", granules * self.place.account.granule_bytes)
+        set_limit(self.context.runtime, "one", granules * self.context.account.granule_bytes)
         self.turn()
 
     @property
     def mapped(self) -> int:
         """Granules that are mapped."""
-        return self.service.books.mapped
+        return self.memory.accounting.mapped
 
     def held(self) -> int:
         """Return the granules whose memory exists."""
-        return self.rank.held_bytes // self.place.account.granule_bytes
+        return self.rank_memory.held_bytes // self.context.account.granule_bytes
 
     def close(self) -> None:
         """Give everything back; nothing is left."""
         process_state.close()
-        assert self.place.account.leased_bytes == 0
-        self.place.account.detach()
+        assert self.context.account.leased_bytes == 0
+        self.context.account.detach()
 
 
 def mha_pool(cls: type, slots: int, page_size: int, **more: Any) -> Any:

@@ -82,7 +82,7 @@ def test_a_slot_over_a_page_boundary_is_never_handed_out(
     kind = STRADDLING._replace(page_size=page_size)
     with engine(tmp_path, page_size) as made:
         twins = Twins(made, kind)
-        assert twins.elastic.sheet.geometry.waste > 0
+        assert twins.elastic.page_pool.geometry.waste > 0
         for name, number in moves:
             move(twins, name, number)
             twins.check()
@@ -146,12 +146,12 @@ def test_nobody_is_admitted_over_the_limit_and_everybody_below_it(kind: Kind, tm
 def test_what_was_flushed_serves_at_once_and_goes_back_when_idle(kind: Kind, tmp_path: Path) -> None:
     with engine(tmp_path, kind.page_size) as made:
         twins = with_requests(made, kind, 300)
-        held, created = made.held(), made.service.stats().created
+        held, created = made.held(), made.memory.stats().created
         twins.flush()
         assert made.mapped == made.held() == held > 1
         twins.begin(300)
         twins.check()
-        assert made.service.stats().created == created  # nothing had to come
+        assert made.memory.stats().created == created  # nothing had to come
         twins.flush()
         made.idle(IDLE_SECONDS + 0.1)
         assert made.mapped == made.held() == 1

@@ -22,7 +22,7 @@ _ENDLESS: dict[str, Any] = {"extend_input_len": 16, "max_new_tokens": 1, "chunk_
 
 def ask(made: Engine, word: str, granules: int) -> None:
     """Ask the engine to hold so few granules, as another engine of the device does."""
-    account = made.place.account
+    account = made.context.account
     with account._exclusive() as file:
         file.set(account.slot, word, granules * account.granule_bytes)
         file.set(account.slot, "asked_until_ms", int((made.now + 60) * 1000))
@@ -80,7 +80,7 @@ def test_for_another_floor_requests_are_retracted_once_the_grace_is_over(tmp_pat
         twins.decode()
         made.turn()
         assert made.held() <= 5 and len(twins.requests) == 1
-        assert made.service.tally.retractions == 3
+        assert made.memory.counters.retractions == 3
 
 
 def test_a_door_that_was_shut_for_lack_of_memory_opens_when_it_is_there(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_step_waits_for_memory_that_is_on_its_way(tmp_path: Path) -> None:
         twins = started(made, 0)
         begun = made.now
         twins.begin(300)
-        assert len(twins.requests) == 1 and 0 < made.now - begun <= made.place.settings.grant_seconds
+        assert len(twins.requests) == 1 and 0 < made.now - begun <= made.context.settings.grant_seconds
 
 
 def test_a_step_waits_for_what_it_takes_and_not_for_what_the_next_one_takes(
@@ -150,7 +150,7 @@ def test_a_step_waits_for_what_it_takes_and_not_for_what_the_next_one_takes(
         _one_granule_a_pause(made, monkeypatch)
         made.scheduler.waiting_queue = [request(prompt=256)] * 8
         twins.begin(300)
-        governor = made.service.governor
+        governor = made.memory.governor
         assert len(twins.requests) == 2
         assert governor.held == made.mapped < governor.enough, "the rest comes while the step runs"
 
@@ -162,16 +162,16 @@ def test_a_bursts_first_step_waits_once_for_all_that_is_being_made_for_it(
         twins = started(made, 0)
         _one_granule_a_pause(made, monkeypatch)
         made.scheduler.waiting_queue = [request(prompt=128)] * 8
-        service = made.service
+        memory = made.memory
         twins.elastic.create_prefill_budget(made.cache)
-        assert service.governor.held < service.governor.enough == 3, "18 pages: 7, 8 and 3"
-        service.wait([9])
-        assert service.governor.held >= service.governor.enough
+        assert memory.governor.held < memory.governor.enough == 3, "18 pages: 7, 8 and 3"
+        memory.wait_for_pages([9])
+        assert memory.governor.held >= memory.governor.enough
 
 
 def _one_granule_a_pause(made: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the supply thread make one granule in each turn, and take one turn in each pause."""
-    thread = made.rank.pool.supply_thread
+    thread = made.rank_memory.pool.supply_thread
 
     def turn() -> None:
         thread.is_at_work = thread.turn(made.now) == 0.0
@@ -200,7 +200,7 @@ def test_i5_a_limit_that_is_lowered_while_requests_are_admitted_does_not_reach_t
         twins.elastic.evict_to_free_tokens(made.cache, admitted * 176)
         assert twins.elastic.alloc(admitted * 160) is not None
         twins.elastic.create_prefill_budget(made.cache)
-        assert made.service.is_over
+        assert made.memory.must_retract
 
 
 @pytest.mark.parametrize(("left_over", "begins"), [(0, True), (1, False)])
@@ -219,7 +219,7 @@ def test_nobody_begins_behind_a_prompt_that_gets_less_than_the_step_has_and_does
         )
         budget.reserve(chunk, 0)
         made.limit(40)
-        made.service.settle()
+        made.memory.settle()
         fits, _ = budget.check_prefill(**_ASKED)
         assert fits == begins
         assert budget.can_allocate_prefill(paged_input=32, **_ENDLESS) == begins
@@ -232,7 +232,7 @@ def test_nobody_begins_behind_a_prompt_that_waits_in_this_step(tmp_path: Path) -
         budget = twins.elastic.create_prefill_budget(made.cache)
         assert budget.available_chunk_tokens(512) is None
         made.limit(40)
-        made.service.settle()
+        made.memory.settle()
         assert budget.check_prefill(**_ASKED) == (False, None)
         assert not budget.can_allocate_prefill(paged_input=32, **_ENDLESS)
         again = twins.elastic.create_prefill_budget(made.cache)
@@ -252,7 +252,7 @@ def test_a_chunk_asks_for_its_requests_state_before_anybody_is_behind_it(tmp_pat
 def test_a_step_does_not_wait_where_the_ledger_has_refused(tmp_path: Path) -> None:
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 1)
-        made.place.driver._capacity_bytes = made.rank.held_bytes  # others have taken the rest
+        made.context.driver._capacity_bytes = made.rank_memory.held_bytes  # others have taken the rest
         twins.begin(300)
         made.turn()
         begun = made.now
@@ -260,7 +260,9 @@ def test_a_step_does_not_wait_where_the_ledger_has_refused(tmp_path: Path) -> No
         assert len(twins.requests) == 1 and made.now == begun
 
 
-@pytest.mark.parametrize(("running", "spin", "pauses"), [(0, "idle", 1), (0, "settle", 1), (1, "settle", 0)])
+@pytest.mark.parametrize(
+    ("running", "spin", "pauses"), [(0, "settle_idle", 1), (0, "settle", 1), (1, "settle", 0)]
+)
 def test_a_scheduler_that_only_spins_pauses_while_memory_is_made_or_given_back(
     running: int, spin: str, pauses: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,22 +270,22 @@ def test_a_scheduler_that_only_spins_pauses_while_memory_is_made_or_given_back(
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 2)
         paused = list[float]()
-        monkeypatch.setattr(made.service._agreement, "_sleep", paused.append)
+        monkeypatch.setattr(made.memory._rank_sync, "_sleep", paused.append)
         made.idle()
         assert paused == [], "nothing is under way"
         for _ in range(2):
             twins.end(0, keep=False)
-        release, spins = made.place.driver.release, list[int]()
+        release, spins = made.context.driver.release, list[int]()
 
         def release_while_it_spins(handle: Handle) -> None:
             made.scheduler.running_batch.reqs = [request()] * running
-            getattr(made.service, spin)()
+            getattr(made.memory, spin)()
             made.scheduler.running_batch.reqs = []
             spins.append(len(paused))
             release(handle)
 
         with monkeypatch.context() as patch:
-            patch.setattr(made.place.driver, "release", release_while_it_spins)
+            patch.setattr(made.context.driver, "release", release_while_it_spins)
             made.idle(10.0)
             made.idle(10.0)
         assert spins == [pauses * (1 + before) for before in range(len(spins))] != []
@@ -297,7 +299,7 @@ def test_i9_usage_in_the_ledger_is_what_requests_and_cache_hold(tmp_path: Path) 
         twins.decode()
         twins.decode()  # tells what the first one took
         page_bytes = 16 * 128 * 4
-        (device,) = snapshot(made.place.runtime)
+        (device,) = snapshot(made.context.runtime)
         (owner,) = device.owners
         used, cached = (1 + 2 * 18) * page_bytes, 17 * page_bytes
         assert (owner.used_bytes, owner.cached_bytes) == (used, cached)
@@ -306,14 +308,14 @@ def test_i9_usage_in_the_ledger_is_what_requests_and_cache_hold(tmp_path: Path) 
 def test_what_only_the_cache_keeps_is_a_loan_and_not_needed(tmp_path: Path) -> None:
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 4)
-        made.service.settle()
-        busy = made.service.governor.needed
+        made.memory.settle()
+        busy = made.memory.governor.needed
         assert busy >= 4 * 17 // 8
         for _ in range(4):
             twins.end(0, keep=True)
         made.idle(10.0)
         assert made.held() > busy // 2, "the cache is kept"
-        (device,) = snapshot(made.place.runtime)
+        (device,) = snapshot(made.context.runtime)
         (owner,) = device.owners
         assert owner.cached_bytes > owner.used_bytes
         assert owner.needed_bytes <= 2 * owner.granule_bytes, "others may have it"

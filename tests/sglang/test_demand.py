@@ -37,7 +37,7 @@ def test_a_prompt_that_was_just_computed_is_counted_once_before_and_after_it_joi
     assert demand.running == 2
     fake.max_running_requests = 5
     fake.waiting_queue = [request(prompt=2 * PAGE)] * 9
-    assert demand.pages() == 2 + 3 * (1 + 2), "as many as there is a place for"
+    assert demand.next_pages() == 2 + 3 * (1 + 2), "as many as there is a place for"
 
 
 def test_of_the_queue_one_step_is_asked_for_before_anything_runs_and_two_behind_a_step() -> None:
@@ -45,26 +45,26 @@ def test_of_the_queue_one_step_is_asked_for_before_anything_runs_and_two_behind_
     demand = Demand(fake)
     fake.waiting_queue = [request(prompt=2 * PAGE)] * 40
     one = demand._step_tokens // (2 * PAGE)
-    assert 2 * one < 40 and demand.pages() == one * (1 + 2) and not demand.is_under_way
+    assert 2 * one < 40 and demand.next_pages() == one * (1 + 2) and not demand.is_computing
     fake.running_batch.reqs = [request()]
-    assert demand.pages() == 1 + 2 * one * (1 + 2) and demand.is_under_way
+    assert demand.next_pages() == 1 + 2 * one * (1 + 2) and demand.is_computing
 
 
 def test_requests_take_until_they_end_what_sglang_expects_of_them() -> None:
     fake = scheduler(PAGE, Cache())
     demand = Demand(fake)
-    assert demand.lasting() == demand.pages() == 0
+    assert demand.remaining_pages() == demand.next_pages() == 0
     fake.running_batch.reqs = [
         request(prompt=100, generated=20, generates=180),  # 160 tokens
         request(prompt=100, generated=20, generates=180, ignore_eos=False),  # half of them: see scheduler()
         request(prompt=100, generated=200, generates=180),  # none
     ]
-    assert demand.lasting() == 3 + 10 + 5
+    assert demand.remaining_pages() == 3 + 10 + 5
     fake.running_batch.reqs = [request(generates=1 << 30)]
-    assert demand.lasting() == 1 + 4096 // PAGE, "no more than SGLang counts on"
+    assert demand.remaining_pages() == 1 + 4096 // PAGE, "no more than SGLang counts on"
     fake.running_batch.reqs = []
     fake.waiting_queue = [request(prompt=100, generated=12, generates=28)] * 10  # 112 tokens and 16
-    assert demand.lasting() == 10 * (7 + 1)
+    assert demand.remaining_pages() == 10 * (7 + 1)
 
 
 @pytest.mark.parametrize("waiting", [60, 64, 65, 1000])
@@ -72,9 +72,9 @@ def test_who_waits_beyond_the_first_ones_is_like_them_and_none_has_more_than_a_p
     fake = scheduler(PAGE, Cache())
     fake.max_running_requests = 500
     fake.waiting_queue = [request(prompt=160, generates=16)] * waiting
-    assert Demand(fake).lasting() == min(waiting, 500) * 11
+    assert Demand(fake).remaining_pages() == min(waiting, 500) * 11
     fake.max_running_requests = 50
-    assert Demand(fake).lasting() == 50 * 11
+    assert Demand(fake).remaining_pages() == 50 * 11
 
 
 def test_memory_that_requests_will_take_is_not_let_go_though_it_is_idle(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_memory_that_requests_will_take_is_not_let_go_though_it_is_idle(tmp_path
             for _ in range(3):
                 running.reqs = [request(generates=left)]
                 made.now += IDLE_SECONDS + 0.1
-                made.service.settle()
+                made.memory.settle()
                 made.turn()
             assert made.held() == expected
         assert made.mapped == 4 and len(twins.requests) == 1

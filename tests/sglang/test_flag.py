@@ -17,7 +17,7 @@ from sglang.srt.server_args import ServerArgs
 import sglang_kvcached
 from kvcached_core.config import SWITCH_VARIABLE
 from kvcached_core.errors import ConfigError, UnsupportedError
-from sglang_kvcached import flag, hooks, seams
+from sglang_kvcached import flag, hooks, process_state, seams
 
 READY = "_wait_for_scheduler_ready"
 _WRAPPED = ((ServerArgs, "add_cli_args"), (ServerArgs, "from_cli_args"), (engine, READY))
@@ -28,7 +28,7 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let nothing but the command line be hooked in this process, and undo it at the end."""
     for owner, name in _WRAPPED:
         monkeypatch.setattr(owner, name, owner.__dict__[name])
-    for variable in (SWITCH_VARIABLE, sglang_kvcached.RUN_VARIABLE, "KVCACHED_WEIGHT"):
+    for variable in (SWITCH_VARIABLE, process_state.RUN_VARIABLE, "KVCACHED_WEIGHT"):
         monkeypatch.setenv(variable, "")
         monkeypatch.delenv(variable)
     monkeypatch.setattr(hooks, "_registered", set())
@@ -130,10 +130,10 @@ def test_a_process_that_does_not_ask_is_left_alone_by_a_plugin_that_does_not_fit
 
 def test_registering_twice_changes_nothing() -> None:
     load()
-    once, run = ServerArgs.__dict__["add_cli_args"], os.environ[sglang_kvcached.RUN_VARIABLE]
+    once, run = ServerArgs.__dict__["add_cli_args"], os.environ[process_state.RUN_VARIABLE]
     load()
     assert ServerArgs.__dict__["add_cli_args"] is once
-    assert os.environ[sglang_kvcached.RUN_VARIABLE] == run
+    assert os.environ[process_state.RUN_VARIABLE] == run
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
     flag.add_flag(None, parser)  # an option of this name that is there already is left alone

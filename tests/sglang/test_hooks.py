@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kvcached_core.errors import InvariantError, UnsupportedError
-from sglang_kvcached import hooks, process_state, starting, startup_check, support
+from sglang_kvcached import hooks, starting, startup_check, support
 
 COMMAND_LINE = {
     "sglang.srt.server_args.ServerArgs.add_cli_args",
@@ -64,7 +64,7 @@ def nothing(*_: Any, **__: Any) -> None:
 def rebound(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note the late rebinds instead of doing them in this process."""
     done: list[str] = []
-    monkeypatch.setattr(process_state, "rebind", lambda: done.append("rebound"))
+    monkeypatch.setattr(hooks, "rebind_allocators", lambda: done.append("rebound"))
     return done
 
 
@@ -97,7 +97,7 @@ class Start:
     def virtual_bytes(self) -> int:
         return 1000
 
-    def note_virtual(self, size_bytes: int) -> int:
+    def note_virtual_bytes(self, size_bytes: int) -> int:
         self.asked.append(size_bytes)
         return size_bytes
 
@@ -118,8 +118,8 @@ def test_a_turn_is_waited_for_before_the_target_is_loaded_and_not_again_for_its_
         assert start.asked == [target]
         loaded.append(runner)
 
-    hooks._load(load, target)
-    hooks._load(load, draft)
+    hooks._load_model(load, target)
+    hooks._load_model(load, draft)
     assert loaded == [target, draft]
 
 
@@ -136,8 +136,8 @@ def test_addresses_are_sized_by_the_device_and_not_by_what_is_free(
 
 def test_without_a_start_there_is_no_elastic_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starting, "_current", None)
-    with pytest.raises(InvariantError, match="none is here"):
-        hooks._load(nothing, SimpleNamespace(is_draft_worker=False))
+    with pytest.raises(InvariantError, match="only a scheduler that started with kvcached can make"):
+        hooks._load_model(nothing, SimpleNamespace(is_draft_worker=False))
 
 
 @pytest.mark.parametrize(("asked", "found", "stops"), [("1", 1, True), ("1", 2, False), ("0", 0, False)])
@@ -147,7 +147,10 @@ def test_a_parent_counts_the_elastic_ranks_if_they_were_asked_for(
     monkeypatch.setenv("ENABLE_KVCACHED", asked)
     monkeypatch.setattr(startup_check, "elastic_ranks", lambda: found)
     if stops:
-        with pytest.raises(InvariantError, match="asked for, and 1 of 2 schedulers have one: stopped"):
-            hooks._require_elastic([{}, {}])
+        with pytest.raises(
+            InvariantError,
+            match="an elastic KV cache was asked for, and 1 of 2 schedulers have one: this server stops",
+        ):
+            hooks._require_elastic_ranks([{}, {}])
     else:
-        hooks._require_elastic([{}, {}])
+        hooks._require_elastic_ranks([{}, {}])

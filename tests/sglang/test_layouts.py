@@ -30,13 +30,13 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     """An engine at both kinds of page size, all of whose first granule can be touched."""
     layout, page_size = request.param
     with engine(tmp_path, page_size) as made:
-        made.place.lay(layout, None)
+        made.context.lay(layout, None)
         yield made
 
 
 def together(made: Engine) -> int:
     """Return the layers whose keys and values lie together."""
-    return LAYERS if made.place.layout == "block" else 1
+    return LAYERS if made.context.layout == "block" else 1
 
 
 def filled(kvcache: Any) -> Any:
@@ -67,7 +67,7 @@ def same(stock: Any, elastic: Any) -> None:
 
 def test_a_granule_is_one_page_of_each_lane_and_rows_of_a_slot_are_neighbours(made: Engine) -> None:
     kvcache, each = mha_pool(ElasticMHATokenToKVPool, SLOTS, made.page_size), together(made)
-    geometry = kvcache.kv_reservation.sheet.geometry
+    geometry = kvcache.kv_reservation.page_pool.geometry
     assert len(geometry.starts) == LAYERS // each
     assert geometry.stride_bytes == 2 * each * ROW_BYTES * made.page_size
     base = kvcache.k_buffer[0].data_ptr()

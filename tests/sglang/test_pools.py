@@ -13,7 +13,7 @@ from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPoo
 
 from kvcached_core.errors import ConfigError, InvariantError, UnsupportedError
 from kvcached_core.units import GIB
-from sglang_kvcached import process_state
+from sglang_kvcached import startup_check
 from sglang_kvcached.allocators import ElasticPagedAllocator, ElasticTokenAllocator
 from sglang_kvcached.pools import ElasticMHATokenToKVPool, ElasticMLATokenToKVPool, reservation_of
 from tests.sglang.elastic import HEAD_DIM, HEADS, LAYERS, engine, mha_pool, mla_pool
@@ -55,9 +55,9 @@ def test_usage_is_what_is_held(tmp_path: Path) -> None:
     with engine(tmp_path, 16) as made:
         twins = Twins(made, KINDS["mha-16"])
         pool = twins.elastic.get_kvcache()
-        assert pool.mem_usage * GIB == made.rank.held_bytes == made.place.account.granule_bytes
+        assert pool.mem_usage * GIB == made.rank_memory.held_bytes == made.context.account.granule_bytes
         twins.begin(500)
-        assert pool.mem_usage * GIB == made.rank.held_bytes > 4 * made.place.account.granule_bytes
+        assert pool.mem_usage * GIB == made.rank_memory.held_bytes > 4 * made.context.account.granule_bytes
 
 
 def test_the_log_says_what_is_reserved_and_what_is_held(
@@ -72,12 +72,12 @@ def test_the_log_says_what_is_reserved_and_what_is_held(
 def test_a_draft_pool_made_beside_an_owned_one_is_stock(kind: str, tmp_path: Path) -> None:
     with engine(tmp_path, 16) as made:
         begun(made, KINDS[kind])
-        held = made.rank.held_bytes
+        held = made.rank_memory.held_bytes
         draft = mha_pool(ElasticMHATokenToKVPool, SLOTS, 16)
         assert draft.kv_reservation is None and draft.mem_usage > 0
         assert draft.k_buffer[0].is_contiguous() and len(draft.data_ptrs) == 2 * LAYERS
         draft.k_buffer[0][SLOTS] = 1.0  # all of it has memory
-        assert made.rank.held_bytes == held
+        assert made.rank_memory.held_bytes == held
 
 
 def test_the_full_attention_part_of_a_hybrid_pool_is_elastic(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_the_full_attention_part_of_a_hybrid_pool_is_elastic(tmp_path: Path) -> 
             swa_host_hit_length=0,
         )  # fmt: skip
         assert fits and owner.alloc(300) is not None
-        assert reservation_of(hybrid).sheet.owned == 300
+        assert reservation_of(hybrid).page_pool.owned == 300
 
 
 def test_a_stock_pool_is_refused_by_an_elastic_allocator(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_keys_and_values_of_different_shapes_are_refused(tmp_path: Path) -> None
 
 def test_a_limit_below_one_request_is_refused_with_the_numbers(tmp_path: Path) -> None:
     with engine(tmp_path, 16, longest_tokens=1000) as made:
-        made.place.limit_bytes = lambda: 128 * 1024  # type: ignore[method-assign]
+        made.context.limit_bytes = lambda: 128 * 1024  # type: ignore[method-assign]
         with pytest.raises(
             ConfigError, match="128 KiB is less than the 512 KiB that one request of 1000 tokens"
         ):
@@ -139,6 +139,6 @@ def test_a_scheduler_that_is_not_elastic_is_told_apart(tmp_path: Path) -> None:
     with engine(tmp_path, 16) as made:
         stock = SimpleNamespace(get_kvcache=lambda: None)
         scheduler = SimpleNamespace(token_to_kv_pool_allocator=stock)
-        assert process_state.problem(scheduler) == "its KV pool is NoneType"
+        assert startup_check.why_not_elastic(scheduler) == "its KV pool is NoneType"
         begun(made, KINDS["mha-16"])
-        assert process_state.problem(scheduler) == ""
+        assert startup_check.why_not_elastic(scheduler) == ""

@@ -12,9 +12,9 @@ import pytest
 
 from kvcached_core.scheduler.governor import Usage
 from sglang_kvcached.rank_sync import (
-    HEAR_SECONDS,
-    MOST_BUSY_CALLS,
-    MOST_IDLE_CALLS,
+    MAX_BUSY_CALLS,
+    MAX_IDLE_CALLS,
+    SYNC_SECONDS,
     LedgerReading,
     RankSync,
     SingleRank,
@@ -27,26 +27,26 @@ BOUND_SECONDS = 30.0
 class Threads:
     """Ranks as threads: rank 0's word goes to all, and all have to come for it."""
 
-    is_alone = False
+    is_single = False
 
     def __init__(self, ranks: int) -> None:
-        self._words: list[queue.Queue[LedgerReading]] = [queue.Queue() for _ in range(ranks)]
+        self._readings: list[queue.Queue[LedgerReading]] = [queue.Queue() for _ in range(ranks)]
         self._of: dict[int, int] = {}
 
     def join(self, rank: int) -> None:
         """Say which rank this thread is."""
         self._of[threading.get_ident()] = rank
 
-    def share(self, word: LedgerReading | None) -> LedgerReading:
+    def share(self, reading: LedgerReading | None) -> LedgerReading:
         """Hand on rank 0's word."""
         rank = self._of[threading.get_ident()]
         if rank == 0:
-            assert word is not None
-            for each in self._words[1:]:
-                each.put(word)
-            return word
-        assert word is None
-        return self._words[rank].get(timeout=BOUND_SECONDS)
+            assert reading is not None
+            for each in self._readings[1:]:
+                each.put(reading)
+            return reading
+        assert reading is None
+        return self._readings[rank].get(timeout=BOUND_SECONDS)
 
 
 class Clock:
@@ -59,13 +59,13 @@ class Clock:
         return self.now
 
 
-def together(circle: Threads, ranks: int, work: Callable[[int], Any]) -> list[Any]:
+def together(group: Threads, ranks: int, work: Callable[[int], Any]) -> list[Any]:
     """Run `work` on every rank and return the results."""
     results: list[Any] = [None] * ranks
     failed: list[BaseException] = []
 
     def run(rank: int) -> None:
-        circle.join(rank)
+        group.join(rank)
         try:
             results[rank] = work(rank)
         except BaseException as error:
@@ -84,60 +84,60 @@ def together(circle: Threads, ranks: int, work: Callable[[int], Any]) -> list[An
 def test_ranks_hear_the_same_word_at_every_call(seed: int) -> None:
     """Rank 0's clock and its ledger change at random; the calls are the same on all."""
     ranks = 3
-    circle, ledger, clock = Threads(ranks), FakeLedger(), Clock()
+    group, ledger, clock = Threads(ranks), FakeLedger(), Clock()
     chance = random.Random(seed)
     calls = [chance.random() < 0.5 for _ in range(400)]
 
     def work(rank: int) -> list[tuple[bool, LedgerReading]]:
-        agreement = RankSync(ledger if rank == 0 else None, circle, False, clock if rank == 0 else Clock())
+        rank_sync = RankSync(ledger if rank == 0 else None, group, False, clock if rank == 0 else Clock())
         heard = []
         for idle in calls:
             if rank == 0:
                 clock.now += chance.expovariate(200.0)
                 ledger.limit, ledger.ranks = chance.randrange(1, 12), [chance.randrange(1, 99)]
-            heard.append((agreement.call(idle), agreement.word))
+            heard.append((rank_sync.sync(idle), rank_sync.reading))
         return heard
 
-    first, *others = together(circle, ranks, work)
+    first, *others = together(group, ranks, work)
     assert all(other == first for other in others)
-    assert len({word.limit for _, word in first}) > 3
+    assert len({reading.limit for _, reading in first}) > 3
 
 
 @pytest.mark.parametrize("step_seconds", [0.0002, 0.02, 0.1])
 def test_a_new_limit_is_heard_within_half_a_second_of_work(step_seconds: float) -> None:
     """Also when the scheduler had nothing to do before, and heard of it every so many calls."""
-    circle, ledger, clock = Threads(1), FakeLedger(), Clock()
-    circle.join(0)
-    agreement = RankSync(ledger, circle, False, clock)
+    group, ledger, clock = Threads(1), FakeLedger(), Clock()
+    group.join(0)
+    rank_sync = RankSync(ledger, group, False, clock)
     for _ in range(2000):
         clock.now += 1e-5
-        agreement.call(idle=True)
-    assert agreement.word.calls > 1
-    agreement.call(idle=False)
+        rank_sync.sync(idle=True)
+    assert rank_sync.reading.calls > 1
+    rank_sync.sync(idle=False)
     ledger.limit, begun = 3, clock.now
-    while agreement.granule_limit() != 3:
+    while rank_sync.granule_limit() != 3:
         clock.now += step_seconds
-        agreement.call(idle=False)
+        rank_sync.sync(idle=False)
     assert clock.now - begun <= max(0.5, 2 * step_seconds)
 
 
 def test_a_loop_that_spins_meets_about_every_ten_milliseconds() -> None:
-    circle, ledger, clock = Threads(1), FakeLedger(), Clock()
-    circle.join(0)
-    agreement = RankSync(ledger, circle, False, clock)
+    group, ledger, clock = Threads(1), FakeLedger(), Clock()
+    group.join(0)
+    rank_sync = RankSync(ledger, group, False, clock)
     meetings = 0
     for _ in range(10_000):
         clock.now += 1e-4
-        meetings += agreement.call(idle=True)
-    assert 0.5 < meetings * HEAR_SECONDS / 1.0 < 2
-    assert MOST_BUSY_CALLS < HEAR_SECONDS / 1e-4 < MOST_IDLE_CALLS
+        meetings += rank_sync.sync(idle=True)
+    assert 0.5 < meetings * SYNC_SECONDS / 1.0 < 2
+    assert MAX_BUSY_CALLS < SYNC_SECONDS / 1e-4 < MAX_IDLE_CALLS
 
 
 def test_one_that_sleeps_when_idle_hears_each_time() -> None:
-    circle, ledger, clock = Threads(1), FakeLedger(), Clock()
-    circle.join(0)
-    agreement = RankSync(ledger, circle, True, clock)
-    assert all(agreement.call(idle=True) for _ in range(100))
+    group, ledger, clock = Threads(1), FakeLedger(), Clock()
+    group.join(0)
+    rank_sync = RankSync(ledger, group, True, clock)
+    assert all(rank_sync.sync(idle=True) for _ in range(100))
 
 
 def test_waiting_ends_with_the_memory_with_a_refusal_or_in_time() -> None:
@@ -148,17 +148,17 @@ def test_waiting_ends_with_the_memory_with_a_refusal_or_in_time() -> None:
         if clock.now > 0.005:
             ledger.ranks = [9, 9]
 
-    agreement = RankSync(ledger, SingleRank(), False, clock, sleep)
-    agreement.wait(9, 0.02)
-    assert agreement.created() == 9 and 0.005 < clock.now < 0.007
-    agreement.call(idle=False)
-    agreement.wait(12, 0.02)
-    assert agreement.created() == 9 and 0.025 < clock.now < 0.028
+    rank_sync = RankSync(ledger, SingleRank(), False, clock, sleep)
+    rank_sync.wait(9, 0.02)
+    assert rank_sync.created() == 9 and 0.005 < clock.now < 0.007
+    rank_sync.sync(idle=False)
+    rank_sync.wait(12, 0.02)
+    assert rank_sync.created() == 9 and 0.025 < clock.now < 0.028
     ledger.is_refused = True
-    agreement.call(idle=False)
+    rank_sync.sync(idle=False)
     begun = clock.now
-    agreement.wait(12, 0.02)
-    assert agreement.refused() and clock.now == begun
+    rank_sync.wait(12, 0.02)
+    assert rank_sync.refused() and clock.now == begun
 
 
 def one_more_in_each_pause() -> tuple[RankSync, FakeLedger, Clock]:
@@ -173,39 +173,39 @@ def one_more_in_each_pause() -> tuple[RankSync, FakeLedger, Clock]:
 
 
 def test_waiting_goes_on_while_more_is_coming_and_no_longer_than_it_may() -> None:
-    agreement, ledger, clock = one_more_in_each_pause()
-    agreement.wait(5, 0.02, lambda: ledger.created() < 11)
-    assert agreement.created() == 11 and clock.now == pytest.approx(0.004)
-    agreement.wait(11, 0.02, lambda: True)
+    rank_sync, ledger, clock = one_more_in_each_pause()
+    rank_sync.wait(5, 0.02, lambda: ledger.created() < 11)
+    assert rank_sync.created() == 11 and clock.now == pytest.approx(0.004)
+    rank_sync.wait(11, 0.02, lambda: True)
     assert clock.now == pytest.approx(0.02, abs=0.001)
     ledger.is_refused, begun = True, clock.now
-    agreement.call(idle=False)
-    agreement.wait(11, 0.02, lambda: True)
+    rank_sync.sync(idle=False)
+    rank_sync.wait(11, 0.02, lambda: True)
     assert clock.now == begun
 
 
 def test_all_waits_of_a_step_share_its_time() -> None:
-    agreement, ledger, clock = one_more_in_each_pause()
-    agreement.wait(13, 0.02)
-    assert agreement.created() == 13 and clock.now == pytest.approx(0.005)
-    agreement.wait(1000, 0.02)
+    rank_sync, ledger, clock = one_more_in_each_pause()
+    rank_sync.wait(13, 0.02)
+    assert rank_sync.created() == 13 and clock.now == pytest.approx(0.005)
+    rank_sync.wait(1000, 0.02)
     begun = clock.now
-    assert begun == pytest.approx(0.02, abs=0.001) and agreement.created() < 1000
+    assert begun == pytest.approx(0.02, abs=0.001) and rank_sync.created() < 1000
     ledger.ranks = [500, 500]
-    agreement.wait(1000, 0.02)
-    assert clock.now == begun and agreement.created() == 500, "what came in the meantime is heard of"
-    agreement.call(idle=False)
-    agreement.wait(1000, 0.02)
+    rank_sync.wait(1000, 0.02)
+    assert clock.now == begun and rank_sync.created() == 500, "what came in the meantime is heard of"
+    rank_sync.sync(idle=False)
+    rank_sync.wait(1000, 0.02)
     assert clock.now == pytest.approx(begun + 0.02, abs=0.001)
 
 
 def test_only_rank_0_writes_into_the_ledger() -> None:
-    circle, ledger = Threads(2), FakeLedger()
+    group, ledger = Threads(2), FakeLedger()
     usage = Usage(1, 0, 0, 1, 1, 1, 0, 1)
 
     def work(rank: int) -> None:
-        agreement = RankSync(ledger if rank == 0 else None, circle, False, Clock())
-        agreement.publish(usage)
+        rank_sync = RankSync(ledger if rank == 0 else None, group, False, Clock())
+        rank_sync.publish(usage)
 
-    together(circle, 2, work)
+    together(group, 2, work)
     assert ledger.told == [usage]

@@ -16,7 +16,8 @@ from devkit.models import TINY
 from kvcached_core.errors import CapacityError, ConfigError, InvariantError, UnsupportedError
 from kvcached_core.ledger import OwnerSnapshot, Runtime, snapshot
 from kvcached_core.units import GIB, MIB
-from sglang_kvcached import RUN_VARIABLE, process_state, starting, startup_check, weights
+from sglang_kvcached import process_state, starting, startup_check, weights
+from sglang_kvcached.process_state import RUN_VARIABLE
 
 CAPACITY = 200 * MIB
 PORTS = SimpleNamespace(instance_id="server", nccl_port=1)
@@ -34,7 +35,9 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(RUN_VARIABLE, "run")
     monkeypatch.setenv("SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK", "true")
     monkeypatch.setattr(starting, "_current", None)
+    process_state.use(None)
     yield
+    process_state.use(None)
     if starting._current is not None:
         starting._current.close()
 
@@ -99,7 +102,7 @@ def test_a_start_that_fails_leaves_the_ledger(tmp_path: Path, caplog: pytest.Log
         each for device in snapshot(Runtime.open(tmp_path / "run")) for each in device.owners if each.live
     ]
     assert "kvcached: this engine cannot start: no room for the first granule" in caplog.text
-    with pytest.raises(InvariantError, match="none is here"):
+    with pytest.raises(InvariantError, match="only a scheduler that started with kvcached can make"):
         starting.current()
 
 
@@ -126,20 +129,20 @@ def not_elastic(why: str) -> AbstractContextManager[Any]:
 def test_a_scheduler_whose_start_left_something_out_is_not_elastic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process_state, "begin_service", lambda scheduler, start: None)
-    monkeypatch.setattr(process_state, "problem", lambda scheduler: "its KV pool is stock")
-    with not_elastic("its turn to load was not waited for"), starting.rank(arguments(), PORTS):
-        starting.require_elastic(object())
+    monkeypatch.setattr(starting, "begin_settling", lambda scheduler, start: None)
+    monkeypatch.setattr(startup_check, "why_not_elastic", lambda scheduler: "its KV pool is stock")
+    with not_elastic("it loaded its weights without waiting for its turn"), starting.rank(arguments(), PORTS):
+        starting.finish(object())
     with (
-        not_elastic("the size of its KV cache was not asked for"),
+        not_elastic("SGLang did not ask for the size of its KV cache"),
         starting.rank(arguments(), PORTS) as start,
     ):
         start.wait_for_room(runner(tmp_path))
-        starting.require_elastic(object())
+        starting.finish(object())
     with not_elastic("its KV pool is stock"), starting.rank(arguments(), PORTS) as start:
         start.wait_for_room(runner(tmp_path))
-        start.note_virtual(start.virtual_bytes())
-        starting.require_elastic(object())
+        start.note_virtual_bytes(start.virtual_bytes())
+        starting.finish(object())
 
 
 def test_the_estimate_of_a_model_follows_its_cache_and_its_ranks(tmp_path: Path) -> None:

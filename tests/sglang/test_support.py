@@ -10,7 +10,8 @@ import pytest
 from sglang.srt.server_args import ServerArgs
 
 from kvcached_core.errors import ConfigError, UnsupportedError
-from sglang_kvcached import RUN_VARIABLE, support
+from sglang_kvcached import support
+from sglang_kvcached.process_state import RUN_VARIABLE
 
 
 def options(**changes: Any) -> dict[str, Any]:

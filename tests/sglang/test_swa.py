@@ -14,7 +14,8 @@ from sglang.srt.mem_cache.allocator import swa as stock_site
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.platforms import current_platform
 
-from sglang_kvcached.allocators import ElasticPagedAllocator, rebind
+from sglang_kvcached.allocators import ElasticPagedAllocator
+from sglang_kvcached.hooks import rebind_allocators
 from sglang_kvcached.pools import ElasticMHATokenToKVPool
 from sglang_kvcached.swa import ElasticSWAAllocator
 from tests.sglang.elastic import (
@@ -41,7 +42,7 @@ def _hooked(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("TokenToKVPoolAllocator", "SWATokenToKVPoolAllocator", "PureSWATokenToKVPoolAllocator"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, getattr(module, name))
-    rebind()
+    rebind_allocators()
     monkeypatch.setattr(type(current_platform), "get_paged_allocator_cls", lambda self: ElasticPagedAllocator)
 
 
@@ -98,7 +99,7 @@ def begun(made: Engine) -> ElasticSWAAllocator:
 
 def lay(made: Engine, layout: str) -> None:
     """Choose a layout; in `block` layers have lanes of their own, too: the pools share a size of pages."""
-    made.place.lay(layout, LAID_PAGE_BYTES["layer" if layout == "block" else layout])
+    made.context.lay(layout, LAID_PAGE_BYTES["layer" if layout == "block" else layout])
 
 
 class Requests:
@@ -182,7 +183,7 @@ class Requests:
         touch(kvcache.full_kv_pool, mine)
         window = self.both.full_to_swa_index_mapping[mine]
         touch(kvcache.swa_kv_pool, window[window > 0])
-        self.engine.service.check()
+        self.engine.memory.check()
 
 
 MOVE = st.tuples(
@@ -248,8 +249,8 @@ def test_a_prompt_waits_for_one_pool_though_granules_of_the_other_are_empty(tmp_
         assert requests.begin(512)
         requests.decode()  # most of it leaves the window,
         made.now += 60.0  # which is looked at in the next step
-        made.service.settle()
-        full, sliding = made.service.books.sheets
+        made.memory.settle()
+        full, sliding = made.memory.accounting.page_pools
         assert full.empty == 0 and sliding.empty > 0
         assert requests.begin(112)
         requests.check()
@@ -258,8 +259,10 @@ def test_a_prompt_waits_for_one_pool_though_granules_of_the_other_are_empty(tmp_
 def test_a_chunk_is_no_longer_than_both_pools_have_together(tmp_path: Path) -> None:
     with engine(tmp_path, 16) as made:
         requests = Requests(made)
-        full, sliding = made.service.books.sheets
-        made.limit(made.mapped + max(full.units, sliding.units))  # one more granule of either, not of both
+        full, sliding = made.memory.accounting.page_pools
+        made.limit(
+            made.mapped + max(full.ledger_granules_each, sliding.ledger_granules_each)
+        )  # one more granule of either, not of both
         pages = min(full.free, sliding.free)
         assert requests.chunk(400) == (pages - 1) * 16, "and as in stock a page is left"
         requests.check()
@@ -268,20 +271,22 @@ def test_a_chunk_is_no_longer_than_both_pools_have_together(tmp_path: Path) -> N
 def test_i5_what_is_cached_in_one_pool_makes_room_for_the_other_in_which_nothing_is(tmp_path: Path) -> None:
     with engine(tmp_path, 16) as made:
         requests = Requests(made)
-        full, sliding = made.service.books.sheets
+        full, sliding = made.memory.accounting.page_pools
         assert requests.begin(496)
         made.cache.lend(requests.all.pop())
         requests.left.pop()
         requests.both.free_swa(made.cache.lent[0])
-        made.service.count()
+        made.memory.prefix_cache.count()
         assert (full.cached_pages, sliding.cached_pages) == (31, 0)
         pages = sliding.free + 2
-        books = made.service.books
-        new = full.units_towards(pages - full.free)
-        books.set_budget(made.mapped + new + sliding.units - 1)  # enough for the first, nothing for the other
-        assert books.short([pages] * 2) == [0, 2]
+        accounting = made.memory.accounting
+        new = full.ledger_granules_towards(pages - full.free)
+        accounting.set_budget(
+            made.mapped + new + sliding.ledger_granules_each - 1
+        )  # enough for the first, nothing for the other
+        assert accounting.missing_pages([pages] * 2) == [0, 2]
         requests.both.evict_to_free_tokens(made.cache, pages * 16)
-        assert not made.cache.lent and books.short([pages] * 2) == [0, 0]
+        assert not made.cache.lent and accounting.missing_pages([pages] * 2) == [0, 0]
 
 
 def test_over_a_lower_limit_both_pools_shed(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def woken(waker: Waker, poller: zmq.Poller) -> bool:
     """Sleep as SGLang's idle loop does until the waker has rung: again where it comes between."""
     give_up_at = time.monotonic() + BOUND_MS / 1000
     while time.monotonic() < give_up_at:
-        if poller.poll(BOUND_MS) and waker.take():
+        if poller.poll(BOUND_MS) and waker.take_ring():
             return True
     return False
 
@@ -57,9 +57,9 @@ def test_a_scheduler_that_sleeps_wakes_by_the_doorbell() -> None:
     bells, poller = Bells(), zmq.Poller()
     waker = Waker(bells, SimpleNamespace(poller=poller))
     waker.start(lambda: None)
-    assert poller.poll(0) == [] and not waker.take()
+    assert poller.poll(0) == [] and not waker.take_ring()
     bells.ring()
-    assert woken(waker, poller) and not waker.take()
+    assert woken(waker, poller) and not waker.take_ring()
     assert poller.poll(0) == []
     waker.close()
     waker.close()
@@ -72,7 +72,7 @@ def test_a_scheduler_that_sleeps_wakes_at_the_deadline() -> None:
     waker.start(lambda: deadline[0] or None)
     assert poller.poll(0) == []
     deadline[0] = now[0] = 5.0
-    waker.tell()
+    waker.read_deadline_again()
     assert woken(waker, poller)
     waker.close()
 
@@ -83,7 +83,7 @@ def test_one_that_spins_finds_a_flag() -> None:
     waker.start(lambda: None)
     bells.ring()
     for _ in range(BOUND_MS):
-        if waker.take():
+        if waker.take_ring():
             rang.set()
             break
         select.select([], [], [], 0.001)
@@ -106,24 +106,26 @@ def test_an_idle_pass_with_no_news_does_not_even_look_into_the_ledger(
     quiet: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SGLang's loop spins: the ledger, the free list and the cache are left alone."""
-    assert quiet.service.idle() == []
+    assert quiet.memory.settle_idle() == []
     looked: list[str] = []
     for owner, name in (
-        (quiet.desk, "created"),
+        (quiet.scheduler_view, "created"),
         (quiet.cache, "evictable_size"),
         (quiet.allocator, "free_tensor"),
     ):
         monkeypatch.setattr(owner, name, lambda name=name: looked.append(name))
     for _ in range(100):
-        assert quiet.service.idle() == []
+        assert quiet.memory.settle_idle() == []
     assert looked == []
 
 
 def test_an_idle_engine_sheds_to_a_lower_limit_when_it_is_woken(quiet: Any) -> None:
     before = quiet.held()
     quiet.limit(2)
-    quiet.service._waker = SimpleNamespace(take=lambda: True, tell=lambda: None, close=lambda: None)
-    assert quiet.service.idle() == []
+    quiet.memory._waker = SimpleNamespace(
+        take_ring=lambda: True, read_deadline_again=lambda: None, close=lambda: None
+    )
+    assert quiet.memory.settle_idle() == []
     quiet.turn()
     assert quiet.held() <= 2 < before and not quiet.cache.lent
 
@@ -136,6 +138,6 @@ def test_what_the_cache_keeps_stays_and_what_is_empty_goes_in_time(tmp_path: Pat
         twins.end(0, keep=True)
         twins.end(0, keep=False)
         made.idle()
-        assert made.service.governor.deadline == pytest.approx(made.now + IDLE_SECONDS)
+        assert made.memory.governor.deadline == pytest.approx(made.now + IDLE_SECONDS)
         made.idle(IDLE_SECONDS + 0.01)
         assert made.held() == 5 and len(made.cache.lent) == 1

@@ -96,7 +96,7 @@ def main(folder: Path) -> None:
     same: dict[str, bool] = {}
     for layout in ("layer", "block"):
         with engine(folder / layout, PAGE) as made:
-            made.place.lay(layout, None)
+            made.context.lay(layout, None)
             classes = (MHATokenToKVPool, ElasticMHATokenToKVPool)
             stock, elastic = (filled(mha_pool(cls, SLOTS, PAGE), (HEADS, HEAD_DIM)) for cls in classes)
             before = contents(stock)

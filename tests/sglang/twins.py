@@ -55,7 +55,7 @@ def allocator(pool: Any, slots: int, page_size: int, elastic: bool) -> Any:
 def begun(made: Engine, kind: Kind, slots: int = SLOTS) -> Any:
     """Return an elastic allocator that serves."""
     slots = slots // kind.page_size * kind.page_size
-    made.place.lay(kind.layout, LAID_PAGE_BYTES[kind.layout])
+    made.context.lay(kind.layout, LAID_PAGE_BYTES[kind.layout])
     pool = kind.make(kind.elastic_pool, slots, kind.page_size)
     made.begin(allocator(pool, slots, kind.page_size, elastic=True))
     return made.allocator
@@ -174,5 +174,5 @@ class Twins:
         pages = self.elastic.get_all_free_pages()
         assert len(pages.unique()) == len(pages) == self.elastic.available_size() // self.page_size
         assert not torch.isin(slots // self.page_size, pages).any()
-        self.engine.service.check()
+        self.engine.memory.check()
         touch(self.elastic.get_kvcache(), slots)

@@ -42,7 +42,7 @@ def test_a_scheduler_that_is_stock_all_the_same_stops_its_server(
     extra = SETTINGS | {"SGLANG_RIG": "forget"}
     server = SglangServer("sglang-forget", model, tmp_path / "run", [*MODEL_FLAGS, *TOKENS, *ELASTIC], extra)
     text = _refusal(fleet, server)
-    assert "an elastic KV cache was asked for, and 0 of 1 schedulers have one: stopped" in text
+    assert "an elastic KV cache was asked for, and 0 of 1 schedulers have one: this server stops" in text
     assert "ready to roll" not in text
 
 

@@ -39,7 +39,7 @@ def _granules() -> tuple[Any, list[int]]:
     """Return the pool of this process and its mapped granules but the first."""
     from sglang_kvcached import process_state
 
-    pool = process_state.current().pool
+    pool = process_state.rank_memory().pool
     return pool, [granule for granule in pool._arena.mapped if granule != 0]
 
 

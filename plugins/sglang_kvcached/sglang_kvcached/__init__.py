@@ -12,17 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__version__ = "0.1.0"
+from sglang_kvcached.process_state import RUN_VARIABLE
 
-# Set in the first process of an engine and inherited by the others: part of the name by which they meet.
-RUN_VARIABLE = "_KVCACHED_RUN"
+__version__ = "0.1.0"
 
 
 def register() -> None:
-    """SGLang's entry point: in every process of an engine; the flag alone unless the backend is chosen.
+    """Register the plugin in a process of SGLang; adds only the flag unless the backend is chosen.
 
-    Ends the process with one sentence if the backend is asked for and cannot be had: SGLang would log an
-    exception and go on without the plugin.
+    Ends the process with one sentence if the chosen backend cannot be used: SGLang would log an exception and
+    go on without the plugin.
     """
     from sglang_kvcached import hooks
 
@@ -32,10 +31,10 @@ def register() -> None:
 
 @contextmanager
 def elastic(**options: Any) -> Iterator[None]:
-    """Make the engines elastic that are started inside; `options` are settings as in docs/sglang.md.
+    """Make engines elastic that are started inside; `options` are settings as in docs/sglang.md.
 
-    They reach the engine's processes as variables of the environment, which is as before at the end. Raises
-    ConfigError for an unknown or illegal setting, UnsupportedError for an engine that cannot be used.
+    The settings reach the engine's processes as environment variables, which are restored at the end. Raises
+    ConfigError for an unknown or illegal setting, UnsupportedError if SGLang cannot be used.
     """
     from kvcached_core import config
     from sglang_kvcached import seams

@@ -1,141 +1,164 @@
-"""All pools of a process in the words of the governor: granules of the ledger, and blocks of equal size."""
+"""The page pools of a process as the governor counts them: ledger granules, and ledger blocks of equal size.
+
+Units of this plugin, from small to large:
+
+- slot: the KV cache of one token, SGLang's unit;
+- page: `page_size` slots, what SGLang's allocators hand out;
+- granule: the pages of one pool that are mapped together, one physical page in every buffer of the pool;
+- ledger granule: what the ledger leases. A granule of a pool is `ledger_granules_each` of them;
+- ledger block: what the ledger shows usage in. With one pool it is a page; with two it is a common divisor.
+
+A physical page is one allocation handle of the driver; `Geometry.page_bytes` is its size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kvcached_core.errors import InvariantError
 from kvcached_core.scheduler.mapped_set import Change
-from sglang_kvcached.page_pool import Opened, PagePool
+from sglang_kvcached.page_pool import MappedGranule, PagePool
+from sglang_kvcached.prefix_cache_view import PrefixCacheView
 
 
 class JointChanges:
-    """The extents of several sheets as one: granules of the second are numbered after those of the first."""
+    """The plan changes of several page pools as one: granules of the second follow those of the first."""
 
-    def __init__(self, sheets: Sequence[PagePool]) -> None:
-        self._sheets = sheets
+    def __init__(self, page_pools: Sequence[PagePool]) -> None:
+        self._page_pools = page_pools
 
     @property
     def changed(self) -> bool:
         """Say whether `take_change` would return anything."""
-        return any(sheet.extent.changed for sheet in self._sheets)
+        return any(page_pool.extent.changed for page_pool in self._page_pools)
 
     @property
     def gives_back(self) -> bool:
         """Say whether the next change unmaps anything."""
-        return any(sheet.extent.gives_back for sheet in self._sheets)
+        return any(page_pool.extent.gives_back for page_pool in self._page_pools)
 
     def take_change(self) -> Change:
         """Return what changed since the last call."""
         unmap: list[int] = []
         mapped: list[int] = []
         base = 0
-        for sheet in self._sheets:
-            change = sheet.extent.take_change()
+        for page_pool in self._page_pools:
+            change = page_pool.extent.take_change()
             unmap += (base + granule for granule in change.unmap)
             mapped += (base + granule for granule in change.map)
-            base += sheet.extent.count
+            base += page_pool.extent.count
         return Change(tuple(unmap), tuple(mapped))
 
 
 class PoolAccounting:
-    """Who uses what of the sheets. `evict` turns cached pages into free ones: it is told how many pages of
-    each sheet are wanted and returns how many were freed.
+    """Counts used, cached and free memory of all page pools, and gives up granules for the governor.
 
-    Sizes are those that the ledger was told; a page of every sheet is a whole number of blocks.
+    Properties named after granules or blocks count the ledger's; `pages` has a number for each pool.
     """
 
     def __init__(
         self,
-        sheets: Sequence[PagePool],
-        evict: Callable[[list[int]], int],
+        page_pools: Sequence[PagePool],
+        prefix_cache: PrefixCacheView,
         block_bytes: int,
         granule_bytes: int,
     ) -> None:
-        self.sheets = sheets
-        self.extent = JointChanges(sheets)
+        """`block_bytes` and `granule_bytes` are the sizes that the ledger was told.
+
+        Raises InvariantError unless a page of every pool is a whole number of ledger blocks.
+        """
+        self.page_pools = page_pools
+        self.extent = JointChanges(page_pools)
         self.budget = 1
-        self._evict = evict
-        page_bytes = [s.geometry.stride_bytes * len(s.geometry.starts) for s in sheets]
-        self._blocks = [size // block_bytes for size in page_bytes]
-        if any(size % block_bytes for size in page_bytes):
-            raise InvariantError(f"pages of {page_bytes} bytes are no whole blocks of {block_bytes} bytes")
+        self._prefix_cache = prefix_cache
+        page_sizes = [p.geometry.stride_bytes * len(p.geometry.starts) for p in page_pools]
+        if any(size % block_bytes for size in page_sizes):
+            raise InvariantError(f"pages of {page_sizes} bytes are no whole blocks of {block_bytes} bytes")
+        self._blocks = [size // block_bytes for size in page_sizes]
+        self.blocks_of_every_pool = sum(self._blocks)  # ledger blocks of one page of every pool
         self.granule_bytes = granule_bytes
         self.blocks_per_granule = granule_bytes // block_bytes
-        self.granule_count = sum(s.extent.count * s.units for s in sheets)
+        self.granule_count = sum(p.extent.count * p.ledger_granules_each for p in page_pools)
         self.set_budget(self.mapped)
 
     @property
     def mapped(self) -> int:
         """Granules that are mapped."""
-        return sum(sheet.mapped_units for sheet in self.sheets)
+        return sum(page_pool.mapped_ledger_granules for page_pool in self.page_pools)
 
     @property
     def least(self) -> int:
-        """Granules that are never given up: the first of every sheet."""
-        return sum(sheet.units for sheet in self.sheets)
+        """Granules that are never given up: the first granule of every pool."""
+        return sum(page_pool.ledger_granules_each for page_pool in self.page_pools)
 
     @property
     def empty(self) -> int:
         """Mapped granules known to be empty."""
-        return sum(sheet.empty * sheet.units for sheet in self.sheets)
+        return sum(page_pool.empty * page_pool.ledger_granules_each for page_pool in self.page_pools)
 
     @property
     def busy(self) -> int:
-        """Mapped granules that are not a loan: without those that are empty or that cached pages fill.
+        """Mapped granules that only the end of requests frees: neither empty nor filled by cached pages.
 
-        Cached pages may lie among used ones: who has to give up more finds out by evicting them all.
+        An estimate: cached pages may lie among used ones, which shows only once they are evicted.
         """
         kept = 0
-        for sheet in self.sheets:
-            lent = sheet.empty + sheet.cached_pages // sheet.geometry.blocks_per_granule
-            kept += max(sheet.units, sheet.mapped_units - lent * sheet.units)
+        for page_pool in self.page_pools:
+            each = page_pool.ledger_granules_each
+            reclaimable = page_pool.empty + page_pool.cached_pages // page_pool.geometry.blocks_per_granule
+            kept += max(each, page_pool.mapped_ledger_granules - reclaimable * each)
         return kept
 
     @property
     def used_blocks(self) -> int:
-        """Blocks that requests hold, and page 0 of every sheet."""
-        return self._sum(1 + sheet.owned - sheet.cached_pages for sheet in self.sheets)
+        """Blocks that requests hold, and page 0 of every pool."""
+        return self.blocks_of(1 + pool.owned - pool.cached_pages for pool in self.page_pools)
 
     @property
     def cached_blocks(self) -> int:
         """Blocks that only the prefix cache keeps."""
-        return self._sum(sheet.cached_pages for sheet in self.sheets)
+        return self.blocks_of(page_pool.cached_pages for page_pool in self.page_pools)
 
     @property
     def stranded_blocks(self) -> int:
         """Free blocks in granules that are not known to be empty."""
-        return self._sum(max(0, s.free - s.empty * s.geometry.blocks_per_granule) for s in self.sheets)
+        return self.blocks_of(
+            max(0, p.free - p.empty * p.geometry.blocks_per_granule) for p in self.page_pools
+        )
 
     @property
-    def may_be_empty(self) -> bool:
-        """Say whether there are enough free pages for a granule to be empty that is not known to be."""
-        return any(s.free >= (1 + s.empty) * s.geometry.blocks_per_granule for s in self.sheets)
+    def may_have_empty(self) -> bool:
+        """Say whether a pool has enough free pages for one more empty granule than is known."""
+        return any(p.free >= (1 + p.empty) * p.geometry.blocks_per_granule for p in self.page_pools)
 
     def granules_for(self, pages: Sequence[int]) -> int:
-        """Return how many granules of the ledger, empty or new ones, so many pages of each sheet take."""
+        """Return how many granules, empty or newly mapped, so many more pages of each pool take."""
         granules = 0
-        for sheet, count in zip(self.sheets, pages, strict=True):
-            size, units = sheet.geometry.blocks_per_granule, sheet.units
-            kept = max(0, sheet.free - sheet.empty * size)
-            opened = -(-max(0, count - kept) // size) * units
-            new = sheet.units_towards(count - sheet.free)
-            granules += max(opened, new + sheet.empty * units if new else 0)
+        for page_pool, count in zip(self.page_pools, pages, strict=True):
+            size, each = page_pool.geometry.blocks_per_granule, page_pool.ledger_granules_each
+            stranded = max(0, page_pool.free - page_pool.empty * size)
+            filled = -(-max(0, count - stranded) // size) * each
+            new = page_pool.ledger_granules_towards(count - page_pool.free)
+            granules += max(filled, new + page_pool.empty * each if new else 0)
         return granules
 
     def granules_with(self, pages: Sequence[int]) -> int:
-        """Return how many granules are mapped once so many pages of each sheet can be taken, if nothing is
-        given up: what is empty in one sheet is of no use to another.
+        """Return how many granules are mapped once so many pages of each pool can be taken.
+
+        Nothing is given up for it: a granule that is empty in one pool is no use to another.
         """
-        lacking = zip(self.sheets, pages, strict=True)
-        return self.mapped + sum(sheet.units_towards(count - sheet.free) for sheet, count in lacking)
+        return self.mapped + sum(
+            page_pool.ledger_granules_towards(count - page_pool.free)
+            for page_pool, count in zip(self.page_pools, pages, strict=True)
+        )
 
-    def blocks_of(self, pages: Sequence[int]) -> int:
-        """Return pages of each sheet in blocks."""
-        return self._sum(pages)
+    def of_every_pool(self, pages: int) -> list[int]:
+        """Return the same number of pages for each pool."""
+        return [pages] * len(self.page_pools)
 
-    def _sum(self, pages: Any) -> int:
+    def blocks_of(self, pages: Iterable[int]) -> int:
+        """Return pages of each pool in blocks."""
         return sum(count * blocks for count, blocks in zip(pages, self._blocks, strict=True))
 
     # -- what may be taken -------------------------------------------------------------------------------
@@ -149,85 +172,88 @@ class PoolAccounting:
         """Granules that may be mapped now."""
         return max(0, self.budget - self.mapped)
 
-    def attainable(self, at: int) -> int:
-        """Return the free pages of a sheet, and those it could have with all that is left of the budget."""
-        sheet = self.sheets[at]
-        return sheet.free + sheet.room(self.spare)
+    def available_pages(self, at: int) -> int:
+        """Return the free pages of pool number `at`, and those that the rest of the budget would add."""
+        page_pool = self.page_pools[at]
+        return page_pool.free + page_pool.addable_pages(self.spare)
 
-    def short(self, pages: Sequence[int], granules: int | None = None) -> list[int]:
-        """Return what is missing of each sheet to take so many pages of each.
+    def missing_pages(self, pages: Sequence[int]) -> list[int]:
+        """Return the pages that each pool lacks if so many of each are to be taken within the budget.
 
-        The first sheet is served first, from the rest of the budget or from as many granules as are given.
+        The rest of the budget goes to the first pool first.
         """
-        left, missing = self.spare if granules is None else granules, []
-        for sheet, count in zip(self.sheets, pages, strict=True):
-            lacking = max(0, count - sheet.free)
-            missing.append(max(0, lacking - sheet.room(left)))
-            left -= sheet.units_for(lacking) or 0
+        left, missing = self.spare, []
+        for page_pool, count in zip(self.page_pools, pages, strict=True):
+            lacking = max(0, count - page_pool.free)
+            missing.append(max(0, lacking - page_pool.addable_pages(left)))
+            left -= page_pool.ledger_granules_for(lacking) or 0
         return missing
 
-    def to_evict(self, pages: Sequence[int]) -> list[int]:
-        """Return the pages of each sheet whose eviction helps to take so many of each; all 0 if nothing does.
+    def pages_to_evict(self, pages: Sequence[int]) -> list[int]:
+        """Return the pages of each pool to evict so that so many of each can be taken; all 0 if none help.
 
-        Where those that are short have none, what others lack and have cached: it leaves them the budget.
+        If the pools that lack pages have none cached, the other pools evict: that leaves budget to the first.
         """
-        short = self.short(pages)
-        helps = [missing and sheet.cached_pages for sheet, missing in zip(self.sheets, short, strict=True)]
-        if any(helps) or not any(short):
-            return short
-        lacking = zip(self.sheets, pages, strict=True)
-        return [min(sheet.cached_pages, max(0, count - sheet.free)) for sheet, count in lacking]
+        missing = self.missing_pages(pages)
+        helps = [lacks and pool.cached_pages for pool, lacks in zip(self.page_pools, missing, strict=True)]
+        if any(helps) or not any(missing):
+            return missing
+        wanted = zip(self.page_pools, pages, strict=True)
+        return [min(pool.cached_pages, max(0, count - pool.free)) for pool, count in wanted]
 
-    def open(self, at: int, pages: int) -> list[Opened]:
-        """Map granules of a sheet until it has `pages` more, within the budget."""
-        return self.sheets[at].open(pages, self.spare)
+    def map_pages(self, at: int, pages: int) -> list[MappedGranule]:
+        """Map granules of pool number `at` until it has `pages` more, within the budget."""
+        return self.page_pools[at].map_pages(pages, self.spare)
 
     # -- giving up ---------------------------------------------------------------------------------------
 
     def expire(self, now: float, seconds: float, evict: Callable[[Any], None]) -> float | None:
-        """Evict nothing: SGLang's tree does not tell how old a page is, and an age limit is refused."""
+        """Evict nothing: SGLang's prefix cache has no ages, and an age limit is refused at the start."""
         return None
 
     def shrink(self, granules: int, evict: Callable[[Any], None]) -> None:
-        """Unmap until at most `granules` are mapped or all that are left hold a page that is not evictable.
+        """Unmap until at most `granules` are mapped or every granule left has a page that a request holds.
 
-        Empty granules go first, the highest before the others. Then the prefix cache is evicted, which gives
-        its oldest pages wherever they are.
+        Empty granules go first, the highest before the others. Then the prefix cache is evicted, oldest pages
+        first, which may lie in any granule. `evict` is told how many pages went, as a range.
         """
-        asked = 1
+        factor = 1
         while True:
-            self._close_empty(granules)
+            self._unmap_empty(granules)
             over = self.mapped - max(self.least, granules)
-            if over <= 0 or not any(sheet.cached_pages for sheet in self.sheets):
+            if over <= 0 or not any(page_pool.cached_pages for page_pool in self.page_pools):
                 return
-            freed = self._evict([self._share_to_evict(sheet, over, asked) for sheet in self.sheets])
+            freed = self._prefix_cache.evict([self._eviction(pool, over, factor) for pool in self.page_pools])
             if not freed:
                 return
             evict(range(freed))
-            asked *= 2
+            factor *= 2
 
-    def _close_empty(self, granules: int) -> None:
-        for sheet in reversed(self.sheets):
+    def _unmap_empty(self, granules: int) -> None:
+        for page_pool in reversed(self.page_pools):
             over = self.mapped - max(self.least, granules)
-            if over > 0 and sheet.is_worth_a_census:
-                victims = sheet.census()[-over // sheet.units :]
+            if over > 0 and page_pool.may_find_empty:
+                victims = page_pool.find_empty()[-over // page_pool.ledger_granules_each :]
                 if victims:
-                    sheet.close(victims)
+                    page_pool.unmap(victims)
 
     @staticmethod
-    def _share_to_evict(sheet: PagePool, over: int, asked: int) -> int:
-        """Return the pages to evict: a share of the cache is likely to be all over the granules."""
-        pages = -(-over // sheet.units) * sheet.geometry.blocks_per_granule * asked
-        return min(pages, sheet.cached_pages)
+    def _eviction(page_pool: PagePool, over: int, factor: int) -> int:
+        """Return the pages to evict for `over` granules: `factor` times as many as fill them.
 
-    def look(self) -> None:
+        A part of the cache is likely to be spread over all granules, so the factor grows with each try.
+        """
+        granules = -(-over // page_pool.ledger_granules_each)
+        return min(granules * page_pool.geometry.blocks_per_granule * factor, page_pool.cached_pages)
+
+    def find_empty(self) -> None:
         """Find out which granules are empty; waits for the device."""
-        for sheet in self.sheets:
-            sheet.census()
+        for page_pool in self.page_pools:
+            page_pool.find_empty()
 
     def check(self) -> None:
-        """Raise InvariantError unless the sheets add up and no more is mapped than may be."""
-        for sheet in self.sheets:
-            sheet.check()
-            if not 0 <= sheet.cached_pages <= sheet.owned:
-                raise InvariantError(f"{sheet.cached_pages} pages are cached of {sheet.owned} owned")
+        """Raise InvariantError unless the page pools add up."""
+        for page_pool in self.page_pools:
+            page_pool.check()
+            if not 0 <= page_pool.cached_pages <= page_pool.owned:
+                raise InvariantError(f"{page_pool.cached_pages} pages are cached of {page_pool.owned} owned")

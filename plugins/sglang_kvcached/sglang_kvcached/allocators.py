@@ -1,9 +1,8 @@
-"""SGLang's allocators with a free list that holds only pages that have memory."""
+"""SGLang's allocators with a free list that holds only pages of mapped granules."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
@@ -12,41 +11,15 @@ from sglang.srt.utils import get_num_new_pages
 
 from kvcached_core.errors import UnsupportedError
 from sglang_kvcached import process_state
-from sglang_kvcached.capacity import Capacity
+from sglang_kvcached.capacity import BudgetedAllocator
 from sglang_kvcached.page_pool import PagePool
 from sglang_kvcached.pools import reservation_of
 
-if TYPE_CHECKING:
-    pass
 
-_SITES = ("sglang.srt.mem_cache.kv_cache_configurator", "sglang.srt.mem_cache.allocator.swa")
+class MappedFreeList(BudgetedAllocator):
+    """Mixin that maps granules before stock code reads the free list, which is then long enough.
 
-
-def rebind() -> None:
-    """Replace the names of the two modules that build allocators; may be repeated."""
-    from sglang_kvcached.swa import ElasticSWAAllocator
-
-    ours = {
-        "TokenToKVPoolAllocator": ElasticTokenAllocator,
-        "SWATokenToKVPoolAllocator": ElasticSWAAllocator,
-        "PureSWATokenToKVPoolAllocator": _refuse_pure_swa,
-    }
-    for site in _SITES:
-        module = importlib.import_module(site)
-        for name, replacement in ours.items():
-            # A module's own class stays: the elastic one is built from it.
-            if getattr(getattr(module, name, None), "__module__", site) != site:
-                setattr(module, name, replacement)
-
-
-def _refuse_pure_swa(*_: Any, **__: Any) -> None:
-    raise UnsupportedError("kvcached: models whose every layer is a sliding window are not supported")
-
-
-class _Elastic(Capacity):
-    """Maps granules before stock code reads the free list, which it then finds long enough.
-
-    `available_size()` stays what it is in stock: all slots that nobody holds, with memory or without.
+    `available_size()` counts the same slots as in stock: all free ones, mapped or not.
     """
 
     size: int
@@ -55,86 +28,86 @@ class _Elastic(Capacity):
     free_pages: torch.Tensor
     need_sort: bool
     _kvcache: Any
-    _sheet: PagePool | None = None
+    _page_pool: PagePool | None = None
     _at = 0
 
     def _claim(self) -> None:
-        """Own the pages of the pool, and list those that have memory."""
+        """Become the owner of the pool's pages."""
         if self.need_sort:
             raise UnsupportedError("kvcached: PD disaggregation is not supported")
         reservation = reservation_of(self._kvcache)
-        self._at = reservation.memory.claim(reservation.sheet, self)
-        self._sheet = reservation.sheet
+        self._at = reservation.rank_memory.claim(reservation.page_pool, self)
+        self._page_pool = reservation.page_pool
 
     @property
-    def sheet(self) -> PagePool:
-        """The pages this allocator owns."""
-        assert self._sheet is not None
-        return self._sheet
+    def page_pool(self) -> PagePool:
+        """The page pool that this allocator owns."""
+        assert self._page_pool is not None
+        return self._page_pool
 
     def clear(self) -> None:
-        """As in stock; memory that is here stays for as long as other idle memory does."""
-        if self._sheet is None:
+        """As in stock. Mapped memory stays as long as other idle memory."""
+        if self._page_pool is None:
             self._claim()
         super().clear()  # type: ignore[misc]
-        service = process_state.service()
-        self.sheet.cleared()
-        if service is not None and len(service.books.sheets) == 1:
-            service.flushed()  # else who has all of them does
+        memory = process_state.find_scheduler_memory()
+        self.page_pool.free_all()
+        if memory is not None and len(memory.accounting.page_pools) == 1:
+            memory.note_flush()  # with two pools ElasticSWAAllocator notes it once for both
 
     def available_size(self) -> int:
-        """Return all slots that nobody holds."""
-        return (self.free_count() + self.sheet.unlisted) * self.page_size
+        """Return the number of free slots, mapped or not."""
+        return (self.free_count() + self.page_pool.unlisted) * self.page_size
 
     def get_all_free_pages(self) -> torch.Tensor:
-        """Return all pages that nobody holds."""
-        unlisted = self.sheet.unlisted_pages(self.device)
+        """Return all free pages, mapped or not."""
+        unlisted = self.page_pool.unlisted_pages(self.device)
         return torch.cat([self.free_tensor(), *unlisted])
 
-    def ensure(self, pages: int) -> bool:
-        """Make the free list long enough for so many pages; False if memory for them cannot be had now."""
-        sheet, service = self.sheet, process_state.service()
+    def map_enough(self, pages: int) -> bool:
+        """Map granules until the free list has so many pages; False if the budget has no memory for them."""
+        page_pool, memory = self.page_pool, process_state.find_scheduler_memory()
         short = pages - self.free_count()
-        if short > 0 and service is not None:
-            opened = service.open(self._at, short)
+        if short > 0 and memory is not None:
+            mapped = memory.map_pages(self._at, short)
             ranges = [
-                torch.arange(first, end, dtype=torch.int64, device=self.device) for _, first, end in opened
+                torch.arange(first, end, dtype=torch.int64, device=self.device) for _, first, end in mapped
             ]
             self.set_free(torch.cat([self.free_pages, *ranges]))
-            service.carry()
+            memory.apply_plan()
         if pages > self.free_count():
             return False
-        sheet.took(pages)
-        if service is not None:
-            service.touched()
+        page_pool.note_taken(pages)
+        if memory is not None:
+            memory.note_pages_moved()
         return True
 
-    def _freed(self) -> None:
-        self.sheet.freed()
-        if (service := process_state.service()) is not None:
-            service.touched()
+    def _note_freed(self) -> None:
+        self.page_pool.note_freed()
+        if (memory := process_state.find_scheduler_memory()) is not None:
+            memory.note_pages_moved()
 
     # -- the free list -----------------------------------------------------------------------------------
 
     def free_count(self) -> int:
-        """Return the free pages that have memory."""
+        """Return the number of free pages in mapped granules."""
         return len(self.free_pages)
 
     def free_tensor(self) -> torch.Tensor:
-        """Return them."""
+        """Return the free pages in mapped granules."""
         return self.free_pages
 
     def set_free(self, pages: torch.Tensor) -> None:
-        """Put others in their place."""
+        """Replace the free list by `pages`."""
         self.free_pages = pages
 
 
-class ElasticPagedAllocator(_Elastic, PagedTokenToKVPoolAllocator):
-    """Pages of several slots."""
+class ElasticPagedAllocator(MappedFreeList, PagedTokenToKVPoolAllocator):
+    """Allocates pages of several slots."""
 
     def alloc(self, need_size: int) -> torch.Tensor | None:
         """As in stock."""
-        return super().alloc(need_size) if self.ensure(need_size // self.page_size) else None
+        return super().alloc(need_size) if self.map_enough(need_size // self.page_size) else None
 
     def alloc_extend(
         self,
@@ -146,12 +119,12 @@ class ElasticPagedAllocator(_Elastic, PagedTokenToKVPoolAllocator):
         extend_num_tokens: int,
         num_new_pages: int | None = None,
     ) -> torch.Tensor | None:
-        """As in stock, whose kernels read the free list without asking how long it is."""
+        """As in stock. Stock kernels do not check the length of the free list."""
         if num_new_pages is None:
             num_new_pages = get_num_new_pages(
                 seq_lens=seq_lens_cpu, page_size=self.page_size, prefix_lens=prefix_lens_cpu
             )
-        if not self.ensure(num_new_pages):
+        if not self.map_enough(num_new_pages):
             return None
         return super().alloc_extend(
             prefix_lens,
@@ -168,21 +141,21 @@ class ElasticPagedAllocator(_Elastic, PagedTokenToKVPoolAllocator):
     ) -> torch.Tensor | None:
         """As in stock."""
         pages = get_num_new_pages(seq_lens=seq_lens_cpu, page_size=self.page_size, decode=True)
-        return super().alloc_decode(seq_lens, seq_lens_cpu, last_loc) if self.ensure(pages) else None
+        return super().alloc_decode(seq_lens, seq_lens_cpu, last_loc) if self.map_enough(pages) else None
 
     def _release_page_ids(self, *page_ids: torch.Tensor) -> None:
         super()._release_page_ids(*page_ids)
-        self._freed()
+        self._note_freed()
 
 
-class ElasticTokenAllocator(_Elastic, TokenToKVPoolAllocator):
-    """Pages of one slot."""
+class ElasticTokenAllocator(MappedFreeList, TokenToKVPoolAllocator):
+    """Allocates pages of one slot."""
 
     def alloc(self, need_size: int) -> torch.Tensor | None:
         """As in stock."""
-        return super().alloc(need_size) if self.ensure(need_size) else None
+        return super().alloc(need_size) if self.map_enough(need_size) else None
 
     def free(self, free_index: torch.Tensor) -> None:
         """As in stock."""
         super().free(free_index)
-        self._freed()
+        self._note_freed()

@@ -1,4 +1,4 @@
-"""The scheduler's questions to an allocator: what may begin, what may go on. Here the budget speaks."""
+"""An allocator's answers to SGLang's scheduler: may a request begin, does the next step fit."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ if TYPE_CHECKING:
     from sglang_kvcached.scheduler_memory import SchedulerMemory
 
 
-class Capacity:
-    """Answers for the allocator that the scheduler knows, over all sheets of the process."""
+class BudgetedAllocator:
+    """Mixin for the allocator that the scheduler asks: answers from the budget of all page pools."""
 
     page_size: int
 
     def create_prefill_budget(self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0) -> Any:
-        """Settle the budget, and return what may begin in this step."""
-        service = process_state.required_service()
-        service.settle()
-        service.looked_at_queue()
-        kind = ElasticPrefillBudget if len(service.books.sheets) == 1 else ElasticSWAPrefillBudget
-        return kind(service, self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
+        """Set the step's budget, and return what decides which requests may begin in it."""
+        memory = process_state.scheduler_memory()
+        memory.settle()
+        memory.forget_refused()
+        kind = ElasticPrefillBudget if len(memory.accounting.page_pools) == 1 else ElasticSWAPrefillBudget
+        return kind(memory, self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
 
     def evict_to_free_tokens(self, tree_cache: Any, num_tokens: int) -> None:
-        """Evict until so many tokens can be had, or nothing more can be evicted."""
+        """Evict until so many tokens can be taken, or no eviction helps."""
         if tree_cache is None or not tree_cache.supports_prefix_sharing():
             return
-        service = process_state.required_service()
-        pages = self._pages(service, num_tokens)
-        while any(useful := service.books.to_evict(pages)) and service.evict(useful):
+        memory = process_state.scheduler_memory()
+        pages = self._pages(memory, num_tokens)
+        while any(evicted := memory.accounting.pages_to_evict(pages)) and memory.prefix_cache.evict(evicted):
             pass
 
     def check_decode_capacity(
         self, *, num_tokens: int, tree_cache: Any, requests: Any = None, spec_algorithm: Any = None
     ) -> bool:
         """Say whether the next step of running requests fits; if not, SGLang retracts one and asks again."""
-        service = process_state.required_service()
-        service.settle()
+        memory = process_state.scheduler_memory()
+        memory.settle()
         is_last = requests is not None and len(requests) <= 1
         if requests is not None:
-            service.tally.running(len(requests), service.must_bytes)
-        if service.is_over and not is_last:
-            return service.tally.refuse()
-        pages = self._pages(service, num_tokens)
-        if any(service.books.short(pages)):
-            service.wait(pages)
+            memory.counters.note_decoding(len(requests), memory.must_bytes)
+        if memory.must_retract and not is_last:
+            return memory.counters.refuse_decoding()
+        pages = self._pages(memory, num_tokens)
+        if any(memory.accounting.missing_pages(pages)):
+            memory.wait_for_pages(pages)
             self.evict_to_free_tokens(tree_cache, num_tokens)
-        return not any(service.books.short(pages)) or service.tally.refuse()
+        return not any(memory.accounting.missing_pages(pages)) or memory.counters.refuse_decoding()
 
     def max_new_tokens_for_memory(self, input_tokens: int, max_new_tokens: int, **kwargs: Any) -> int | None:
-        """Return as many as fit into the limit; None for a prompt that does not."""
-        limit = process_state.required_service().limit_pages(0) * self.page_size
+        """Return how many new tokens fit into the limit; None if the prompt does not fit."""
+        limit = process_state.scheduler_memory().limit_pages(0) * self.page_size
         if input_tokens + 1 > limit:
             return None
         kwargs["token_capacity"] = min(kwargs["token_capacity"], limit)
@@ -62,8 +62,8 @@ class Capacity:
         return answer
 
     def verify_byte_accounting(self) -> list[str]:
-        """Settle the budget of a scheduler that has nothing to do; return what does not add up."""
-        return process_state.required_service().idle()
+        """Set the budget of an idle scheduler; return what does not add up, as sentences."""
+        return process_state.scheduler_memory().settle_idle()
 
-    def _pages(self, service: SchedulerMemory, tokens: int) -> list[int]:
-        return [-(-tokens // self.page_size)] * len(service.books.sheets)
+    def _pages(self, memory: SchedulerMemory, tokens: int) -> list[int]:
+        return memory.accounting.of_every_pool(-(-tokens // self.page_size))

@@ -1,4 +1,4 @@
-"""Counts for those who watch: pages evicted and requests retracted since the engine began; busy or idle."""
+"""Counts for the ledger: pages evicted and requests retracted since the engine began; busy or idle."""
 
 from __future__ import annotations
 
@@ -6,39 +6,41 @@ from collections.abc import Callable
 
 
 class Counters:
-    """Writes what changed. `write` is told evictions, retractions, busy, and the idle time's begin in ms;
-    `report` is told events."""
+    """Writes the counts when they change.
+
+    `write` gets evictions, retractions, busy, and when the engine became idle in ms; `report` gets events.
+    """
 
     def __init__(self, write: Callable[[int, int, bool, int], None] | None = None,
                  report: Callable[..., None] = lambda *_, **__: None) -> None:  # fmt: skip
         self._write = write
         self.report = report
         self._written: tuple[int, int, bool, int] | None = None
-        self.evictions = self.retractions = 0
+        self.retractions = 0
         self._idle_since_ms = 0
-        self._running = 0
-        self._refused = False
+        self._decoding = 0
+        self._has_refused = False
 
-    def running(self, requests: int, must_bytes: int) -> None:
-        """Note how many requests were asked for; after a refusal those that are missing were retracted."""
-        retracted = max(0, self._running - requests) if self._refused else 0
+    def note_decoding(self, requests: int, must_bytes: int) -> None:
+        """Note how many requests SGLang wants to decode; after a refusal, missing ones were retracted."""
+        retracted = max(0, self._decoding - requests) if self._has_refused else 0
         if retracted:
             self.retractions += retracted
             self.report("preempt", requests=retracted, must_bytes=must_bytes)
-        self._running, self._refused = requests, False
+        self._decoding, self._has_refused = requests, False
 
-    def refuse(self) -> bool:
-        """Note that they do not fit; returns False."""
-        self._refused = True
+    def refuse_decoding(self) -> bool:
+        """Note that the requests do not fit; returns False."""
+        self._has_refused = True
         return False
 
-    def note(self, busy: bool, now: float) -> None:
-        """Write what there is to write."""
+    def write(self, busy: bool, now: float, evictions: int) -> None:
+        """Write the counts if they changed; `now` is in seconds."""
         if busy:
             self._idle_since_ms = 0
         elif not self._idle_since_ms:
             self._idle_since_ms = max(1, int(now * 1000))
-        counts = (self.evictions, self.retractions, busy, self._idle_since_ms)
+        counts = (evictions, self.retractions, busy, self._idle_since_ms)
         if counts != self._written and self._write is not None:
             self._written = counts
             self._write(*counts)

@@ -1,16 +1,16 @@
-"""What a scheduler's next steps may take, in pages: the same on every rank, and cheap to ask for."""
+"""Pages that a scheduler's next steps may take: the same on every rank, and cheap to compute."""
 
 from __future__ import annotations
 
 from itertools import islice
 from typing import Any
 
-_LOOK_AT_WAITING = 64  # requests, so that a long queue costs no more than a short one
-_MOST_NEW_TOKENS = 4096  # as SGLang counts on, of what a request may ask for
+_MAX_WAITING_READ = 64  # requests of the queue; the others are taken to be like them
+_MAX_NEW_TOKENS = 4096  # of one request: SGLang counts on no more
 
 
 class Demand:
-    """Reads a scheduler's queues. Bounds from above: what is asked for and not needed is let go again."""
+    """Reads a scheduler's queues. Results are upper bounds: memory that is not needed is let go again."""
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
@@ -20,7 +20,7 @@ class Demand:
 
     @property
     def running(self) -> int:
-        """Requests that decode, and those whose prompt was computed in the last step."""
+        """Running requests: all that decode, and those whose prompt was computed in the last step."""
         return len(self._decoding) + len(self._joining)
 
     @property
@@ -30,23 +30,23 @@ class Demand:
 
     @property
     def _joining(self) -> list[Any]:
-        """Requests whose prompt was computed in the last step and that are not among those that decode."""
+        """Requests whose prompt was computed in the last step and that do not decode yet."""
         last, decoding = self._scheduler.last_batch, self._decoding
         if last is None or not last.reqs or not last.forward_mode.is_extend():
             return []
-        # SGLang adds them to the end of those that decode, or makes them these; the batch stays as it is.
+        # SGLang appends them to the decoding requests or makes them the decoding ones; last_batch stays.
         return [] if decoding and decoding[-1] is last.reqs[-1] else last.reqs
 
     @property
-    def is_under_way(self) -> bool:
-        """Say whether a step may be computed just now, behind which there is time.
+    def is_computing(self) -> bool:
+        """Say whether a step may be running now, during which memory for the next one can be made.
 
-        SGLang sets a long prompt that does not end in it aside from those that run.
+        SGLang keeps a long prompt that is computed in chunks apart from the running requests.
         """
         return bool(self.running or self._scheduler.chunked_req is not None)
 
-    def growth(self) -> int:
-        """Return what requests that run already may take in the next steps."""
+    def growth_pages(self) -> int:
+        """Return the pages that requests that run already may take in the next steps."""
         pages = self.running * self._pages(1 + self._lookahead)
         chunked = self._scheduler.chunked_req
         if chunked is not None:
@@ -54,15 +54,15 @@ class Demand:
             pages += 1 + self._pages(min(max(0, tokens), self._step_tokens))
         return pages
 
-    def pages(self) -> int:
-        """Return that, and what the next requests of the queue take that two steps could begin with.
+    def next_pages(self) -> int:
+        """Return the growth, and the pages of the waiting requests that the next two steps could begin.
 
-        One step if nothing runs: making the second's memory would hold up the first one's start, and there is
-        time for it while that is computed.
+        Only one step counts if nothing runs: making the second step's memory would delay the first, and there
+        is time for it while the first is computed.
         """
-        pages, tokens = self.growth(), 0
-        most = (2 if self.is_under_way else 1) * self._step_tokens
-        for request in islice(self._scheduler.waiting_queue, min(self._room, _LOOK_AT_WAITING)):
+        pages, tokens = self.growth_pages(), 0
+        most = (2 if self.is_computing else 1) * self._step_tokens
+        for request in islice(self._scheduler.waiting_queue, min(self._free_places, _MAX_WAITING_READ)):
             if tokens >= most:
                 break
             length = _prompt_tokens(request)
@@ -70,33 +70,36 @@ class Demand:
             tokens += length
         return pages
 
-    def lasting(self) -> int:
-        """Return what all requests may still take until they end, as SGLang estimates it.
+    def remaining_pages(self) -> int:
+        """Return the pages that all requests may still take until they end, as SGLang estimates it.
 
-        Looks at all that run. Those that wait beyond the first ones are taken to be like these.
+        Reads all running requests and the first waiting ones; the other waiting ones count as like these.
         """
         ratio = float(self._scheduler.new_token_ratio_tracker.current)
         waiting = self._scheduler.waiting_queue
-        looked_at = list(islice(waiting, _LOOK_AT_WAITING))
-        pages = self.growth()
-        pages += sum(self._to_generate(request, ratio) for request in (*self._decoding, *self._joining))
+        first_waiting = list(islice(waiting, _MAX_WAITING_READ))
+        pages = self.growth_pages()
+        pages += sum(self._output_pages(request, ratio) for request in (*self._decoding, *self._joining))
         queued = sum(
-            self._pages(_prompt_tokens(request)) + self._to_generate(request, ratio) for request in looked_at
+            self._pages(_prompt_tokens(request)) + self._output_pages(request, ratio)
+            for request in first_waiting
         )
-        return pages + (queued * min(len(waiting), self._room) // len(looked_at) if looked_at else 0)
+        return pages + (
+            queued * min(len(waiting), self._free_places) // len(first_waiting) if first_waiting else 0
+        )
 
-    def _to_generate(self, request: Any, ratio: float) -> int:
+    def _output_pages(self, request: Any, ratio: float) -> int:
         sampling = request.sampling_params
-        tokens = max(0, min(sampling.max_new_tokens - len(request.output_ids), _MOST_NEW_TOKENS))
+        tokens = max(0, min(sampling.max_new_tokens - len(request.output_ids), _MAX_NEW_TOKENS))
         return self._pages(tokens if sampling.ignore_eos else int(tokens * ratio))
 
-    def admit_again(self) -> None:
-        """Let SGLang look at its queue again: it had found that nothing more fits."""
+    def clear_batch_is_full(self) -> None:
+        """Let SGLang look at its queue again, after it found that nothing more fits."""
         self._scheduler.running_batch.batch_is_full = False
 
     @property
-    def _room(self) -> int:
-        """Requests that may run beside those that do."""
+    def _free_places(self) -> int:
+        """How many more requests SGLang lets run."""
         return max(0, int(self._scheduler.max_running_requests) - self.running)
 
     @property
@@ -108,5 +111,5 @@ class Demand:
 
 
 def _prompt_tokens(request: Any) -> int:
-    """Return what is computed before a request's next answer: one that was retracted has answered before."""
+    """Return the tokens of a request's prefill; a retracted request has output tokens as well."""
     return len(request.origin_input_ids) + len(request.output_ids)

@@ -10,7 +10,7 @@ from typing import Any
 
 from kvcached_core import config
 from kvcached_core.errors import KVCachedError
-from sglang_kvcached import seams, support
+from sglang_kvcached import support
 
 FLAG = "--kv-cache-backend"
 _DESTINATION = "kvcached_backend"
@@ -19,21 +19,24 @@ _DESTINATION = "kvcached_backend"
 def add_flag(result: Any, parser: argparse.ArgumentParser) -> None:
     """Add the flag to a parser that has SGLang's own options (after `ServerArgs.add_cli_args`)."""
     if FLAG in parser._option_string_actions:
-        return  # SGLang has an option of this name: it is not ours to take
+        return  # an option of SGLang with this name is left alone
     group = parser.add_argument_group("kvcached", "Elastic KV cache (plugin sglang-kvcached)")
     group.add_argument(
         FLAG,
         choices=["default", "kvcached"],
         dest=_DESTINATION,
-        help="memory of the KV cache: 'default' is SGLang's own, 'kvcached' comes and goes with the load and "
-        "is shared between engines (default: 'kvcached' if ENABLE_KVCACHED is on)",
+        help="KV cache memory: 'default' is SGLang's own, allocated once; 'kvcached' grows and shrinks with "
+        "the load and is shared between engines (default: 'kvcached' if ENABLE_KVCACHED is on)",
     )
 
 
-def read_flag(original: Callable[..., Any], owner: type, args: argparse.Namespace) -> Any:
-    """Take the choice out of a command line (around `ServerArgs.from_cli_args`); it wins over the variable.
+def read_flag(
+    original: Callable[..., Any], owner: type, args: argparse.Namespace, prepare: Callable[[], None]
+) -> Any:
+    """Read the choice from a command line (around `ServerArgs.from_cli_args`); it overrides the variable.
 
-    Ends the process with status 2 and one sentence where the choice cannot be had.
+    `prepare` is called if the backend is chosen. Ends the process with status 2 and one sentence if the
+    backend cannot be used.
     """
     choice = getattr(args, _DESTINATION, None)
     if choice is not None:
@@ -49,16 +52,3 @@ def read_flag(original: Callable[..., Any], owner: type, args: argparse.Namespac
         print(f"sglang: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     return server_args
-
-
-def prepare() -> None:
-    """Look at settings and seams, and have the parent look after its schedulers.
-
-    Raises ConfigError or UnsupportedError.
-    """
-    from sglang_kvcached import hooks
-
-    support.settings()
-    seams.require()
-    seams.warn_if_newer()
-    hooks.watch_schedulers()

@@ -1,25 +1,35 @@
-"""What is hooked in SGLang, through its own HookRegistry: eight functions, each only where it is needed."""
+"""The functions of SGLang that this plugin hooks, through SGLang's own HookRegistry.
+
+Eight functions are hooked, each only in the processes that need it. Two modules of SGLang name their
+allocators without asking the platform; `rebind_allocators` replaces those names.
+"""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from kvcached_core import config
-from kvcached_core.errors import KVCachedError
-from sglang_kvcached import flag, seams
+from kvcached_core.errors import KVCachedError, UnsupportedError
+from sglang_kvcached import flag, seams, support
 
 _ENGINE, _SCHEDULER = "sglang.srt.entrypoints.engine", "sglang.srt.managers.scheduler"
 _RUNNER = "sglang.srt.model_executor.model_runner"
 _SIZES = "sglang.srt.mem_cache.kv_cache_configurator"
 _PLATFORM = "sglang.srt.platforms.interface"
+_REBOUND_MODULES = (_SIZES, "sglang.srt.mem_cache.allocator.swa")
 _registered: set[str] = set()
 
 
 def register() -> None:
-    """Register what this process needs; nothing at all where SGLang is not as it should be."""
+    """Register the hooks of this process; none if SGLang lacks a seam and kvcached was not asked for.
+
+    Ends the process with one sentence if kvcached was asked for and cannot be used.
+    """
     try:
         chosen = config.enabled(os.environ)
         seams.require(seams.COMMAND_LINE)
@@ -28,33 +38,24 @@ def register() -> None:
             seams.require()
     except KVCachedError as error:
         if os.environ.get(config.SWITCH_VARIABLE):
-            # An exception would be logged and forgotten, and the engine would be stock in silence.
+            # SGLang would log an exception and go on, and the engine would silently be stock.
             raise SystemExit(f"sglang-kvcached: {error}") from error
         print(f"sglang-kvcached is not active: {error}", file=sys.stderr)
         return
     _hook("sglang.srt.server_args.ServerArgs.add_cli_args", "AFTER", flag.add_flag)
-    _hook("sglang.srt.server_args.ServerArgs.from_cli_args", "AROUND", flag.read_flag)
+    _hook("sglang.srt.server_args.ServerArgs.from_cli_args", "AROUND", _read_flag)
     if chosen and _ENGINE in sys.modules:
-        _hook(f"{_ENGINE}._wait_for_scheduler_ready", "AFTER", _require_elastic)
+        _hook(f"{_ENGINE}._wait_for_scheduler_ready", "AFTER", _require_elastic_ranks)
     if chosen and _SCHEDULER in sys.modules:
-        _hook(f"{_SCHEDULER}.Scheduler.__init__", "AROUND", _serve)
-        _hook(f"{_RUNNER}.ModelRunner.load_model", "AROUND", _load)
+        _hook(f"{_SCHEDULER}.Scheduler.__init__", "AROUND", _start_scheduler)
+        _hook(f"{_RUNNER}.ModelRunner.load_model", "AROUND", _load_model)
         _hook(f"{_SIZES}.KVCacheConfigurator._profile_available_bytes", "AROUND", _virtual_bytes)
         _hook(f"{_PLATFORM}.SRTPlatform.get_kv_pool_cls", "AROUND", _pool_class)
         _hook(f"{_PLATFORM}.SRTPlatform.get_paged_allocator_cls", "AROUND", _allocator_class)
 
 
-def watch_schedulers() -> None:
-    """Have the parent look after its schedulers: the choice was made after the plugins were loaded."""
-    import sglang.srt.entrypoints.engine  # noqa: F401  (the registry would import it just the same)
-    from sglang.srt.plugins.hook_registry import HookRegistry
-
-    _hook(f"{_ENGINE}._wait_for_scheduler_ready", "AFTER", _require_elastic)
-    HookRegistry.apply_hooks()
-
-
 def _hook(target: str, kind: str, hook: Callable[..., Any]) -> None:
-    """Register once in a process, however often the plugin is loaded."""
+    """Register a hook once in a process, however often SGLang loads the plugin."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 
     if target not in _registered:
@@ -63,27 +64,49 @@ def _hook(target: str, kind: str, hook: Callable[..., Any]) -> None:
         HookRegistry.register(target, hook, HookType[kind], source=source)
 
 
-def _require_elastic(result: list[dict[str, Any]], *_: Any, **__: Any) -> None:
-    """Once all schedulers of this parent are ready: they are elastic, or the server stops."""
+def _read_flag(original: Callable[..., Any], owner: type, args: argparse.Namespace) -> Any:
+    """Read `--kv-cache-backend` from the command line."""
+    return flag.read_flag(original, owner, args, _prepare)
+
+
+def _prepare() -> None:
+    """Check settings and seams, and hook the parent's check of its schedulers.
+
+    SGLang loaded the plugins before it read the flag, so this hook is applied now. Raises ConfigError or
+    UnsupportedError.
+    """
+    support.settings()
+    seams.require()
+    seams.warn_if_newer()
+
+    import sglang.srt.entrypoints.engine  # noqa: F401  (the registry would import it as well)
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    _hook(f"{_ENGINE}._wait_for_scheduler_ready", "AFTER", _require_elastic_ranks)
+    HookRegistry.apply_hooks()
+
+
+def _require_elastic_ranks(result: list[dict[str, Any]], *_: Any, **__: Any) -> None:
+    """Stop the server unless all schedulers of this parent, which are ready now, are elastic."""
     if config.enabled(os.environ):
         from sglang_kvcached import startup_check
 
-        startup_check.require_elastic(len(result))
+        startup_check.require_elastic_ranks(len(result))
 
 
-def _serve(
+def _start_scheduler(
     original: Callable[..., None], scheduler: Any, server_args: Any, port_args: Any, *args: Any, **kwargs: Any
 ) -> None:
-    """A scheduler's life begins here and, if it cannot be elastic, ends here."""
+    """Start a rank around SGLang's scheduler; raises if the scheduler cannot be elastic."""
     from sglang_kvcached import starting
 
     with starting.rank(server_args, port_args):
         original(scheduler, server_args, port_args, *args, **kwargs)
-        starting.require_elastic(scheduler)
+        starting.finish(scheduler)
 
 
-def _load(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
-    """Wait for this engine's turn before anything is loaded; a draft's weights are part of it."""
+def _load_model(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+    """Wait for this engine's turn before the target model is loaded; its turn covers a draft model."""
     from sglang_kvcached import starting
 
     if not runner.is_draft_worker:
@@ -94,29 +117,54 @@ def _load(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) 
 def _virtual_bytes(
     original: Callable[..., int], configurator: Any, pre_model_load_memory: Any, *args: Any, **kwargs: Any
 ) -> int:
-    """Answer how much there is for the KV cache: addresses, not what happens to be free now."""
-    from sglang_kvcached import starting, support
+    """Return the bytes of addresses for the KV cache, whatever memory is free now."""
+    from sglang_kvcached import starting
 
     support.refuse_model(configurator)
     start = starting.current()
     if configurator.mambaish_config is not None:
-        # The states of linear attention are sized here as well; they are not elastic, so from what is free.
-        return start.note_virtual(original(configurator, pre_model_load_memory, *args, **kwargs))
-    return start.note_virtual(start.virtual_bytes())
+        # SGLang sizes the states of linear attention here too. They are not elastic: use free memory.
+        return start.note_virtual_bytes(original(configurator, pre_model_load_memory, *args, **kwargs))
+    return start.note_virtual_bytes(start.virtual_bytes())
 
 
 def _pool_class(original: Callable[..., type | None], platform: Any, *, kind: Any) -> type | None:
-    """Name the elastic pool of a kind; None leaves SGLang's own, which no elastic allocator takes."""
-    from sglang_kvcached import process_state, support
+    """Return the elastic class for a kind of pool.
 
+    None keeps SGLang's own pool, which the elastic allocators refuse.
+    """
     support.refuse_platform(original(platform, kind=kind), f"KV pool for {kind}")
-    process_state.rebind()
-    return process_state.pool_class(kind)
+    rebind_allocators()
+    from sglang_kvcached import pools
+
+    return {"mha": pools.ElasticMHATokenToKVPool, "mla": pools.ElasticMLATokenToKVPool}.get(str(kind))
 
 
 def _allocator_class(original: Callable[..., type | None], platform: Any) -> type:
-    """Name the elastic allocator of pages."""
-    from sglang_kvcached import process_state, support
-
+    """Return the elastic allocator for pages of more than one slot."""
     support.refuse_platform(original(platform), "paged allocator")
-    return process_state.paged_allocator_class()
+    from sglang_kvcached import allocators
+
+    return allocators.ElasticPagedAllocator
+
+
+def rebind_allocators() -> None:
+    """Replace the allocator names in the modules that build allocators. A second call changes nothing."""
+    from sglang_kvcached.allocators import ElasticTokenAllocator
+    from sglang_kvcached.swa import ElasticSWAAllocator
+
+    replacements = {
+        "TokenToKVPoolAllocator": ElasticTokenAllocator,
+        "SWATokenToKVPoolAllocator": ElasticSWAAllocator,
+        "PureSWATokenToKVPoolAllocator": _refuse_pure_swa,
+    }
+    for module_name in _REBOUND_MODULES:
+        module = importlib.import_module(module_name)
+        for name, replacement in replacements.items():
+            # A class that the module defines itself stays: the elastic one is derived from it.
+            if getattr(getattr(module, name, None), "__module__", module_name) != module_name:
+                setattr(module, name, replacement)
+
+
+def _refuse_pure_swa(*_: Any, **__: Any) -> None:
+    raise UnsupportedError("kvcached: models with a sliding window in every layer are not supported")

@@ -1,30 +1,46 @@
-"""The governor of an engine whose pages lie on several sheets."""
+"""The governor of an engine whose free memory lies in several page pools."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from kvcached_core.scheduler.governor import Governor
+from kvcached_core.scheduler.governor import Governor, LedgerView
 from sglang_kvcached.accounting import PoolAccounting
 
 
 class PageGovernor(Governor):
-    """A governor that is asked for pages of each sheet: a sheet has no use for what is free in another."""
+    """Computes demand for each page pool: a free page of one pool is no use to another.
 
-    asked: Sequence[int] = ()
+    A token takes a page of every pool, so a demand in blocks is a whole number of pages of every pool.
+    """
 
-    def _granules_for(self, demand_blocks: int) -> int:
-        return self._books.granules_for(self.asked)
+    def __init__(
+        self,
+        accounting: PoolAccounting,
+        ledger: LedgerView,
+        spare_granules: int,
+        idle_seconds: float,
+        event: Callable[..., None],
+        remaining_pages: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`remaining_pages` returns the pages of every pool that all requests may still take."""
+        super().__init__(
+            accounting, ledger, lambda _: None, spare_granules, idle_seconds, event,
+            lasting=lambda: accounting.granules_for(accounting.of_every_pool(remaining_pages())),
+        )  # fmt: skip
+        self._accounting = accounting
 
-    def ask(self, pages: Sequence[int]) -> int:
-        """Want at least what so many pages of each sheet take; returns the granules to hold for that."""
-        asked = min(self.limit, self._books.granules_with(pages))
-        self.enough = max(self.enough, asked)
+    def want_at_least(self, pages: Sequence[int]) -> int:
+        """Raise the memory this engine wants until so many pages of each pool can be taken.
+
+        Return the granules that the engine must hold for that.
+        """
+        granules = min(self.limit, self._accounting.granules_with(pages))
+        self.enough = max(self.enough, granules)
         self.wanted = max(self.wanted, min(self.limit, self.enough + self._spare))
         self._publish()
-        return asked
+        return granules
 
-    @property
-    def _books(self) -> PoolAccounting:
-        assert isinstance(self.granules, PoolAccounting)
-        return self.granules
+    def _granules_for(self, demand_blocks: int) -> int:
+        pages = demand_blocks // self._accounting.blocks_of_every_pool
+        return self._accounting.granules_for(self._accounting.of_every_pool(pages))

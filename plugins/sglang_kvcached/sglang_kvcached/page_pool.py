@@ -1,7 +1,7 @@
-"""The pages of one pool in granules: which are mapped, and which of those can be given up.
+"""The pages of one SGLang pool in granules: which granules are mapped, and which of them are empty.
 
-SGLang keeps its free list on the device. What a step needs of it here are lengths, which the host knows
-without asking the device; only a census looks at the list itself.
+Units are defined in accounting.py. SGLang keeps its free list on the device. A step only needs its length,
+which the host knows; only a search for empty granules reads the list and waits for the device.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from kvcached_core.scheduler.mapped_set import MappedSet
 
 
 class FreeList(Protocol):
-    """The free pages of mapped granules, as an allocator keeps them."""
+    """An allocator's list of the free pages in mapped granules."""
 
     def free_count(self) -> int:
-        """Return how many there are; does not wait for the device."""
+        """Return how many free pages there are; does not wait for the device."""
 
     def free_tensor(self) -> torch.Tensor:
-        """Return them all in one int64 tensor."""
+        """Return all free pages in one int64 tensor."""
 
     def set_free(self, pages: torch.Tensor) -> None:
-        """Put others in their place."""
+        """Replace the list by `pages`."""
 
 
-class Opened(NamedTuple):
-    """A granule that was mapped, and its pages [first, end)."""
+class MappedGranule(NamedTuple):
+    """A granule that was just mapped, and its pages [first, end)."""
 
     granule: int
     first: int
@@ -39,42 +39,46 @@ class Opened(NamedTuple):
 class PagePool:
     """Pages 1 <= p <= `page_count` of one pool; page 0 takes what padding writes.
 
-    Only pages of mapped granules are in the free list: listed = free + owned, owned being what requests and
-    the prefix cache hold. A granule of this pool is `units` granules of the ledger.
+    Pages of mapped granules are listed: listed = free + owned, where requests and the prefix cache own pages.
     """
 
-    def __init__(self, geometry: Geometry, page_count: int, units: int = 1) -> None:
+    def __init__(self, geometry: Geometry, page_count: int, ledger_granules_each: int = 1) -> None:
+        """`ledger_granules_each` is the number of ledger granules in a granule of this pool."""
         self.geometry = geometry
         self.page_count = page_count
-        self.units = units
+        self.ledger_granules_each = ledger_granules_each
         self.extent = MappedSet(geometry.granule_count)
         self.owner: FreeList | None = None
-        self.cached_pages = 0  # of the owned ones, those that only the prefix cache keeps; as last told
+        self.cached_pages = 0  # owned pages that only the prefix cache keeps; set by PrefixCacheView
         self.listed = 0
-        self._empty = 0  # granules that were empty in the last census
-        self._taken = 0  # pages taken since
-        self._freed = True  # whether pages were freed since, or granules mapped
-        self._whole = [self._pages(g) for g in range(geometry.granule_count)]
-        self._partial = [g for g, (first, end) in enumerate(self._whole) if g and end - first < self._size]
+        # Empty granules that the last search found; since then: pages taken, and whether any were freed.
+        self._empty = self._taken = 0
+        self._freed = True
+        self._page_range = [self._pages_of(g) for g in range(geometry.granule_count)]
+        self._partial = [
+            g
+            for g, (first, end) in enumerate(self._page_range)
+            if g and end - first < self._pages_per_granule
+        ]
         self.extent.map_lowest()
         self.extent.take_change()  # granule 0 is mapped before the first plan (I7)
-        self.listed = self._count(0)
+        self.listed = self._page_count_of(0)
 
     @property
-    def _size(self) -> int:
+    def _pages_per_granule(self) -> int:
         return self.geometry.blocks_per_granule
 
-    def _pages(self, granule: int) -> tuple[int, int]:
+    def _pages_of(self, granule: int) -> tuple[int, int]:
         blocks = self.geometry.blocks(granule)
         first, end = max(1, blocks.start), min(blocks.stop, self.page_count + 1)
         return first, max(first, end)
 
-    def _count(self, granule: int) -> int:
-        first, end = self._whole[granule]
+    def _page_count_of(self, granule: int) -> int:
+        first, end = self._page_range[granule]
         return end - first
 
     @property
-    def _list(self) -> FreeList:
+    def _free_list(self) -> FreeList:
         if self.owner is None:
             raise InvariantError("an elastic pool has no elastic allocator")
         return self.owner
@@ -84,7 +88,7 @@ class PagePool:
     @property
     def free(self) -> int:
         """Free pages of mapped granules."""
-        return self._list.free_count()
+        return self._free_list.free_count()
 
     @property
     def owned(self) -> int:
@@ -93,118 +97,124 @@ class PagePool:
 
     @property
     def unlisted(self) -> int:
-        """Pages that nobody holds and that have no memory, or never will."""
+        """Free pages without memory: in no mapped granule, or across the boundary of two physical pages."""
         return self.page_count - self.listed
 
     @property
-    def mapped_units(self) -> int:
-        """Granules of the ledger that are mapped here."""
-        return self.extent.mapped * self.units
+    def mapped_ledger_granules(self) -> int:
+        """Ledger granules that are mapped in this pool."""
+        return self.extent.mapped * self.ledger_granules_each
 
     @property
     def empty(self) -> int:
-        """Mapped granules that are surely empty.
+        """Mapped granules that are certainly empty: a lower bound.
 
-        The census sorts the free list, and what comes back is put before or behind it: pages taken since are
-        in order, so one empty granule is used up before the next is begun.
+        The last search sorted the free list, and freed pages go before or behind it. So pages are taken in
+        order since, and one empty granule is used up before the next is touched.
         """
-        return max(0, self._empty - -(-self._taken // self._size) - bool(self._partial and self._taken))
+        return max(
+            0, self._empty - -(-self._taken // self._pages_per_granule) - bool(self._partial and self._taken)
+        )
 
-    def room(self, units: int) -> int:
-        """Return the pages that as many more granules of the ledger would add."""
+    def addable_pages(self, ledger_granules: int) -> int:
+        """Return the pages that so many more ledger granules would add."""
         vacant = self.extent.count - self.extent.mapped
-        more = min(vacant, max(0, units) // self.units)
-        pages = more * self._size
-        if more == vacant:  # all of them: also those that are not whole
+        more = min(vacant, max(0, ledger_granules) // self.ledger_granules_each)
+        pages = more * self._pages_per_granule
+        if more == vacant:  # then granules with fewer pages are among them
             mapped = set(self.extent.granules()) if self._partial else set()
-            pages -= sum(self._size - self._count(g) for g in self._partial if g not in mapped)
+            pages -= sum(
+                self._pages_per_granule - self._page_count_of(g) for g in self._partial if g not in mapped
+            )
         return pages
 
     def unlisted_pages(self, device: object) -> list[torch.Tensor]:
-        """Return the pages that are in no mapped granule; looks at all."""
+        """Return the pages that are in no mapped granule; looks at all pages."""
         listed = torch.zeros(self.page_count + 1, dtype=torch.bool)
         listed[0] = True
         for granule in self.extent.granules():
-            listed[slice(*self._whole[granule])] = True
+            listed[slice(*self._page_range[granule])] = True
         return [torch.nonzero(~listed).flatten().to(device)]
 
-    def units_for(self, pages: int) -> int | None:
-        """Return the granules of the ledger that add so many pages at least; None if there are fewer."""
+    def ledger_granules_for(self, pages: int) -> int | None:
+        """Return the ledger granules that add at least so many pages; None if the pool has fewer."""
         if pages <= 0:
             return 0
-        more = -(-pages // self._size)
+        more = -(-pages // self._pages_per_granule)
         for granules in (more, more + 1):
-            if self.room(granules * self.units) >= pages:
-                return granules * self.units if granules <= self.extent.count - self.extent.mapped else None
+            if self.addable_pages(granules * self.ledger_granules_each) >= pages:
+                is_vacant = granules <= self.extent.count - self.extent.mapped
+                return granules * self.ledger_granules_each if is_vacant else None
         return None
 
-    def units_towards(self, pages: int) -> int:
-        """Return likewise, or all granules that are left if they have fewer pages."""
-        units = self.units_for(pages)
-        return (self.extent.count - self.extent.mapped) * self.units if units is None else units
+    def ledger_granules_towards(self, pages: int) -> int:
+        """Return the same, or all unmapped ones of the pool if they have fewer pages."""
+        granules = self.ledger_granules_for(pages)
+        vacant = self.extent.count - self.extent.mapped
+        return vacant * self.ledger_granules_each if granules is None else granules
 
     # -- granules that come and go -----------------------------------------------------------------------
 
-    def open(self, pages: int, units: int) -> list[Opened]:
-        """Map the lowest vacant granules until they have so many pages, `units` of the ledger's at most."""
-        opened: list[Opened] = []
-        while pages > 0 and units >= self.units and self.extent.mapped < self.extent.count:
+    def map_pages(self, pages: int, ledger_granules: int) -> list[MappedGranule]:
+        """Map the lowest vacant granules until they have so many pages; at most `ledger_granules`."""
+        each, mapped = self.ledger_granules_each, list[MappedGranule]()
+        while pages > 0 and ledger_granules >= each and self.extent.mapped < self.extent.count:
             granule = self.extent.map_lowest()
-            first, end = self._whole[granule]
-            opened.append(Opened(granule, first, end))
+            first, end = self._page_range[granule]
+            mapped.append(MappedGranule(granule, first, end))
             self._freed = True
             self.listed += end - first
             pages -= end - first
-            units -= self.units
-        return opened
+            ledger_granules -= each
+        return mapped
 
-    def took(self, pages: int) -> None:
+    def note_taken(self, pages: int) -> None:
         """Note that so many free pages were taken."""
         self._taken += pages
 
-    def freed(self) -> None:
+    def note_freed(self) -> None:
         """Note that pages were freed."""
         self._freed = True
 
     @property
-    def is_worth_a_census(self) -> bool:
-        """Say whether a census could find an empty granule."""
-        return self.free >= self._size and (self._freed or self.empty > 0)
+    def may_find_empty(self) -> bool:
+        """Say whether a search could find an empty granule."""
+        return self.free >= self._pages_per_granule and (self._freed or self.empty > 0)
 
-    def census(self) -> list[int]:
-        """Sort the free list and return the empty granules, the lowest first; waits for the device.
+    def find_empty(self) -> list[int]:
+        """Sort the free list and return the empty granules, lowest first; waits for the device.
 
-        Granule 0 is never empty.
+        Granule 0 is never given up and never returned.
         """
-        free, mapped = torch.sort(self._list.free_tensor()).values, self.extent.granules()
-        self._list.set_free(free)
+        free, mapped = torch.sort(self._free_list.free_tensor()).values, self.extent.granules()
+        self._free_list.set_free(free)
         counts = torch.bincount(self._granules_of(free), minlength=self.extent.count).tolist()
-        empty = [g for g in mapped if g and counts[g] == self._count(g)]
+        empty = [g for g in mapped if g and counts[g] == self._page_count_of(g)]
         self._empty, self._taken, self._freed = len(empty), 0, False
         return empty
 
-    def close(self, granules: list[int]) -> None:
-        """Take granules that a census just found empty out of the free list, and unmap them."""
-        free = self._list.free_tensor()
+    def unmap(self, granules: list[int]) -> None:
+        """Remove granules that `find_empty` just returned from the free list, and unmap them."""
+        free = self._free_list.free_tensor()
         gone = torch.zeros(self.extent.count, dtype=torch.bool)
         gone[granules] = True
         gone = gone.to(free.device)
         kept = free[~gone[self._granules_of(free)]]
-        pages = sum(self._count(g) for g in granules)
+        pages = sum(self._page_count_of(g) for g in granules)
         if len(kept) != len(free) - pages:
             raise InvariantError(
                 f"{len(free) - len(kept)} of the {pages} pages of granules {granules} were free"
             )
-        self._list.set_free(kept)
+        self._free_list.set_free(kept)
         for granule in granules:
             self.extent.unmap(granule)
         self.listed -= pages
         self._empty -= len(granules)
 
-    def cleared(self) -> None:
-        """Put every page of the mapped granules into the free list: nothing is used any more."""
-        pages = [torch.arange(*self._whole[g], dtype=torch.int64) for g in self.extent.granules()]
-        self._list.set_free(torch.cat(pages).to(self._list.free_tensor().device))
+    def free_all(self) -> None:
+        """Put every page of the mapped granules into the free list, after SGLang cleared the pool."""
+        pages = [torch.arange(*self._page_range[g], dtype=torch.int64) for g in self.extent.granules()]
+        self._free_list.set_free(torch.cat(pages).to(self._free_list.free_tensor().device))
         self._empty, self._taken, self._freed, self.cached_pages = self.extent.mapped - 1, 0, False, 0
 
     def _granules_of(self, pages: torch.Tensor) -> torch.Tensor:
@@ -212,10 +222,10 @@ class PagePool:
         return pages * self.geometry.stride_bytes // self.geometry.page_bytes
 
     def check(self) -> None:
-        """Raise InvariantError unless every free page has memory and is there once; looks at all."""
+        """Raise InvariantError unless every free page has memory and is listed once; looks at all pages."""
         self.extent.check()
-        free, mapped = sorted(self._list.free_tensor().tolist()), self.extent.granules()
-        expected = {page for g in mapped for page in range(*self._whole[g])}
+        free, mapped = sorted(self._free_list.free_tensor().tolist()), self.extent.granules()
+        expected = {page for g in mapped for page in range(*self._page_range[g])}
         wrong = {
             "free twice": len(free) != len(set(free)),
             "free without memory": not expected.issuperset(free),

@@ -1,4 +1,4 @@
-"""SGLang's pools over memory that comes and goes: the shapes of stock, another buffer."""
+"""SGLang's pools over elastic memory: buffers have stock's shapes, and only mapped granules have memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sglang_kvcached.rank_memory import Reservation
 _log = logging.getLogger(__name__)
 
 
-class _Elastic:
-    """Holds a reservation once its buffers were made; stays stock where others own the slots."""
+class ReservedBuffers:
+    """Mixin that makes a pool's buffers over reserved addresses; a draft model's pool stays stock."""
 
     kv_reservation: Reservation | None = None
     _stock_usage: float = 0.0
@@ -28,9 +28,9 @@ class _Elastic:
 
     @property
     def mem_usage(self) -> float:
-        """What is held now, in GiB: SGLang shows it as the size of its KV cache."""
+        """Memory that is held now, in GiB: SGLang shows it as the size of its KV cache."""
         reservation = self.kv_reservation
-        return self._stock_usage if reservation is None else reservation.memory.held_bytes / GIB
+        return self._stock_usage if reservation is None else reservation.rank_memory.held_bytes / GIB
 
     @mem_usage.setter
     def mem_usage(self, usage: float) -> None:
@@ -42,39 +42,42 @@ class _Elastic:
         return getattr(self, "allocation_label", None) is not None
 
     def _reserve(self, shape: tuple[int, ...], count: int, page_size: int) -> list[torch.Tensor]:
-        """Return `count` buffers of `shape`, whose first page alone has memory."""
+        """Return `count` buffers of `shape`; only their first granule has memory."""
         rows, dtype = shape[0], self.store_dtype
-        lanes = BufferSpec(count, rows, math.prod(shape[1:]) * dtype.itemsize, page_size)
-        self.kv_reservation = process_state.required().reserve(lanes, self._is_one_of_two)
-        size_bytes, whole = rows * lanes.row_bytes, self.kv_reservation.tensor
+        spec = BufferSpec(count, rows, math.prod(shape[1:]) * dtype.itemsize, page_size)
+        self.kv_reservation = process_state.rank_memory().reserve(spec, self._is_one_of_two)
+        size_bytes, whole = rows * spec.row_bytes, self.kv_reservation.tensor
         return [
             whole[start : start + size_bytes].view(dtype).view(shape)
-            for start in self.kv_reservation.sheet.geometry.starts
+            for start in self.kv_reservation.page_pool.geometry.starts
         ]
 
     def _log_reservation(self, tokens: int, how: str = "") -> None:
         reservation = self.kv_reservation
         assert reservation is not None
-        geometry = reservation.sheet.geometry
+        geometry = reservation.page_pool.geometry
         _log.info(
             "KV Cache is reserved (kvcached): #tokens: %d, %s of addresses, %s held; %s%s",
             tokens,
             format_size(geometry.granule_count * geometry.granule_bytes),
-            format_size(reservation.memory.held_bytes),
+            format_size(reservation.rank_memory.held_bytes),
             geometry.describe(),
             how,
         )
 
 
-class ElasticMHATokenToKVPool(_Elastic, MHATokenToKVPool):
-    """K and V of every layer, in as many lanes as the layout has."""
+class ElasticMHATokenToKVPool(ReservedBuffers, MHATokenToKVPool):
+    """K and V of every layer, in as many buffers as the layout has."""
 
-    _rows: list[torch.Tensor] | None = None  # of keys and values together, by lane
+    _rows: list[torch.Tensor] | None = None  # buffers that hold keys and values together
 
     def _create_buffers(self) -> None:
-        if not process_state.is_claimed():
+        if not process_state.slots_are_owned():
             if self.is_quantized_kv_cache:
-                raise UnsupportedError("kvcached: a quantized KV cache is not supported: leave it out")
+                raise UnsupportedError(
+                    "kvcached: a quantized KV cache is not supported: use --kv-cache-dtype auto, "
+                    "bfloat16 or fp8"
+                )
             if self.post_capture_active or self.kv_cache_layout != "nhd":
                 raise UnsupportedError(
                     f"kvcached: the KV layout {self.kv_cache_layout!r} is not supported: unset "
@@ -84,27 +87,27 @@ class ElasticMHATokenToKVPool(_Elastic, MHATokenToKVPool):
         super()._create_buffers()
 
     def _create_buffers_normal(self) -> None:
-        if process_state.is_claimed():
-            super()._create_buffers_normal()  # a draft model's: it shares the slots of its target
+        if process_state.slots_are_owned():
+            super()._create_buffers_normal()  # a draft model's pool shares the slots of its target
             return
         k_shape, v_shape = self._kv_buffer_shapes()
         if k_shape != v_shape:
             raise UnsupportedError(
                 f"kvcached: keys of shape {k_shape[1:]} and values of shape {v_shape[1:]} are not supported"
             )
-        layout = process_state.required().layout
+        layout = process_state.rank_memory().layout
         if layout == "engine":
             buffers = self._reserve(k_shape, 2 * self.layer_num, self.page_size)
             self.k_buffer, self.v_buffer = buffers[0::2], buffers[1::2]
             return
-        # A model's two pools share a size of pages, which rows of many layers would fill badly.
+        # The two pools of a model share a physical page size, which rows of many layers would fill badly.
         is_whole = layout == "block" and not self._is_one_of_two
-        lanes, layers = (1, self.layer_num) if is_whole else (self.layer_num, 1)
-        self._rows = self._reserve((k_shape[0], layers, 2, *k_shape[1:]), lanes, self.page_size)
+        count, layers = (1, self.layer_num) if is_whole else (self.layer_num, 1)
+        self._rows = self._reserve((k_shape[0], layers, 2, *k_shape[1:]), count, self.page_size)
         self.k_buffer, self.v_buffer = layouts.buffers(self._rows)
 
     def _slot_move_pointer_buffers(self) -> list[torch.Tensor]:
-        """Return what SGLang moves slots in. Its kernel takes a stride for the width: rows as a whole."""
+        """Return the buffers in which SGLang moves slots: whole rows, as its kernel copies a stride."""
         return list(super()._slot_move_pointer_buffers()) if self._rows is None else self._rows
 
     def _finalize_allocation_log(self, num_tokens: int) -> None:
@@ -116,11 +119,11 @@ class ElasticMHATokenToKVPool(_Elastic, MHATokenToKVPool):
             self._log_reservation(num_tokens, "" if self._rows is None else f"; {how} together")
 
 
-class ElasticMLATokenToKVPool(_Elastic, MLATokenToKVPool):
-    """The latent of every layer in a lane."""
+class ElasticMLATokenToKVPool(ReservedBuffers, MLATokenToKVPool):
+    """The latents of each layer in a buffer."""
 
     def _create_buffers(self) -> None:
-        if process_state.is_claimed():
+        if process_state.slots_are_owned():
             super()._create_buffers()
             return
         if self.use_dsa:
@@ -136,9 +139,9 @@ class ElasticMLATokenToKVPool(_Elastic, MLATokenToKVPool):
 
 
 def reservation_of(kvcache: Any) -> Reservation:
-    """Return what an elastic pool, or the full-attention part of a hybrid one, has reserved.
+    """Return the reservation of an elastic pool, or of the full-attention part of a hybrid one.
 
-    Raises UnsupportedError for any other pool: it would stay at its full size.
+    Raises UnsupportedError for any other pool, which would keep its full size.
     """
     pool = kvcache if hasattr(kvcache, "kv_reservation") else getattr(kvcache, "full_kv_pool", None)
     reservation = getattr(pool, "kv_reservation", None)

@@ -1,5 +1,8 @@
-"""What may begin in a step, of two amounts: what this engine could ever have, of which requests are admitted,
-and what is here, of which this step's prompts are."""
+"""Decides which requests may begin in a step, and with how large a chunk.
+
+Requests are admitted against the memory this engine could get; the prompts of this step are scheduled against
+the memory it has now.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +15,37 @@ if TYPE_CHECKING:
     from sglang_kvcached.scheduler_memory import SchedulerMemory
 
 
-class _Physical(PrefillBudget if TYPE_CHECKING else object):  # type: ignore[misc]
-    """What is added to either of SGLang's budgets.
+class _BudgetedPrefill(PrefillBudget if TYPE_CHECKING else object):  # type: ignore[misc]
+    """Mixin for both prefill budgets of SGLang.
 
-    SGLang knows one unfinished prompt at a time and asserts it. With stock's budget that one takes all of a
-    step, or ends. Here it may get less, or nothing, and memory may come right after: nobody begins behind it.
+    SGLang asserts that at most one prompt is unfinished. In stock such a prompt takes the whole step
+    or ends in it. Here it may get less, or nothing, and memory may arrive right after; so no request
+    begins behind it.
     """
 
-    def __init__(self, service: SchedulerMemory, allocator: Any, tree_cache: Any, **kwargs: Any) -> None:
+    def __init__(self, memory: SchedulerMemory, allocator: Any, tree_cache: Any, **kwargs: Any) -> None:
         super().__init__(allocator, tree_cache, **kwargs)
-        self._service = service
-        self._before = self.current_offset  # what decoding requests take of this step
-        self._unfinished = False  # the long prompt that goes on does not end in this step
-        self._chunk_at: int | None = None  # the offset at which it asks for its chunk
+        self._memory = memory
+        self._decode_offset = self.current_offset  # tokens that decoding requests take of this step
+        self._has_unfinished = False  # whether a prompt computed in chunks does not end in this step
+        self._chunk_offset: int | None = None  # the offset at which that prompt asks for its chunk
 
     @property
     def remaining_total(self) -> float:
-        """Tokens to promise, for as long as requests run."""
-        if not self._service.admits:
+        """Tokens that may still be promised to requests for their whole run."""
+        if not self._memory.may_admit:
             return 0
-        return float(self._service.attainable_at_most(0) * self.page_size - self.total_offset)
+        return float(self._memory.attainable_pages(0) * self.page_size - self.total_offset)
 
     @property
     def remaining_current(self) -> int:
-        """Tokens to hand out in this step, by eviction too."""
-        books = self._service.books
-        pages = books.attainable(0) + books.sheets[0].cached_pages
+        """Tokens that may still be taken in this step, eviction included."""
+        accounting = self._memory.accounting
+        pages = accounting.available_pages(0) + accounting.page_pools[0].cached_pages
         return int(pages * self.page_size - self.current_offset)
 
     def has_capacity(self) -> bool:
-        """Say whether to look at another request: what it needs now is asked for when it is known."""
+        """Say whether SGLang should look at another request; the memory it needs now is checked for each."""
         return self.remaining_total > 0
 
     def check_prefill(
@@ -54,8 +58,8 @@ class _Physical(PrefillBudget if TYPE_CHECKING else object):  # type: ignore[mis
         **rest: Any,
     ) -> tuple[bool, int | None]:
         """Say whether a request may begin, and with how large a chunk."""
-        self._service.count()
-        if self._unfinished:
+        self._memory.prefix_cache.count()
+        if self._has_unfinished:
             return self._refuse(total_tokens), None
         fits, limit = super().check_prefill(
             extend_input_len=extend_input_len,
@@ -67,87 +71,91 @@ class _Physical(PrefillBudget if TYPE_CHECKING else object):  # type: ignore[mis
         if not fits and self._may_begin_alone(input_tokens):
             fits, limit = True, chunk_limit
         tokens = extend_input_len if limit is None else min(extend_input_len, limit)
-        if not fits or not self._have(self.ceil_paged_tokens(tokens) + self.page_size):
+        if not fits or not self._get(self.ceil_paged_tokens(tokens) + self.page_size):
             return self._refuse(total_tokens), None
         return True, limit
 
     def can_allocate_prefill(self, *, paged_input: int, **rest: Any) -> bool:
-        """Say whether a request that ignores its end may begin, or a chunk may have its request's state."""
-        self._service.count()
-        is_chunk = self.current_offset == self._chunk_at
-        may = is_chunk or not self._unfinished
-        if may and self._have(paged_input) and super().can_allocate_prefill(paged_input=paged_input, **rest):
+        """Say whether a request with `ignore_eos` may begin, or a chunk may take its request's state."""
+        self._memory.prefix_cache.count()
+        is_chunk = self.current_offset == self._chunk_offset
+        may_begin = is_chunk or not self._has_unfinished
+        if (
+            may_begin
+            and self._get(paged_input)
+            and super().can_allocate_prefill(paged_input=paged_input, **rest)
+        ):
             return True
         if is_chunk:
-            self._unfinished, self._chunk_at = True, None
+            self._has_unfinished, self._chunk_offset = True, None
         return self._refuse(paged_input)
 
     def available_chunk_tokens(self, chunk_limit: int) -> int | None:
-        """Return the tokens with which a long prompt goes on; None: not in this step."""
+        """Return the tokens of a long prompt for this step; None if it has to wait."""
         tokens = self._chunk_tokens(chunk_limit)
-        self._unfinished = tokens is None
+        self._has_unfinished = tokens is None
         return tokens
 
     def fit_chunk(self, *, extend_input_len: int, **rest: Any) -> int | None:
-        """Return the tokens of a long prompt's next chunk; None: not in this step."""
+        """Return the tokens of a long prompt's next chunk; None if it has to wait."""
         limit: int | None = super().fit_chunk(extend_input_len=extend_input_len, **rest)
-        self._unfinished = limit is None or limit < extend_input_len
-        self._chunk_at = None if limit is None else self.current_offset
+        self._has_unfinished = limit is None or limit < extend_input_len
+        self._chunk_offset = None if limit is None else self.current_offset
         return limit
 
     def _chunk_tokens(self, chunk_limit: int) -> int | None:
-        self._service.count()
-        if self._service.is_over and self._service.demand.running:
-            return None  # what it took would keep requests from being retracted for long
+        self._memory.prefix_cache.count()
+        if self._memory.must_retract and self._memory.demand.running:
+            return None  # a chunk would take the memory that retraction is to free
         wanted = super().available_chunk_tokens(chunk_limit)
-        if wanted is not None and not self._have(self.ceil_paged_tokens(wanted) + self.page_size):
-            # All sheets take from one budget: what each could have is not what they have together.
+        if wanted is not None and not self._get(self.ceil_paged_tokens(wanted) + self.page_size):
+            # All page pools share one budget: they cannot all have what each could have alone.
             most = range(1, int(wanted) // self.page_size + 1)
             wanted = self.page_size * bisect_left(
-                most, True, key=lambda pages: any(self._short((pages + 1) * self.page_size))
+                most, True, key=lambda pages: any(self._missing_pages((pages + 1) * self.page_size))
             )
         return wanted if wanted is not None and wanted > 0 else None
 
-    def _have(self, tokens: int) -> bool:
-        """Say whether so many tokens are here; if they are on their way, wait for them a moment."""
-        if not any(self._short(tokens)):
+    def _get(self, tokens: int) -> bool:
+        """Say whether memory for so many tokens is here; wait briefly if it is on its way."""
+        if not any(self._missing_pages(tokens)):
             return True
-        self._service.wait(self._pages(tokens))
-        return not any(self._short(tokens))
+        self._memory.wait_for_pages(self._pages(tokens))
+        return not any(self._missing_pages(tokens))
 
-    def _short(self, tokens: int) -> list[int]:
-        """Return the pages of each sheet that are missing for so many tokens."""
-        return self._service.books.short(self._pages(tokens))
+    def _missing_pages(self, tokens: int) -> list[int]:
+        """Return the pages of each pool that are missing for so many tokens."""
+        return self._memory.accounting.missing_pages(self._pages(tokens))
 
     def _pages(self, tokens: int) -> list[int]:
-        """Return the pages that so many tokens take of each sheet beside those of this step, without what
-        eviction frees."""
+        """Return the pages of each pool that this step takes with so many more tokens, less cached pages."""
         needed = -(-(tokens + self.current_offset) // self.page_size)
-        return [max(0, int(needed) - sheet.cached_pages) for sheet in self._service.books.sheets]
+        return [
+            max(0, int(needed) - page_pool.cached_pages) for page_pool in self._memory.accounting.page_pools
+        ]
 
     def _may_begin_alone(self, input_tokens: int) -> bool:
-        """Say whether a request may begin though it may never be given all it could ask for: nothing else
-        runs, and its prompt fits into the limit."""
-        service = self._service
-        if service.demand.running or self.current_offset > self._before or not service.admits:
+        """Say whether a request that might outgrow the limit may begin: alone, if its prompt fits."""
+        memory = self._memory
+        if memory.demand.running or self.current_offset > self._decode_offset or not memory.may_admit:
             return False
-        return bool(input_tokens < service.limit_pages(0) * self.page_size)
+        return bool(input_tokens < memory.limit_pages(0) * self.page_size)
 
     def _refuse(self, tokens: int) -> bool:
-        """Remember what was missing: SGLang admits nobody until a request ends, or this is here."""
+        """Note the pages that were missing; SGLang looks again when a request ends or they are attainable."""
         pages = -(-(tokens + int(self.total_offset)) // self.page_size)
-        self._service.note_short([pages] + [0] * (len(self._service.books.sheets) - 1))
+        self._memory.note_refused([pages] + [0] * (len(self._memory.accounting.page_pools) - 1))
         return False
 
 
-class ElasticPrefillBudget(_Physical, PrefillBudget):
-    """One pool."""
+class ElasticPrefillBudget(_BudgetedPrefill, PrefillBudget):
+    """The budget of a model with one pool."""
 
 
-class ElasticSWAPrefillBudget(_Physical, SWAPrefillBudget):
-    """Full attention and sliding window, which take from the same granules of the ledger."""
+class ElasticSWAPrefillBudget(_BudgetedPrefill, SWAPrefillBudget):
+    """The budget of a model with full attention and sliding windows: two pools share ledger granules."""
 
     @property
     def remaining_swa(self) -> int:
-        """Tokens of the sliding window to promise."""
-        return int(self._service.attainable_at_most(1) * self.page_size - self.swa_offset)
+        """Tokens of the sliding window's pool that may still be promised."""
+        return int(self._memory.attainable_pages(1) * self.page_size - self.swa_offset)

@@ -1,4 +1,4 @@
-"""SGLang's prefix cache, as far as it lends memory: how much it keeps that nobody uses; taking it back."""
+"""The memory that SGLang's prefix cache keeps: how many pages it could free, and evicting them."""
 
 from __future__ import annotations
 
@@ -9,24 +9,39 @@ from sglang_kvcached.page_pool import PagePool
 
 
 class PrefixCacheView:
-    """Reads `scheduler.tree_cache`. The first sheet is full attention, the second the sliding window."""
+    """Reads `scheduler.tree_cache` for the page pools: full attention first, then the sliding window.
 
-    def __init__(self, scheduler: Any) -> None:
+    The only place that evicts and that counts evictions.
+    """
+
+    def __init__(self, scheduler: Any, page_pools: Sequence[PagePool]) -> None:
+        """`page_pools` are all pools of the process; both methods update their `cached_pages`."""
+        self.evicted_pages = 0  # since the engine began
         self._scheduler = scheduler
+        self._page_pools = page_pools
         self._page_size = int(scheduler.page_size)
 
-    def count(self, sheets: Sequence[PagePool]) -> None:
-        """Tell every sheet how many of its pages only the cache keeps."""
+    def count(self) -> None:
+        """Update how many pages of each pool only the prefix cache keeps."""
         tree = self._scheduler.tree_cache
         hybrid = tree.supports_swa() or tree.supports_mamba()
         tokens = [tree.full_evictable_size() if hybrid else tree.evictable_size()]
-        if len(sheets) > 1:
+        if len(self._page_pools) > 1:
             tokens.append(tree.swa_evictable_size())
-        for sheet, count in zip(sheets, tokens, strict=True):
-            sheet.cached_pages = min(int(count) // self._page_size, sheet.owned)
+        for page_pool, count in zip(self._page_pools, tokens, strict=True):
+            page_pool.cached_pages = min(int(count) // self._page_size, page_pool.owned)
 
     def evict(self, pages: Sequence[int]) -> int:
-        """Take back so many pages of each sheet, the least recently used first; return how many came."""
+        """Evict at least so many cached pages of each pool, least recently used first, if there are as many.
+
+        Return how many pages became free.
+        """
+        freed = self._evict(pages)
+        self.evicted_pages += freed
+        self.count()
+        return freed
+
+    def _evict(self, pages: Sequence[int]) -> int:
         from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
         tree = self._scheduler.tree_cache

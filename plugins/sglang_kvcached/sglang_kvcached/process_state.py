@@ -1,110 +1,73 @@
-"""The elastic memory of this process: what the hooks in SGLang call."""
+"""The globals of one SGLang process: this rank's memory and its scheduler's view of it.
+
+SGLang builds pools and allocators itself, so these find the memory here instead of in an argument.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kvcached_core.errors import InvariantError
-from sglang_kvcached.rank_memory import RankMemory
-from sglang_kvcached.scheduler_memory import SchedulerMemory
 
-_rank: RankMemory | None = None
-_service: SchedulerMemory | None = None
+if TYPE_CHECKING:
+    from sglang_kvcached.rank_memory import RankMemory
+    from sglang_kvcached.scheduler_memory import SchedulerMemory
 
+# Set in the first process of an engine and inherited by the others: part of its instance in the ledger.
+RUN_VARIABLE = "_KVCACHED_RUN"
 
-def required() -> RankMemory:
-    """Return this rank's memory, made from its start. Raises InvariantError where no start is under way."""
-    global _rank
-    if _rank is None:
-        from sglang_kvcached import starting
-
-        _rank = RankMemory(starting.current())
-    return _rank
+_rank_memory: RankMemory | None = None
+_scheduler_memory: SchedulerMemory | None = None
 
 
-def use(rank: RankMemory | None, service: SchedulerMemory | None = None) -> None:
-    """Make these the memory and the service of this process."""
-    global _rank, _service
-    _rank, _service = rank, service
+def use(rank_memory: RankMemory | None, scheduler_memory: SchedulerMemory | None = None) -> None:
+    """Set both globals; the scheduler's is None until SGLang's scheduler is complete."""
+    global _rank_memory, _scheduler_memory
+    _rank_memory, _scheduler_memory = rank_memory, scheduler_memory
 
 
-def required_service() -> SchedulerMemory:
-    """Return what settles the budget. Raises InvariantError before SGLang's scheduler is complete."""
-    if _service is None:
-        raise InvariantError("the scheduler is not complete: nobody settles its budget")
-    return _service
+def rank_memory() -> RankMemory:
+    """Return this rank's memory. Raises InvariantError outside an elastic scheduler process."""
+    if _rank_memory is None:
+        raise InvariantError("only a scheduler process that started with kvcached has elastic memory")
+    return _rank_memory
 
 
-def service() -> SchedulerMemory | None:
-    """Return what settles the budget; None until SGLang's scheduler is complete."""
-    return _service
+def find_rank_memory() -> RankMemory | None:
+    """Return this rank's memory, or None outside an elastic scheduler process."""
+    return _rank_memory
 
 
-def is_claimed() -> bool:
-    """Say whether the slots of this process have an owner: pools made now are a draft model's."""
-    return _rank is not None and _rank.is_claimed
+def scheduler_memory() -> SchedulerMemory:
+    """Return the scheduler's memory. Raises InvariantError before SGLang's scheduler is complete."""
+    if _scheduler_memory is None:
+        raise InvariantError("the memory budget was asked for before SGLang's scheduler was complete")
+    return _scheduler_memory
+
+
+def find_scheduler_memory() -> SchedulerMemory | None:
+    """Return the scheduler's memory, or None until SGLang's scheduler is complete."""
+    return _scheduler_memory
+
+
+def slots_are_owned() -> bool:
+    """Say whether allocators own this process's slots: a pool made now belongs to a draft model."""
+    return _rank_memory is not None and _rank_memory.has_owner
 
 
 def mapped_bytes() -> int:
-    """Return what is mapped; from any thread, 0 before there is a pool."""
-    return 0 if _rank is None else _rank.mapped_bytes()
-
-
-def pool_class(kind: str) -> type | None:
-    """Return the elastic class for a kind of pool, or None for one that stays SGLang's own."""
-    from sglang_kvcached import pools
-
-    return {"mha": pools.ElasticMHATokenToKVPool, "mla": pools.ElasticMLATokenToKVPool}.get(str(kind))
-
-
-def paged_allocator_class() -> type:
-    """Return the allocator for pages of more than one slot."""
-    from sglang_kvcached import allocators
-
-    return allocators.ElasticPagedAllocator
-
-
-def rebind() -> None:
-    """Put the elastic allocators where SGLang names its own without asking the platform."""
-    from sglang_kvcached import allocators
-
-    allocators.rebind()
-
-
-def begin_service(scheduler: Any, start: Any) -> None:
-    """SGLang's scheduler is complete: from now on memory comes and goes."""
-    global _service
-    if _rank is None or not _rank.is_claimed:
-        return  # problem() says so
-    _service = SchedulerMemory.begin(_rank, scheduler, start)
-
-
-def problem(scheduler: Any) -> str:
-    """Say in what way a complete scheduler is not elastic, or return an empty text."""
-    if _rank is None or not _rank.sheets:
-        return f"its KV pool is {type(scheduler.token_to_kv_pool_allocator.get_kvcache()).__name__}"
-    if not all(sheet.owner is not None for sheet in _rank.sheets):
-        return f"its allocator is {type(scheduler.token_to_kv_pool_allocator).__name__}"
-    if _service is None:
-        return "nobody settles its budget"
-    return ""
+    """Return the mapped bytes, 0 before a pool exists. May be called from any thread."""
+    return 0 if _rank_memory is None else _rank_memory.mapped_bytes()
 
 
 def close() -> None:
-    """Give all memory back; may be repeated."""
-    global _rank, _service
-    settled, _service = _service, None
-    rank, _rank = _rank, None
+    """Give all memory back. A second call does nothing."""
+    global _rank_memory, _scheduler_memory
+    scheduler_memory, _scheduler_memory = _scheduler_memory, None
+    rank_memory, _rank_memory = _rank_memory, None
     try:
-        if settled is not None:
-            settled.close()
+        if scheduler_memory is not None:
+            scheduler_memory.close()
     finally:
-        if rank is not None:
-            rank.close()
-
-
-def current() -> RankMemory:
-    """Return this rank's memory. Raises InvariantError if there is none."""
-    if _rank is None:
-        raise InvariantError("this process has no elastic memory")
-    return _rank
+        if rank_memory is not None:
+            rank_memory.close()

@@ -1,4 +1,7 @@
-"""The elastic memory of one rank, made as SGLang makes its pools: a scheduler is its own worker."""
+"""The elastic memory of one rank, made while SGLang makes its pools.
+
+In SGLang a scheduler process is also the worker of its rank, so it maps and unmaps by itself.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ if TYPE_CHECKING:
     import torch
 
 _log = logging.getLogger(__name__)
-_BLOCK_BYTES = 64  # what the ledger counts in where pages of two pools differ: both are a multiple of it
+_SHARED_BLOCK_BYTES = 64  # the ledger block of two pools: pages of both are a multiple of it
 
 
 class RankContext(Protocol):
-    """What a rank has before it makes its pools: see starting.RankStart."""
+    """The driver, account and settings of a rank; starting.RankStart provides them."""
 
     settings: Config
     longest_tokens: int
@@ -45,111 +48,115 @@ class RankContext(Protocol):
 
 
 class Reservation(NamedTuple):
-    """What a pool was given: its pages, and the int8 tensor over all its lanes."""
+    """The memory reserved for one pool: its pages, and the int8 tensor over all its buffers."""
 
-    memory: RankMemory
-    sheet: PagePool
+    rank_memory: RankMemory
+    page_pool: PagePool
     tensor: torch.Tensor
 
 
 class RankMemory:
-    """A pool of pages behind SGLang's pools, and the ledger's account for them."""
+    """The elastic pool behind SGLang's pools, and the rank's account in the ledger."""
 
-    def __init__(self, place: RankContext) -> None:
-        self._place = place
+    def __init__(self, context: RankContext) -> None:
+        self._context = context
         self._pool: ElasticPool | None = None
-        self.sheets: list[PagePool] = []
+        self.page_pools: list[PagePool] = []
         self.block_bytes = 0
         self._needed_bytes = 0
 
     @property
     def settings(self) -> Config:
         """The engine's settings."""
-        return self._place.settings
+        return self._context.settings
 
     @property
     def layout(self) -> str:
-        """How a token's keys and values lie, as layouts.chosen() says. Raises UnsupportedError."""
-        return self._place.layout
+        """The layout that `layouts.chosen` returns. Raises UnsupportedError."""
+        return self._context.layout
 
     @property
     def account(self) -> Account:
         """The rank's account."""
-        return self._place.account
+        return self._context.account
 
     @property
     def pool(self) -> ElasticPool:
-        """The pages. Raises InvariantError before a pool of SGLang's has reserved any."""
+        """The elastic pool. Raises InvariantError before a pool of SGLang has reserved addresses."""
         if self._pool is None:
             raise InvariantError("no elastic KV pool was made")
         return self._pool
 
     @property
-    def is_claimed(self) -> bool:
-        """Say whether allocators own the slots: a pool that is made now shares them, and stays stock."""
-        return any(sheet.owner is not None for sheet in self.sheets)
+    def has_owner(self) -> bool:
+        """Say whether an allocator owns the slots: a pool made from now on shares them and stays stock."""
+        return any(page_pool.owner is not None for page_pool in self.page_pools)
 
     @property
     def held_bytes(self) -> int:
-        """Memory that exists for the KV cache now, spare pages included."""
-        return self._place.account.ready_bytes
+        """Memory that exists for the KV cache now, including spare granules."""
+        return self._context.account.ready_bytes
 
     def mapped_bytes(self) -> int:
-        """Return what is mapped; from any thread."""
+        """Return the mapped bytes. May be called from any thread."""
         return 0 if self._pool is None else self._pool.mapped_bytes()
 
-    def reserve(self, lanes: BufferSpec, several: bool = False) -> Reservation:
-        """Reserve addresses for a pool; its first granule has memory. `several`: there are two of them.
+    def reserve(self, spec: BufferSpec, is_one_of_two: bool = False) -> Reservation:
+        """Reserve addresses for a pool; only its first granule has memory.
 
-        The ledger then counts in single pages, of which granules of both are a whole number.
+        With two pools a ledger granule is one physical page, so granules of both are a whole number of them.
 
-        Raises UnsupportedError for a geometry that cannot be, ConfigError for a limit that is too low,
-        CapacityError where even the first granule cannot be had.
+        Raises UnsupportedError if no geometry will do, ConfigError if the limit is too low, CapacityError if
+        there is no memory for the first granule.
         """
-        if self._pool is not None and not several:
-            raise InvariantError("SGLang made a second KV pool before anybody owned the first")
-        place = self._place
-        wanted = place.settings.page_size
-        wanted_bytes = None if wanted is None else wanted.of(place.capacity_bytes)
-        if self.sheets:
-            wanted_bytes = self.sheets[0].geometry.page_bytes
-        geometry = geometry_of(lanes, place.driver, wanted_bytes)
-        sheet = PagePool(geometry, lanes.page_count - 1, lanes.number if several else 1)
-        self._set_floor(lanes, sheet)
+        if self._pool is not None and not is_one_of_two:
+            raise InvariantError("SGLang made a second KV pool before an allocator owned the first")
+        context = self._context
+        wanted = context.settings.page_size
+        wanted_bytes = None if wanted is None else wanted.of(context.capacity_bytes)
+        if self.page_pools:
+            wanted_bytes = self.page_pools[0].geometry.page_bytes
+        geometry = geometry_of(spec, context.driver, wanted_bytes)
+        page_pool = PagePool(geometry, spec.page_count - 1, spec.buffers if is_one_of_two else 1)
+        self._set_floor(spec, page_pool)
         if self._pool is None:
-            self._describe(geometry, several)
-            unit_pages = 1 if several else None
+            self._describe(geometry, is_one_of_two)
             self._pool = ElasticPool(
-                place.driver, geometry, place.account, private_bytes=place.private.now, unit_pages=unit_pages
-            )
+                context.driver, geometry, context.account, private_bytes=context.private.now,
+                unit_pages=1 if is_one_of_two else None,
+            )  # fmt: skip
             tensor = self._pool.tensor
         else:
             tensor = self._pool.add(geometry)
-        self.sheets.append(sheet)
-        self._log_start(lanes, sheet)
-        return Reservation(self, sheet, tensor)
+        self.page_pools.append(page_pool)
+        self._log_start(spec, page_pool)
+        return Reservation(self, page_pool, tensor)
 
-    def _describe(self, geometry: Geometry, several: bool) -> None:
-        """Tell the ledger what is counted in."""
-        pages = 1 if several else len(geometry.starts)
-        self.block_bytes = _BLOCK_BYTES if several else geometry.stride_bytes * pages
-        blocks = geometry.page_bytes // _BLOCK_BYTES if several else geometry.blocks_per_granule
-        count = self._place.capacity_bytes // geometry.page_bytes if several else geometry.granule_count
-        self._place.account.describe(
-            page_bytes=geometry.page_bytes,
-            granule_bytes=geometry.page_bytes * pages,
+    def _describe(self, geometry: Geometry, is_one_of_two: bool) -> None:
+        """Tell the ledger the sizes of its granules and blocks."""
+        physical = geometry.page_bytes
+        pages = 1 if is_one_of_two else len(geometry.starts)
+        self.block_bytes = _SHARED_BLOCK_BYTES if is_one_of_two else geometry.stride_bytes * pages
+        blocks = physical // _SHARED_BLOCK_BYTES if is_one_of_two else geometry.blocks_per_granule
+        count = self._context.capacity_bytes // physical if is_one_of_two else geometry.granule_count
+        self._context.account.describe(
+            page_bytes=physical,
+            granule_bytes=physical * pages,
             granule_count=count,
             blocks_per_granule=blocks,
-            block_count=blocks * count if several else geometry.block_count,
+            block_count=blocks * count if is_one_of_two else geometry.block_count,
             stride_bytes=self.block_bytes // pages,
         )
 
-    def claim(self, sheet: PagePool, owner: FreeList) -> int:
-        """Let an allocator own a sheet's pages; returns its number. Raises InvariantError if it has one."""
-        if sheet.owner is not None and sheet.owner is not owner:
+    def claim(self, page_pool: PagePool, owner: FreeList) -> int:
+        """Make an allocator the owner of a page pool; return the pool's number.
+
+        Raises InvariantError if it has another owner.
+        """
+        if page_pool.owner is not None and page_pool.owner is not owner:
             raise InvariantError("two allocators were made for one elastic KV pool")
-        sheet.owner = owner
-        return self.sheets.index(sheet)
+        page_pool.owner = owner
+        return self.page_pools.index(page_pool)
 
     def apply(self, plan: Plan, stream: int, also: tuple[int, ...]) -> None:
         """Carry out a plan; kernels launched on `stream` after this see its memory."""
@@ -157,45 +164,45 @@ class RankMemory:
 
     def check(self) -> None:
         """Raise InvariantError if pages, pool or account do not add up."""
-        for sheet in self.sheets:
-            sheet.check()
+        for page_pool in self.page_pools:
+            page_pool.check()
         self.pool.check()
-        self._place.account.check()
+        self._context.account.check()
 
     def close(self) -> None:
-        """Give all memory back; the tensors must not be used after. May be repeated."""
+        """Give all memory back; the tensors must not be used afterwards. A second call does nothing."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
 
-    def _set_floor(self, lanes: BufferSpec, sheet: PagePool) -> None:
-        """Set the floor: as told, or what one request of the maximum length needs of all pools, with page 0.
+    def _set_floor(self, spec: BufferSpec, page_pool: PagePool) -> None:
+        """Set the floor: the setting, or the memory of one request of the maximum length and of page 0.
 
         Raises ConfigError if the limit is lower, CapacityError if the floors do not fit together.
         """
-        place, geometry = self._place, sheet.geometry
-        pages = 1 + -(-place.longest_tokens // lanes.page_size)
+        context, geometry = self._context, page_pool.geometry
+        pages = 1 + -(-context.longest_tokens // spec.page_size)
         granules = min(geometry.granule_count, -(-pages // geometry.blocks_per_granule))
         self._needed_bytes += granules * geometry.granule_bytes
-        limit = place.limit_bytes()
+        limit = context.limit_bytes()
         if self._needed_bytes > limit:
             raise ConfigError(
                 f"the limit of {format_size(limit)} is less than the {format_size(self._needed_bytes)} that "
-                f"one request of {place.longest_tokens} tokens needs: raise kvcached.limit or lower "
+                f"one request of {context.longest_tokens} tokens needs: raise kvcached.limit or lower "
                 "--context-length"
             )
-        floor = place.settings.floor
-        place.set_floor(self._needed_bytes if floor is None else floor.of(place.capacity_bytes))
+        floor = context.settings.floor
+        context.set_floor(self._needed_bytes if floor is None else floor.of(context.capacity_bytes))
 
-    def _log_start(self, lanes: BufferSpec, sheet: PagePool) -> None:
-        account = self._place.account
+    def _log_start(self, spec: BufferSpec, page_pool: PagePool) -> None:
+        account = self._context.account
         _log.info(
             "kvcached backend: driver %s, %s (%d tokens), virtual capacity %s, floor %s, limit %s, "
             "engine %s in ledger %s",
-            self._place.driver.name,
-            sheet.geometry.describe(),
-            sheet.geometry.blocks_per_granule * lanes.page_size,
-            format_size(sheet.geometry.granule_count * sheet.geometry.granule_bytes),
+            self._context.driver.name,
+            page_pool.geometry.describe(),
+            page_pool.geometry.blocks_per_granule * spec.page_size,
+            format_size(page_pool.geometry.granule_count * page_pool.geometry.granule_bytes),
             format_size(account.floor_bytes),
             format_size(account.limit_bytes),
             account.name,

@@ -1,7 +1,7 @@
-"""What all ranks of an engine go by: rank 0 reads the ledger and tells the others.
+"""Keeps the ranks of an engine in step: rank 0 reads the ledger and sends its reading to the others.
 
-Every rank decides for itself, from the same numbers: so ranks must hear them at the same calls, never by
-their own clocks. Also the time is rank 0's.
+Every rank decides for itself from the same numbers. So all ranks must get a reading at the same calls, never
+by their own clocks, and the time is rank 0's too.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _PAUSE_SECONDS = 0.0005
-HEAR_SECONDS = 0.01  # how often ranks meet for news, about
-MOST_BUSY_CALLS, MOST_IDLE_CALLS = 4, 256  # calls that may pass without news; busy ones are slow
+SYNC_SECONDS = 0.01  # about how often ranks share a reading
+MAX_BUSY_CALLS, MAX_IDLE_CALLS = 4, 256  # calls between two readings; busy calls are slow
 
 
 class LedgerReading(NamedTuple):
-    """What rank 0 read in the ledger, at its time `now_us`; the next news are due after `calls` calls."""
+    """The ledger as rank 0 read it at its time `now_us`; the next reading is due after `calls` calls."""
 
     now_us: int
     created: int
@@ -35,87 +35,90 @@ class LedgerReading(NamedTuple):
 
 
 class RankGroup(Protocol):
-    """The ranks that decide alike."""
+    """The ranks that share readings."""
 
-    is_alone: bool
+    is_single: bool
 
-    def share(self, word: LedgerReading | None) -> LedgerReading:
-        """Return rank 0's word on every rank; the others bring none."""
+    def share(self, reading: LedgerReading | None) -> LedgerReading:
+        """Return rank 0's reading on every rank; the others pass None."""
 
 
 class SingleRank:
-    """One rank."""
+    """A group of one rank."""
 
-    is_alone = True
+    is_single = True
 
-    def share(self, word: LedgerReading | None) -> LedgerReading:
-        """Return it."""
-        assert word is not None
-        return word
+    def share(self, reading: LedgerReading | None) -> LedgerReading:
+        """Return the reading."""
+        assert reading is not None
+        return reading
 
 
 class DistributedRanks:
-    """Several ranks with a group for tensors of the host, whose first one is rank 0."""
+    """Several ranks with a process group for host tensors; its first rank is rank 0."""
 
-    is_alone = False
+    is_single = False
 
     def __init__(self, group: ProcessGroup) -> None:
         self._group = group
         self._source = torch.distributed.get_global_rank(group, 0)
 
-    def meet(self) -> None:
-        """Return once every rank is here."""
+    def barrier(self) -> None:
+        """Return once every rank has called this."""
         torch.distributed.barrier(self._group)
 
-    def share(self, word: LedgerReading | None) -> LedgerReading:
-        """Broadcast it; every rank has to be here."""
-        numbers = torch.tensor(word or [0] * len(LedgerReading._fields), dtype=torch.int64)
+    def share(self, reading: LedgerReading | None) -> LedgerReading:
+        """Broadcast rank 0's reading; every rank must call this."""
+        numbers = torch.tensor(reading or [0] * len(LedgerReading._fields), dtype=torch.int64)
         torch.distributed.broadcast(numbers, self._source, group=self._group)
         return LedgerReading(*numbers.tolist())
 
 
 class RankSync:
-    """The ledger as it was last heard of, the same on every rank: a governor's view of it."""
+    """The governor's view of the ledger: the last reading, the same on every rank."""
 
     def __init__(
         self,
         ledger: LedgerView | None,
-        circle: RankGroup,
-        always: bool,
+        group: RankGroup,
+        always_when_idle: bool,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`ledger` is None but on rank 0. `always`: there is news at each idle call, as these are rare."""
+        """`ledger` is None except on rank 0.
+
+        `always_when_idle` is for a scheduler whose idle calls are rare: each of them takes a reading.
+        """
         self._ledger = ledger
-        self._circle = circle
-        self.is_alone = circle.is_alone
-        self._always = always or circle.is_alone
+        self._group = group
+        self.is_single = group.is_single
+        self._always_when_idle = always_when_idle or group.is_single
         self._clock = clock
         self._sleep = sleep
-        self._calls = self._left = 1
+        self._calls = self._calls_left = 1
         self._was_idle = True
-        self._waited_seconds = 0.0  # since the last call
-        self._heard_at = clock()
-        self.word = self._hear(1)
+        self._waited_seconds = 0.0  # since the last sync()
+        self._read_at = clock()
+        self.reading = self._share_reading(1)
 
-    # -- when --------------------------------------------------------------------------------------------
+    # -- when to read ------------------------------------------------------------------------------------
 
-    def call(self, idle: bool) -> bool:
-        """Count a call that every rank makes; hear the news if it is time, and say whether it was."""
-        turned, self._was_idle = idle != self._was_idle, idle
+    def sync(self, idle: bool) -> bool:
+        """Count a call that every rank makes, and share a new reading if it is due; say whether it was."""
+        changed, self._was_idle = idle != self._was_idle, idle
         self._waited_seconds = 0.0
-        self._left -= 1
-        if self._left > 0 and not turned and not (self._always and idle):
+        self._calls_left -= 1
+        if self._calls_left > 0 and not changed and not (self._always_when_idle and idle):
             return False
-        self.word = self._hear(MOST_IDLE_CALLS if idle else MOST_BUSY_CALLS)
+        self.reading = self._share_reading(MAX_IDLE_CALLS if idle else MAX_BUSY_CALLS)
         return True
 
     def wait(self, enough: int, seconds: float, is_coming: Callable[[], bool] = lambda: False) -> None:
-        """Let rank 0 wait until `enough` granules were created or are refused, `seconds` at most; hear it.
+        """Wait on rank 0 until `enough` granules were created or the ledger refused; `seconds` at most.
 
-        While more `is_coming` to rank 0 it waits for that too. All waits since the last call() share the
-        `seconds`: what has come by then is a step's worth, and more comes while that step runs. Nothing else
-        is heard: what is being admitted was promised by the limit as it was.
+        Rank 0 waits on while `is_coming` says that more is being made. All waits since the last sync() share
+        the `seconds`, and more memory comes while the step runs. Only `created` and `refused` are read anew:
+        requests are admitted in this step under the limit as it was.
         """
         if self._ledger is not None:
             began = now = self._clock()
@@ -128,24 +131,24 @@ class RankSync:
                 self.pause()
                 now = self._clock()
             self._waited_seconds += now - began
-        news = self._hear(MOST_BUSY_CALLS)
-        self.word = self.word._replace(created=news.created, refused=news.refused)
+        new = self._share_reading(MAX_BUSY_CALLS)
+        self.reading = self.reading._replace(created=new.created, refused=new.refused)
 
     def pause(self) -> None:
-        """Let a moment pass, so that memory can be made or given back."""
+        """Sleep for half a millisecond, so that the supply thread can work."""
         self._sleep(_PAUSE_SECONDS)
 
-    def _hear(self, most: int) -> LedgerReading:
-        word = None if self._ledger is None else self._read(self._ledger, most)
-        word = self._circle.share(word)
-        self._calls = self._left = word.calls
-        return word
+    def _share_reading(self, most: int) -> LedgerReading:
+        reading = None if self._ledger is None else self._read(self._ledger, most)
+        reading = self._group.share(reading)
+        self._calls = self._calls_left = reading.calls
+        return reading
 
     def _read(self, ledger: LedgerView, most: int) -> LedgerReading:
         now = self._clock()
-        each = (now - self._heard_at) / max(1, self._calls - self._left)
-        calls = most if each * most < HEAR_SECONDS else int(HEAR_SECONDS / each)
-        self._heard_at = now
+        each = (now - self._read_at) / max(1, self._calls - self._calls_left)
+        calls = most if each * most < SYNC_SECONDS else int(SYNC_SECONDS / each)
+        self._read_at = now
         return LedgerReading(
             int(now * 1e6),
             ledger.created(),
@@ -153,7 +156,7 @@ class RankSync:
             ledger.target_granules(),
             ledger.must_granules(),
             int(ledger.refused()),
-            1 if self.is_alone else max(1, min(most, calls)),
+            1 if self.is_single else max(1, min(most, calls)),
         )
 
     # -- the governor's view -----------------------------------------------------------------------------
@@ -161,29 +164,29 @@ class RankSync:
     @property
     def now(self) -> float:
         """Rank 0's time, in seconds."""
-        return self.word.now_us / 1e6
+        return self.reading.now_us / 1e6
 
     def created(self) -> int:
         """Return the granules ever created, the least over all ranks."""
-        return self.word.created
+        return self.reading.created
 
     def granule_limit(self) -> int:
         """Return how many granules each rank may hold at most."""
-        return self.word.limit
+        return self.reading.limit
 
     def target_granules(self) -> int:
-        """Return how many each rank is asked to hold at most; 0 if it is not asked."""
-        return self.word.target
+        """Return how many granules each rank is asked to come down to; 0 if it is not asked."""
+        return self.reading.target
 
     def must_granules(self) -> int:
-        """Return likewise what is asked for the floor of another."""
-        return self.word.must
+        """Return the same for another engine's floor; 0 if it is not asked."""
+        return self.reading.must
 
     def refused(self) -> bool:
-        """Say whether a rank has asked for memory and did not get it."""
-        return bool(self.word.refused)
+        """Say whether the ledger refused memory that a rank asked for."""
+        return bool(self.reading.refused)
 
     def publish(self, usage: Usage) -> None:
-        """Write what the engine does, which rank 0 does for all."""
+        """Write the engine's usage into the ledger; only rank 0 writes."""
         if self._ledger is not None:
             self._ledger.publish(usage)

@@ -1,4 +1,4 @@
-"""Whether the installed SGLang has every name that this plugin relies on."""
+"""Checks that the installed SGLang has every name that this plugin relies on."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def require(seams: Iterable[Seam] | None = None) -> None:
     problems = [problem for seam in (SEAMS if seams is None else seams) if (problem := missing(seam))]
     if problems:
         raise UnsupportedError(
-            f"SGLang {installed} differs from what sglang-kvcached was made for: {'; '.join(problems)}. "
+            f"SGLang {installed} lacks names that sglang-kvcached needs: {'; '.join(problems)}. "
             f"Use a version from {_dotted(OLDEST)} to {_dotted(NEWEST_TESTED)}, upgrade sglang-kvcached, or "
             f"start without --kv-cache-backend kvcached and ENABLE_KVCACHED"
         )
 
 
 def warn_if_newer() -> None:
-    """Say so, once, where SGLang is newer than what was tested."""
+    """Log a warning if SGLang is newer than the newest tested version."""
     installed = sglang_version()
     if _numbers(installed) > NEWEST_TESTED:
         _log.warning(

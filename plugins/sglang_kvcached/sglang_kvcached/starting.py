@@ -1,10 +1,11 @@
-"""One rank's start inside SGLang: its turn, its device, its account; until its first request."""
+"""The start of one rank inside SGLang, until its first request: its turn, its device, its account."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +15,17 @@ from kvcached_core.driver import nvml
 from kvcached_core.driver.base import Driver
 from kvcached_core.driver.registry import open_driver
 from kvcached_core.errors import ConfigError, InvariantError, KVCachedError
-from kvcached_core.ledger import Account, Runtime
+from kvcached_core.ledger import Account, Runtime, SchedulerView
 from kvcached_core.startup.private_memory import PrivateMemory, reserved_bytes
 from kvcached_core.startup.rank_start import Rank, Start
-from sglang_kvcached import layouts, support, weights
+from sglang_kvcached import layouts, process_state, startup_check, support, weights
+from sglang_kvcached.counters import Counters
+from sglang_kvcached.demand import Demand
+from sglang_kvcached.prefix_cache_view import PrefixCacheView
+from sglang_kvcached.rank_memory import RankMemory
+from sglang_kvcached.rank_sync import DistributedRanks, RankGroup, RankSync, SingleRank
+from sglang_kvcached.scheduler_memory import SchedulerMemory
+from sglang_kvcached.wake import Waker
 
 _log = logging.getLogger(__name__)
 
@@ -25,15 +33,15 @@ _current: RankStart | None = None
 
 
 def current() -> RankStart:
-    """Return the start of this process's rank. Raises InvariantError where none is under way or done."""
+    """Return the start of this process's rank. Raises InvariantError outside `rank()`."""
     if _current is None:
-        raise InvariantError("an elastic KV cache is made by a scheduler that is starting, and none is here")
+        raise InvariantError("only a scheduler that started with kvcached can make an elastic KV cache")
     return _current
 
 
 @contextmanager
 def rank(server_args: Any, port_args: Any) -> Iterator[RankStart]:
-    """Start the rank of this process; if anything fails, it leaves the ledger with everything given back."""
+    """Start the rank of this process. If anything fails, give everything back and leave the ledger."""
     global _current
     support.adopt_logging()
     options = server_args.resolved_dict()
@@ -41,6 +49,7 @@ def rank(server_args: Any, port_args: Any) -> Iterator[RankStart]:
         support.refuse(options)
         support.warn_of_untried(options)
         _current = RankStart(options, port_args)
+        process_state.use(RankMemory(_current))
         _current.make_room_for_context()
         yield _current
     except BaseException as error:
@@ -50,35 +59,71 @@ def rank(server_args: Any, port_args: Any) -> Iterator[RankStart]:
         raise
 
 
-def require_elastic(scheduler: Any) -> None:
-    """End the start of a scheduler that is complete. Raises InvariantError if it is not elastic."""
-    from sglang_kvcached import process_state
-
+def finish(scheduler: Any) -> None:
+    """End the start of a complete scheduler. Raises InvariantError if it is not elastic."""
     start = current()
-    process_state.begin_service(scheduler, start)
-    if problem := start.problem() or process_state.problem(scheduler):
+    begin_settling(scheduler, start)
+    if problem := start.problem() or startup_check.why_not_elastic(scheduler):
         raise InvariantError(f"this engine was asked to be elastic and is not: {problem}")
     start.end()
 
 
+def begin_settling(scheduler: Any, start: RankStart, clock: Callable[[], float] = time.monotonic) -> None:
+    """Make the memory of a complete scheduler; from now on memory comes and goes. Every rank calls this."""
+    rank_memory = process_state.rank_memory()
+    if not rank_memory.has_owner:
+        return  # why_not_elastic() names the reason
+    group: RankGroup = SingleRank()
+    if start.world_size > 1:
+        group = DistributedRanks(start.cpu_group)
+        group.barrier()  # all ranks have described their geometry to the ledger now
+    rank_memory.account.grow_with(range(start.world_size))
+    view = (
+        SchedulerView.find(start.runtime, start.instance, start.world_size, clock)
+        if start.rank == 0
+        else None
+    )
+    rank_memory.pool.start()
+    rank_sync = RankSync(view, group, bool(scheduler.server_args.sleep_on_idle), clock)
+    waker = None if view is None else Waker(view, scheduler.idle_sleeper, clock)
+    memory = SchedulerMemory(
+        rank_memory,
+        Demand(scheduler),
+        PrefixCacheView(scheduler, rank_memory.page_pools),
+        rank_sync,
+        waker,
+        Counters() if view is None else Counters(view.count, view.report),
+        _streams(scheduler),
+    )
+    if waker is not None:
+        waker.start(lambda: memory.governor.deadline)
+    process_state.use(rank_memory, memory)
+
+
+def _streams(scheduler: Any) -> Callable[[], tuple[int, tuple[int, ...]]]:
+    """Return a function that returns the stream of a scheduler's steps, and its other streams."""
+    if torch.device(scheduler.device).type != "cuda":
+        return lambda: (0, ())
+    others = tuple(int(s.cuda_stream) for s in (scheduler.forward_stream, scheduler.copy_stream))
+    return lambda: (int(torch.cuda.current_stream().cuda_stream), others)
+
+
 def _give_up() -> None:
     global _current
-    from sglang_kvcached import process_state
-
     start, _current = _current, None
     try:
         process_state.close()
         if start is not None:
             start.close()
     except Exception:
-        _log.exception("kvcached: not everything was given back; it is when this process ends")
+        _log.exception("kvcached: some memory was not given back; the system frees it when this process ends")
 
 
 class RankStart:
-    """What the rank of this process is, and has."""
+    """The rank of this process: its identity, its driver and its account, in the order of its start."""
 
     def __init__(self, options: dict[str, Any], port_args: Any) -> None:
-        """`options` are SGLang's resolved arguments by name. Raises ConfigError."""
+        """`options` are SGLang's resolved arguments by name. Raises ConfigError for an illegal setting."""
         from sglang.srt.runtime_context import get_device, get_parallel
 
         parallel = get_parallel()
@@ -97,10 +142,11 @@ class RankStart:
         who = Rank("sglang", self.instance, self.rank, str(name), str(options["model_path"]))
         self._start = Start(self.settings, who, self._gather)
 
-    # -- what others use ---------------------------------------------------------------------------------
+    # -- for other modules -------------------------------------------------------------------------------
 
     @property
     def on_host(self) -> bool:
+        """Say whether the engine runs on the CPU."""
         return str(self.device.type) == "cpu"
 
     @property
@@ -117,15 +163,17 @@ class RankStart:
 
     @property
     def private(self) -> PrivateMemory:
-        """What the process takes outside its KV cache. Raises InvariantError before the device is open."""
+        """The process's memory outside its KV cache. Raises InvariantError before the device is open."""
         return self._start.private
 
     @property
     def runtime(self) -> Runtime:
+        """The runtime directory with the ledgers."""
         return Runtime.open(self.settings.runtime_dir or None)
 
     @property
     def capacity_bytes(self) -> int:
+        """The memory of the rank's device."""
         return self.driver.memory().total_bytes
 
     @property
@@ -137,7 +185,7 @@ class RankStart:
 
     @property
     def layout(self) -> str:
-        """How a token's keys and values lie, as layouts.chosen() says. Raises UnsupportedError."""
+        """The layout that `layouts.chosen` returns. Raises UnsupportedError."""
         from sglang.srt.runtime_context import attention_backends
         from sglang.srt.utils.common import cpu_has_amx_support
 
@@ -145,28 +193,28 @@ class RankStart:
         return layouts.chosen(self.settings.layout, attention_backends(), amx)
 
     def limit_bytes(self) -> int:
-        """Return what this rank may hold at most when it starts."""
+        """Return the bytes that this rank may hold at most when it starts."""
         return self._start.limit_bytes()
 
     def virtual_bytes(self) -> int:
-        """Return how much address space to reserve: the same on every rank."""
+        """Return the bytes of address space to reserve, the same on every rank."""
         mine = max(self.settings.virtual.of(self.capacity_bytes), self.limit_bytes())
         return int(min(self._gather(mine)))
 
-    def note_virtual(self, size_bytes: int) -> int:
-        """Remember, and return, what SGLang was told."""
+    def note_virtual_bytes(self, size_bytes: int) -> int:
+        """Remember the bytes that SGLang was told for its KV cache, and return them."""
         self._virtual_bytes = size_bytes
         return size_bytes
 
     def set_floor(self, floor_bytes: int) -> None:
-        """Set the exact floor. Raises CapacityError with the numbers if it does not fit."""
+        """Set the exact floor, in bytes. Raises CapacityError, with the numbers, if it does not fit."""
         self._start.set_floor(floor_bytes)
 
-    # -- in this order -----------------------------------------------------------------------------------
+    # -- the start, in this order ------------------------------------------------------------------------
 
     def make_room_for_context(self) -> None:
-        """On a GPU, wait until it has room for a context, before one is made. Raises CapacityError."""
-        os.environ.setdefault("SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK", "false")  # others share the devices
+        """On a GPU, wait for room for a CUDA context before this process makes one. Raises CapacityError."""
+        os.environ.setdefault("SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK", "false")  # devices are shared
         if self._options["device"] != "cuda":
             return
         uuid = nvml.uuid_of(int(self._gpu_index or 0))
@@ -174,9 +222,9 @@ class RankStart:
             self._start.make_room_for_context(uuid, lambda: nvml.memory_of(uuid))
 
     def wait_for_room(self, runner: Any) -> None:
-        """Open the device and return once this rank may load; `runner` is SGLang's ModelRunner.
+        """Open the device and wait until this rank may load; `runner` is SGLang's ModelRunner.
 
-        Raises CapacityError with the numbers on all ranks if one of them is refused.
+        Raises CapacityError, with the numbers, on all ranks if one of them is refused.
         """
         model, ranks = runner.model_config, self._options["tp_size"]
         self.device = torch.device("cpu" if runner.device == "cpu" else f"{runner.device}:{runner.gpu_id}")
@@ -188,7 +236,7 @@ class RankStart:
             lambda: nvml.process_bytes(uuid),
             lambda: self.account.ready_bytes,
         )
-        self._start.enter(self._driver.identity(), self.capacity_bytes, private, _mapped_bytes)
+        self._start.enter(self._driver.identity(), self.capacity_bytes, private, process_state.mapped_bytes)
         self._start.wait_for_room(
             self._driver.memory,
             weights.private_bytes(model, str(self._options["load_format"]), ranks, self.on_host),
@@ -199,17 +247,17 @@ class RankStart:
     def problem(self) -> str:
         """Say which step of the start did not happen, or return an empty text."""
         if self._driver is None:
-            return "its turn to load was not waited for"
+            return "it loaded its weights without waiting for its turn"
         if not self._virtual_bytes:
-            return "the size of its KV cache was not asked for"
+            return "SGLang did not ask for the size of its KV cache"
         return ""
 
     def end(self) -> None:
-        """All is loaded."""
+        """Note that the engine is loaded."""
         self._start.end(0 if self.on_host else weights.DEVICE_BYTES)
 
     def close(self) -> None:
-        """Leave the ledger, with everything given back; may be repeated."""
+        """Give everything back and leave the ledger. A second call does nothing."""
         self._start.close()
 
     # -- parts -------------------------------------------------------------------------------------------
@@ -237,18 +285,12 @@ class RankStart:
         return 1 if dtype.startswith("fp8") else int(model.dtype.itemsize)
 
     def _gather(self, mine: Any) -> list[Any]:
-        """Return what every rank that loads this model says, by rank."""
+        """Return the value of every rank that loads this model, by rank."""
         from sglang.srt.runtime_context import get_parallel
 
         if int(get_parallel().tp_size) == 1:
             return [mine]
         group = get_parallel().world_group
-        said: list[Any] = [None] * group.world_size
-        torch.distributed.all_gather_object(said, mine, group=group.cpu_group)
-        return said
-
-
-def _mapped_bytes() -> int:
-    from sglang_kvcached import process_state
-
-    return process_state.mapped_bytes()
+        gathered: list[Any] = [None] * group.world_size
+        torch.distributed.all_gather_object(gathered, mine, group=group.cpu_group)
+        return gathered

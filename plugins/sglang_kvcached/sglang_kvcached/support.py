@@ -1,4 +1,4 @@
-"""What is refused, and what to do instead; what is only warned about."""
+"""Options, models and platforms that kvcached refuses, with the remedy, and those it only warns about."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from typing import Any
 from kvcached_core import config
 from kvcached_core.config import Config
 from kvcached_core.errors import ConfigError, UnsupportedError
-from sglang_kvcached import RUN_VARIABLE
+from sglang_kvcached.process_state import RUN_VARIABLE
 
 _log = logging.getLogger(__name__)
 
-# Switches of SGLang that must be off, and why; by field of ServerArgs.
+# Switches of SGLang that must be off, by field of ServerArgs, with the reason and the remedy.
 _SWITCHES = {
     "enable_memory_saver": "the memory saver frees the KV cache as a whole: leave out --enable-memory-saver",
-    "enable_unified_memory": "pools that share their bytes are not supported: leave out "
-    "--enable-unified-memory",
-    "enable_hisparse": "HiSparse keeps its own pages: leave out --enable-hisparse",
+    "enable_unified_memory": "the unified memory pool is not supported: leave out --enable-unified-memory",
+    "enable_hisparse": "HiSparse manages KV memory itself: leave out --enable-hisparse",
     "enable_kv_cache_sharding": "a sharded KV cache is not supported: leave out --enable-kv-cache-sharding",
     "enable_page_major_kv_layout": "the page-major layout is not supported: leave out "
     "--enable-page-major-kv-layout",
-    "enable_hierarchical_cache": "HiCache copies from pages on streams of its own: leave out "
+    "enable_hierarchical_cache": "HiCache copies KV pages on its own CUDA streams: leave out "
     "--enable-hierarchical-cache",
-    "enable_lmcache": "LMCache may read pages that were freed: leave out --enable-lmcache",
-    "enable_flexkv": "FlexKV may read pages that were freed: leave out --enable-flexkv",
-    "enable_unified_cache_external_linker": "an external linker may read pages that were freed: leave out "
-    "--enable-unified-cache-external-linker",
+    "enable_lmcache": "LMCache may read pages after they are unmapped: leave out --enable-lmcache",
+    "enable_flexkv": "FlexKV may read pages after they are unmapped: leave out --enable-flexkv",
+    "enable_unified_cache_external_linker": "an external linker may read pages after they are "
+    "unmapped: leave out --enable-unified-cache-external-linker",
     "enable_pdmux": "prefill and decode on two streams are not supported: leave out --enable-pdmux",
     "enable_two_batch_overlap": "micro-batches run on a second stream: leave out --enable-two-batch-overlap",
-    "prefill_only_disable_kv_cache": "there is no KV cache to be elastic: leave out "
+    "prefill_only_disable_kv_cache": "without a KV cache there is nothing to make elastic: leave out "
     "--prefill-only-disable-kv-cache",
     "use_ray": "Ray's workers do not inherit the choice: leave out --use-ray",
 }
@@ -44,7 +43,7 @@ _ON = frozenset({"1", "true", "yes", "on", "y"})
 
 
 def settings() -> Config:
-    """Return the settings of this engine, from KVCACHED_* variables; raises ConfigError."""
+    """Return this engine's settings from KVCACHED_* variables. Raises ConfigError for an illegal one."""
     chosen = config.load({}, os.environ)
     if chosen.cache_seconds:
         raise ConfigError(
@@ -59,13 +58,13 @@ def instance(port_args: Any) -> str:
 
 
 def adopt_logging() -> None:
-    """Send the log lines of this project where SGLang's go, which is the root's handlers."""
+    """Give this project's loggers the level of the root logger, whose handlers SGLang uses."""
     for name in ("kvcached_core", "sglang_kvcached"):
         logging.getLogger(name).setLevel(logging.getLogger().level)
 
 
 def given(server_args: Any) -> dict[str, Any]:
-    """Return what was asked for on a command line, by field; nothing is resolved yet."""
+    """Return the arguments of a command line by field, before SGLang resolves them."""
     return {name: getattr(server_args, name) for name in server_args.__struct_fields__}
 
 
@@ -98,7 +97,7 @@ def refuse(options: Mapping[str, Any]) -> None:
 
 
 def warn_of_untried(options: Mapping[str, Any]) -> None:
-    """Name what nobody has tried with this backend."""
+    """Log a warning for each feature that has not been tested with this backend."""
     checks = {
         "speculative decoding": options.get("speculative_algorithm") is not None,
         "data parallelism": options.get("dp_size", 1) > 1,
@@ -111,7 +110,7 @@ def warn_of_untried(options: Mapping[str, Any]) -> None:
 
 
 def refuse_model(configurator: Any) -> None:
-    """Raise UnsupportedError for a model whose KV cache is of a kind that is not elastic, by its name."""
+    """Raise UnsupportedError, with the name, for a model whose kind of KV cache is not supported."""
     from sglang.srt.configs.model_config import (
         is_deepseek_dsa,
         is_deepseek_v4,
@@ -134,7 +133,7 @@ def refuse_model(configurator: Any) -> None:
                 f"({', '.join(model.architectures or ())}): use --kv-cache-backend default"
             )
     if configurator.is_hybrid_swa and "torch_native" in attention_backends():
-        # It looks up slots of the sliding window's pool by their numbers in the other pool.
+        # It reads the sliding window's pool at slot numbers of the full-attention pool.
         raise UnsupportedError(
             "--kv-cache-backend kvcached: SGLang's attention backend torch_native reads wrong slots of a "
             "sliding window's own pool: add --disable-hybrid-swa-memory, or choose another "
@@ -148,7 +147,7 @@ def refuse_model(configurator: Any) -> None:
 
 
 def refuse_platform(supplied: type | None, what: str) -> None:
-    """Raise UnsupportedError where the platform itself brings the class that we would bring."""
+    """Raise UnsupportedError if the platform supplies a class of its own for `what`."""
     if supplied is not None:
         raise UnsupportedError(
             f"--kv-cache-backend kvcached: this platform has a {what} of its own ({supplied.__module__}."

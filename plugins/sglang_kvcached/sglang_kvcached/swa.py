@@ -1,4 +1,4 @@
-"""Both pools of a model with sliding windows."""
+"""The allocator of a model with sliding windows, which has two pools."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ from sglang.srt.utils import get_num_new_pages
 from kvcached_core.errors import UnsupportedError
 from kvcached_core.units import GIB
 from sglang_kvcached import process_state
-from sglang_kvcached.capacity import Capacity
+from sglang_kvcached.capacity import BudgetedAllocator
 
 if TYPE_CHECKING:
     import torch
 
 
-class ElasticSWAAllocator(Capacity, SWATokenToKVPoolAllocator):
-    """Two elastic allocators. Stock takes from both at once and does not expect that one has to say no:
-    what both need is mapped before."""
+class ElasticSWAAllocator(BudgetedAllocator, SWATokenToKVPoolAllocator):
+    """Two elastic allocators under one. Stock takes from both and expects neither to refuse, so granules of
+    both are mapped first."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.swa_req_ring:
-            raise UnsupportedError("kvcached: sliding windows in a ring for each request are not supported")
+            raise UnsupportedError(
+                "kvcached: a ring buffer for each request's sliding window is not supported"
+            )
 
     def alloc(self, need_size: int) -> torch.Tensor | None:
         """As in stock."""
         return super().alloc(need_size) if self.new_pages_available(need_size, need_size) else None
 
     def new_pages_available(self, num_full_pages: int, num_swa_pages: int) -> bool:
-        """Make so many pages of both available; stock asks this before it takes them."""
+        """Map enough for so many pages of both pools; stock asks this before it takes them."""
         return bool(
-            self.full_attn_allocator.ensure(num_full_pages) and self.swa_attn_allocator.ensure(num_swa_pages)
+            self.full_attn_allocator.map_enough(num_full_pages)
+            and self.swa_attn_allocator.map_enough(num_swa_pages)
         )
 
     def alloc_decode(
@@ -45,12 +48,12 @@ class ElasticSWAAllocator(Capacity, SWATokenToKVPoolAllocator):
         return super().alloc_decode(seq_lens, seq_lens_cpu, last_loc)
 
     def clear(self) -> None:
-        """As in stock; memory that is here stays for as long as other idle memory does."""
+        """As in stock. Mapped memory stays as long as other idle memory."""
         super().clear()
-        if (service := process_state.service()) is not None:
-            service.flushed()
+        if (memory := process_state.find_scheduler_memory()) is not None:
+            memory.note_flush()
 
     def get_kvcache(self) -> Any:
-        """Return the pools; their usage is what is held now."""
-        self._kvcache.mem_usage = process_state.current().held_bytes / GIB
+        """Return the pools, with the memory they hold now as their usage."""
+        self._kvcache.mem_usage = process_state.rank_memory().held_bytes / GIB
         return self._kvcache

@@ -1,4 +1,4 @@
-"""Wakes an idle scheduler when its memory asks for it, and costs it nothing otherwise."""
+"""Wakes an idle scheduler when the ledger rings or a deadline passes; costs nothing otherwise."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 from kvcached_core.scheduler.idle_waker import IdleWaker
 
-_POLLIN = 1  # zmq's and poll's
+_POLLIN = 1  # the same value in zmq and poll
 
 
-class Bells(Protocol):
-    """What a desk offers to whoever sleeps beside it."""
+class Doorbells(Protocol):
+    """The doorbells of a scheduler view, to sleep on."""
 
     def filenos(self) -> Sequence[int]: ...
     def drain(self) -> None: ...
@@ -24,53 +24,57 @@ class Bells(Protocol):
 class Waker:
     """A thread that sleeps on the ledger's doorbells and the governor's deadline.
 
-    A scheduler that sleeps when it is idle (--sleep-on-idle) is woken through the poller in which it sleeps;
-    one that spins finds a flag.
+    A scheduler that sleeps when idle (--sleep-on-idle) is woken through its own poller; one that spins
+    reads a flag.
     """
 
-    def __init__(self, bells: Bells, sleeper: Any, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, doorbells: Doorbells, sleeper: Any, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """`sleeper` is SGLang's IdleSleeper, or None."""
-        self._bells = bells
+        self._doorbells = doorbells
         self._clock = clock
-        self._steward: IdleWaker | None = None
+        self._idle_waker: IdleWaker | None = None
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._rang = False
+        self._has_rung = False
         poller = getattr(sleeper, "poller", None)
         self._poller = poller
         if poller is not None:
             poller.register(self._event, _POLLIN)
 
     def start(self, deadline: Callable[[], float | None]) -> None:
-        """Start the thread; `deadline` says when to look again, in seconds of the clock."""
-        self._steward = IdleWaker(self._bells.filenos(), self._bells.drain, deadline, self._ring, self._clock)
-        self._steward.start()
+        """Start the thread; `deadline` returns when to wake the scheduler, in seconds of the clock."""
+        self._idle_waker = IdleWaker(
+            self._doorbells.filenos(), self._doorbells.drain, deadline, self._ring, self._clock
+        )
+        self._idle_waker.start()
 
-    def tell(self) -> None:
-        """Make the thread read the deadline anew."""
-        if self._steward is not None:
-            self._steward.tell()
+    def read_deadline_again(self) -> None:
+        """Make the thread read a changed deadline."""
+        if self._idle_waker is not None:
+            self._idle_waker.tell()
 
-    def take(self) -> bool:
-        """Say whether it rang since the last call."""
-        rang, self._rang = self._rang, False
+    def take_ring(self) -> bool:
+        """Say whether the thread rang since the last call."""
+        rang, self._has_rung = self._has_rung, False
         if rang:
-            with contextlib.suppress(BlockingIOError):  # read already, after the ring before
+            with contextlib.suppress(BlockingIOError):  # an earlier call read this ring already
                 os.eventfd_read(self._event)
         return rang
 
     def close(self) -> None:
-        """End the thread; may be repeated."""
+        """End the thread. A second call does nothing."""
         if self._event < 0:
             return
-        if self._steward is not None:
-            self._steward.stop()
+        if self._idle_waker is not None:
+            self._idle_waker.stop()
         if self._poller is not None:
             self._poller.unregister(self._event)
-        self._bells.close()
+        self._doorbells.close()
         os.close(self._event)
         self._event = -1
 
     def _ring(self) -> None:
-        # The event first: whoever takes the flag finds it, and else is woken once more.
+        # The event is set before the flag, so take_ring() clears it; between the two it wakes once more.
         os.eventfd_write(self._event, 1)
-        self._rang = True
+        self._has_rung = True

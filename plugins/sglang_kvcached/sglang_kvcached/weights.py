@@ -1,4 +1,4 @@
-"""What an engine will take of its device, estimated before it loads; on one rank, in bytes."""
+"""Estimates, before an engine loads, of the memory that each rank will take; in bytes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from kvcached_core.units import GIB, format_size
 
 _log = logging.getLogger(__name__)
 
-# Beside the weights and the CUDA context: of an 8B model on an H100, about 1.2 GiB activations of the largest
-# step and 0.6 GiB CUDA graphs.
+# Beside weights and CUDA context. An 8B model on an H100 took about 1.2 GiB for the activations of the
+# largest step and 0.6 GiB for CUDA graphs.
 DEVICE_BYTES = 2 * GIB
 HOST_BYTES = GIB  # activations and the allocator of a process that has imported everything
 _MARGIN = 1.1
 
 
 def private_bytes(model: Any, load_format: str, ranks: int, on_host: bool) -> int:
-    """Return what a rank takes outside its KV cache at its peak, less its context and communication.
+    """Return the peak memory of a rank outside its KV cache, without its CUDA context and communication.
 
-    `model` is SGLang's ModelConfig, `ranks` how many share its weights.
+    `model` is SGLang's ModelConfig; `ranks` is the number of ranks that share the weights.
     """
     total_bytes = estimated("the size of the weights", lambda: weight_bytes(model, load_format))
     weights = -(-total_bytes // ranks)
@@ -31,15 +31,15 @@ def private_bytes(model: Any, load_format: str, ranks: int, on_host: bool) -> in
 
 
 def weight_bytes(model: Any, load_format: str) -> int:
-    """Return the bytes of a model's weights: of the files if they are here, else of the parameters."""
+    """Return the bytes of a model's weights: the size of local files, else computed from the parameters."""
     folder = None if load_format == "dummy" else model_folder(model.model_path, model.revision)
     return weight_files.weight_bytes(model, folder)
 
 
 def longest_request_bytes(model: Any, tensor_parallel: int, number_bytes: int) -> int:
-    """Return what one request of the maximum length takes of a rank's KV cache, rounded up generously.
+    """Return the KV cache of one request of the maximum length on a rank, with a margin of 10 %.
 
-    `number_bytes` is the size of a number in the cache. An upper bound where layers see a window only.
+    `number_bytes` is the size of a number in the cache. An upper bound if layers have a sliding window.
     """
     return estimated("the floor", lambda: _full_attention_bytes(model, tensor_parallel, number_bytes))
 
