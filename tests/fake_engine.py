@@ -11,11 +11,10 @@ import json
 import os
 import sys
 import time
-from types import SimpleNamespace
 from typing import Any
 
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
-from kvcached_core.ledger import Account, Runtime, SchedulerView
+from kvcached_core.ledger import Account, EngineUsage, Runtime, SchedulerView
 from kvcached_core.units import GIB, MIB, parse_size
 
 GRANULE = MIB
@@ -71,10 +70,10 @@ class FakeEngine:
         """Write what a scheduler would."""
         used_now = min(self.held, used)
         self.desk.publish(
-            SimpleNamespace(
+            EngineUsage(
                 used_blocks=used_now, cached_blocks=min(self.cached, self.held - used_now), stranded_blocks=0,
                 wanted_granules=wanted, enough_granules=wanted, needed_granules=used,
-                released_granules=self.released,
+                released_granules=self.released, mapped_granules=self.held,
             )
         )  # fmt: skip
         busy = self.running > 0

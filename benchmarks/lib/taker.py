@@ -10,9 +10,8 @@ from typing import Any
 
 from kvcached_core.driver.base import Driver
 from kvcached_core.geometry import Geometry
-from kvcached_core.ledger import Account, Runtime, SchedulerView
+from kvcached_core.ledger import Account, EngineUsage, Runtime, SchedulerView
 from kvcached_core.plan import Plan
-from kvcached_core.scheduler.governor import Usage
 from kvcached_core.worker.pool import ElasticPool
 
 NAME = "taker"
@@ -101,7 +100,7 @@ class Taker:
     def _publish(self, granules: int) -> None:
         blocks = (granules - 1) * self._desk.geometry[0].blocks_per_granule
         self._desk.publish(
-            Usage(
+            EngineUsage(
                 used_blocks=blocks, cached_blocks=0, stranded_blocks=0, mapped_granules=granules,
                 wanted_granules=granules, needed_granules=granules, released_granules=self._released,
                 enough_granules=granules,

@@ -19,8 +19,7 @@ from pathlib import Path
 from benchmarks.lib import record
 from kvcached_core.driver.host import HostDriver
 from kvcached_core.geometry import Geometry
-from kvcached_core.ledger import Account, Runtime, SchedulerView
-from kvcached_core.scheduler.governor import Usage
+from kvcached_core.ledger import Account, EngineUsage, Runtime, SchedulerView
 from kvcached_core.scheduler.idle_waker import IdleWaker
 from kvcached_core.worker.pool import ElasticPool
 
@@ -57,7 +56,7 @@ def measure(seconds: float) -> dict[str, list[float]]:
         try:
             pool.start()
             steward.start()
-            desk.publish(Usage(0, 0, 0, 1, HELD, 1, 0, HELD))
+            desk.publish(EngineUsage(0, 0, 0, 1, HELD, 1, 0, HELD))
             while desk.created() < HELD:  # each lot of granules rings the steward
                 _wait(woken)
                 woken.clear()
@@ -69,7 +68,7 @@ def measure(seconds: float) -> dict[str, list[float]]:
             lasted = time.monotonic() - started
             cpu = time.process_time() - cpu
             switches = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before.ru_nvcsw
-            desk.publish(Usage(0, 0, 0, 1, HELD + 1, 1, 0, HELD + 1))
+            desk.publish(EngineUsage(0, 0, 0, 1, HELD + 1, 1, 0, HELD + 1))
             _wait(woken)
         finally:
             steward.stop()

@@ -10,30 +10,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
-from kvcached_core.ledger import Account, Runtime, SchedulerView
+from kvcached_core.ledger import Account, EngineUsage, Runtime, SchedulerView
 
 GRANULE = 1 << 20
 EACH = 32  # granules of an owner's equal share
 _DEVICE = DeviceIdentity("SIMULATED-1", "simulated")
-
-
-class Usage(NamedTuple):
-    """What a scheduler publishes."""
-
-    used_blocks: int
-    cached_blocks: int
-    stranded_blocks: int
-    needed_granules: int
-    wanted_granules: int
-    released_granules: int
-
-    @property
-    def enough_granules(self) -> int:
-        """No spare ones are wanted."""
-        return self.wanted_granules
 
 
 def lease_microseconds(owners: int, repeats: int) -> dict[str, list[float]]:
@@ -60,8 +43,12 @@ def lease_microseconds(owners: int, repeats: int) -> dict[str, list[float]]:
         left = memory.total_bytes // GRANULE - 1
         for at, account in enumerate(accounts[1:]):
             _hold(account, left * (at + 1) // (owners - 1) - left * at // (owners - 1), memory)
+        usage = EngineUsage(
+            used_blocks=4 * EACH, cached_blocks=0, stranded_blocks=0, mapped_granules=EACH,
+            wanted_granules=2 * EACH, needed_granules=2 * EACH, released_granules=0, enough_granules=2 * EACH,
+        )  # fmt: skip
         for desk in desks:
-            desk.publish(Usage(4 * EACH, 0, 0, 2 * EACH, 2 * EACH, 0))
+            desk.publish(usage)
             desk.count(0, 0, True, 0)
         found["contested"] = _time(lambda: first.lease(EACH * GRANULE, memory), first.drain, repeats)
         for account, desk in zip(accounts, desks, strict=True):

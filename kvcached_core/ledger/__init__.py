@@ -15,7 +15,7 @@ from kvcached_core.ledger.snapshot import DeviceSnapshot, OwnerSnapshot, snapsho
 if TYPE_CHECKING:
     from kvcached_core.ledger.account import Account
     from kvcached_core.ledger.invariants import check
-    from kvcached_core.ledger.scheduler_view import SchedulerView
+    from kvcached_core.ledger.scheduler_view import EngineUsage, SchedulerView
     from kvcached_core.ledger.slots import SlotGeometry
     from kvcached_core.ledger.tools.control import (
         Change,
@@ -32,6 +32,7 @@ __all__ = [
     "Account",
     "Change",
     "DeviceSnapshot",
+    "EngineUsage",
     "NoSuchEngineError",
     "Outcome",
     "OwnerSnapshot",
@@ -50,6 +51,7 @@ __all__ = [
 _MODULES = {
     "Account": "account",
     "Change": "tools.control",
+    "EngineUsage": "scheduler_view",
     "NoSuchEngineError": "tools.control",
     "Outcome": "tools.control",
     "SchedulerView": "scheduler_view",

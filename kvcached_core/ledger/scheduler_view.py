@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
+from typing import NamedTuple
 
 from kvcached_core.events import Kind, Value
 from kvcached_core.ledger.file.doorbells import drain_bell
@@ -13,23 +13,21 @@ from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.slots import LocalSlot, Slot, SlotGeometry, find_slots, replace_moved_slots
 
 
-class EngineUsage(Protocol):
-    """How much memory an engine uses and wants, in blocks and granules that are the same on every rank."""
+class EngineUsage(NamedTuple):
+    """How an engine uses its memory; the scheduler publishes it, and every rank has the same numbers.
 
-    @property
-    def used_blocks(self) -> int: ...
-    @property
-    def cached_blocks(self) -> int: ...
-    @property
-    def stranded_blocks(self) -> int: ...
-    @property
-    def needed_granules(self) -> int: ...
-    @property
-    def wanted_granules(self) -> int: ...
-    @property
-    def enough_granules(self) -> int: ...
-    @property
-    def released_granules(self) -> int: ...
+    A block is the engine's unit of KV cache, a granule is the group of blocks that is mapped as one.
+    needed <= wanted <= limit, and enough <= wanted.
+    """
+
+    used_blocks: int  # held by requests, and the null block
+    cached_blocks: int  # kept by the prefix cache alone
+    stranded_blocks: int  # free and worthless, but in granules that other blocks keep mapped
+    mapped_granules: int
+    wanted_granules: int  # `enough_granules` and spare ones
+    needed_granules: int  # for the requests alone, without cached blocks
+    released_granules: int  # given up since the engine began
+    enough_granules: int  # for the requests and cached blocks; with fewer the next steps would be short
 
 
 class SchedulerView:

@@ -9,27 +9,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from kvcached_core.errors import InvariantError
+from kvcached_core.ledger.scheduler_view import EngineUsage
 from kvcached_core.plan import Plan
 from kvcached_core.scheduler.accounting import GranuleAccounting
 
 IDLE_SLICE_GRANULES = 128  # given in one plan by an idle engine: the worker begins while the rest is evicted
 FLOOR_GRACE_SECONDS = 0.3  # how long an engine may be above what it must give for a floor before it preempts
-
-
-class Usage(NamedTuple):
-    """What an engine does with its memory, in blocks and granules; the ledger shows it to everybody."""
-
-    used_blocks: int
-    cached_blocks: int
-    stranded_blocks: int
-    mapped_granules: int
-    wanted_granules: int
-    needed_granules: int
-    released_granules: int
-    enough_granules: int  # of those wanted: without these the next steps would be short
 
 
 class LedgerView(Protocol):
@@ -50,7 +38,7 @@ class LedgerView(Protocol):
     def refused(self) -> bool:
         """Say whether a rank has asked for memory and did not get it."""
 
-    def publish(self, usage: Usage) -> None:
+    def publish(self, usage: EngineUsage) -> None:
         """Write what the engine does; rings the workers if they have to act."""
 
 
@@ -98,7 +86,7 @@ class Governor:
         self._least_surplus = 0
         self._sequence = 0
         self._released_sent = 0
-        self._published: Usage | None = None
+        self._published: EngineUsage | None = None
 
     def update(self, now: float, demand_blocks: int, busy: bool, growth_blocks: int = 0) -> None:
         """Take note of memory that came, let go what others are to have or was idle, ask for what is missing.
@@ -278,7 +266,7 @@ class Governor:
 
     def _publish(self) -> None:
         granules = self.granules
-        usage = Usage(
+        usage = EngineUsage(
             granules.used_blocks,
             granules.cached_blocks,
             granules.stranded_blocks,

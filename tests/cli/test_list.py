@@ -17,7 +17,7 @@ from kvcached_core.ledger import Runtime, SchedulerView
 from kvcached_core.ledger.file.storage import LedgerFile
 from kvctl import output
 from tests.cli.conftest import Run
-from tests.ledger.helpers import CAPACITY, GRANULE, Usage, attach, die, hold
+from tests.ledger.helpers import CAPACITY, GRANULE, attach, die, engine_usage, hold
 
 
 def test_list_of_nothing_is_empty_and_makes_nothing(tmp_path: Path, run: Run) -> None:
@@ -41,7 +41,7 @@ def test_list_shows_what_each_engine_holds(runtime: Runtime, run: Run) -> None:
     attach(runtime, "b", name="qwen", device=DeviceIdentity("GPU-1234", "gpu"))
     hold(account, 20)
     desk = SchedulerView.find(runtime, "a", 1)
-    desk.publish(Usage(used_blocks=12, cached_blocks=8, stranded_blocks=4))
+    desk.publish(engine_usage(used_blocks=12, cached_blocks=8, stranded_blocks=4))
     desk.close()
     code, out, err = run("list")
     assert (code, err) == (0, "")

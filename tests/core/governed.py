@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvcached_core.ledger import EngineUsage
 from kvcached_core.plan import Plan
-from kvcached_core.scheduler.governor import Governor, Usage
+from kvcached_core.scheduler.governor import Governor
 from kvcached_core.scheduler.granules import Granules
 from tests.core.test_granules import Block
 
@@ -22,7 +23,7 @@ class FakeLedger:
     target: int = 0
     must: int = 0
     is_refused: bool = False
-    told: list[Usage] = field(default_factory=list)
+    told: list[EngineUsage] = field(default_factory=list)
 
     def created(self) -> int:
         """Return the least of the ranks."""
@@ -44,7 +45,7 @@ class FakeLedger:
         """Return what the test says."""
         return self.is_refused
 
-    def publish(self, usage: Usage) -> None:
+    def publish(self, usage: EngineUsage) -> None:
         """Keep it."""
         self.told.append(usage)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import select
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from kvcached_core.driver.host import HostDriver
 from kvcached_core.geometry import make_geometry
@@ -13,24 +12,9 @@ from kvcached_core.ledger import Account, Runtime, SchedulerView, snapshot
 from kvcached_core.ledger.snapshot import OwnerSnapshot
 from kvcached_core.plan import Plan
 from kvcached_core.worker.pool import ElasticPool
+from tests.ledger.helpers import engine_usage
 
 PAGE, COUNT = 64 * 1024, 32
-
-
-class Usage(NamedTuple):
-    """What this scheduler tells."""
-
-    wanted_granules: int
-    released_granules: int
-    used_blocks: int = 0
-    cached_blocks: int = 0
-    stranded_blocks: int = 0
-    needed_granules: int = 1
-
-    @property
-    def enough_granules(self) -> int:
-        """No spare ones are wanted."""
-        return self.wanted_granules
 
 
 def shown(runtime: Runtime) -> OwnerSnapshot:
@@ -63,13 +47,13 @@ def test_the_thread_grows_and_shrinks_by_the_doorbell(tmp_path: Path) -> None:
     pool = ElasticPool(driver, geometry, account, private_bytes=lambda: 4096)
     pool.start()
     desk = SchedulerView.find(runtime, "one", 1)
-    desk.publish(Usage(wanted_granules=9, released_granules=0))
+    desk.publish(engine_usage(needed_granules=1, wanted_granules=9))
     wait_until(desk, lambda: desk.created() == 9)
 
     pool.apply(Plan(0, (), tuple(range(1, 9)), 0))
     pool.tensor[: 9 * PAGE].fill_(1)
     # The wish falls before the plan arrives; else the thread would make anew what it has just freed.
-    desk.publish(Usage(wanted_granules=3, released_granules=6))
+    desk.publish(engine_usage(needed_granules=1, wanted_granules=3, released_granules=6))
     pool.apply(Plan(1, tuple(range(3, 9)), (), 6))
     wait_until(desk, lambda: account.leased_bytes == 3 * PAGE)
     assert account.ready_bytes == 3 * PAGE == COUNT * PAGE - driver.memory().free_bytes

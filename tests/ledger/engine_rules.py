@@ -12,7 +12,7 @@ from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.errors import CapacityError
 from kvcached_core.ledger import Runtime, SchedulerView
 from kvcached_core.ledger.start_queue import Turn
-from tests.ledger.helpers import CAPACITY, GRANULE, Usage, attach, die
+from tests.ledger.helpers import CAPACITY, GRANULE, attach, die, engine_usage
 from tests.ledger.world import HEADROOM, TOTAL, Party, World
 
 GRANULES = st.integers(0, TOTAL)
@@ -203,7 +203,7 @@ class EngineRules(RuleBasedStateMachine):
         assert party.view.granule_limit() == min(party.limit, party.limit_wanted)
         assert party.view.refused() == (party.demand > 0 and not party.coming)
         party.view.publish(
-            Usage(
+            engine_usage(
                 4 * party.used, 4 * party.cached, 0, party.needed, party.wanted, party.created - party.ready
             )
         )

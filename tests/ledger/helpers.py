@@ -12,10 +12,9 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
-from kvcached_core.ledger import Account, DeviceSnapshot, Runtime, snapshot
+from kvcached_core.ledger import Account, DeviceSnapshot, EngineUsage, Runtime, snapshot
 
 GRANULE = 1 << 20
 CAPACITY = 64 * GRANULE
@@ -26,20 +25,26 @@ _ROOT = Path(__file__).resolve().parents[2]
 ATTACHED: list[Account] = []  # in this process by the running test; its end closes their descriptors
 
 
-class Usage(NamedTuple):
-    """What a scheduler publishes."""
-
-    used_blocks: int = 0
-    cached_blocks: int = 0
-    stranded_blocks: int = 0
-    needed_granules: int = 0
-    wanted_granules: int = 0
-    released_granules: int = 0
-    spare_granules: int = 0
-
-    @property
-    def enough_granules(self) -> int:
-        return self.wanted_granules - self.spare_granules
+def engine_usage(
+    used_blocks: int = 0,
+    cached_blocks: int = 0,
+    stranded_blocks: int = 0,
+    needed_granules: int = 0,
+    wanted_granules: int = 0,
+    released_granules: int = 0,
+    spare_granules: int = 0,
+) -> EngineUsage:
+    """Return what a scheduler publishes; `spare_granules` are the part of those wanted that can wait."""
+    return EngineUsage(
+        used_blocks=used_blocks,
+        cached_blocks=cached_blocks,
+        stranded_blocks=stranded_blocks,
+        mapped_granules=0,
+        wanted_granules=wanted_granules,
+        needed_granules=needed_granules,
+        released_granules=released_granules,
+        enough_granules=wanted_granules - spare_granules,
+    )
 
 
 def describe(account: Account) -> None:

@@ -15,7 +15,7 @@ from typing import TypeVar
 from kvcached_core.errors import LedgerError
 from kvcached_core.ledger import Account, Runtime, SchedulerView, set_limit
 from kvcached_core.ledger.file import storage
-from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, leave
+from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, attach, engine_usage, leave
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ def live(runtime: Runtime, instance: str, lose_the_file: bool) -> None:
     _grow(account, 6)
     account.publish(min(account.ready_bytes, 3 * GRANULE), 5, maps=3)
     view = _in_the_file(account, lambda: SchedulerView.find(runtime, instance, 1, clock=clock))
-    view.publish(Usage(1, 1, 1, 1, 9, 2))
+    view.publish(engine_usage(1, 1, 1, 1, 9, 2))
     view.count(1, 1, False, 5)
     account.lease(CAPACITY, PLENTY)  # more than there is: others are asked for it
     account.created(min(20, (account.leased_bytes - account.ready_bytes) // GRANULE))

@@ -11,7 +11,7 @@ from kvcached_core.hooks import hookimpl, plugin_manager
 from kvcached_core.ledger import Account, Runtime, SchedulerView
 from kvcached_core.ledger.history import read
 from kvcached_core.ledger.policy.shares import Claim
-from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, die, hold, picture, readable
+from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, attach, die, engine_usage, hold, picture, readable
 
 TOTAL = CAPACITY // GRANULE
 
@@ -41,7 +41,9 @@ class Engine:
         held = used + cached + spare
         if held * GRANULE > self.account.leased_bytes:
             hold(self.account, held - self.account.leased_bytes // GRANULE)
-        self.view.publish(Usage(4 * used, 4 * cached, 0, max(1, used + missing), max(1, held + missing)))
+        self.view.publish(
+            engine_usage(4 * used, 4 * cached, 0, max(1, used + missing), max(1, held + missing))
+        )
         self.view.count(0, 0, busy, 0 if busy else int(self.clock.now * 1000))
         return self
 

@@ -16,7 +16,7 @@ LEASING = f"""
 import random
 from kvcached_core.errors import BusyError
 from kvcached_core.ledger import SchedulerView
-from tests.ledger.helpers import CAPACITY, Usage
+from tests.ledger.helpers import CAPACITY, engine_usage
 chance = random.Random(instance)
 account = attach(runtime, instance, name=instance, weight=chance.choice((50, 100, 200)))
 view = SchedulerView.find(runtime, instance, 1)
@@ -27,7 +27,7 @@ for turn in range({LEASES}):
     want = chance.randint(1, 40)
     if turn % 8 == 0:
         held = account.ready_bytes // GRANULE
-        view.publish(Usage(4 * held, 0, 0, max(1, held), max(1, held + want)))
+        view.publish(engine_usage(4 * held, 0, 0, max(1, held), max(1, held + want)))
         view.count(0, 0, True, 0)
     try:
         got = account.lease(want * GRANULE, PLENTY) // GRANULE

@@ -18,7 +18,7 @@ from kvcached_core.ledger import Runtime, SchedulerView, check, set_limit, snaps
 from kvcached_core.ledger.file import layout
 from kvcached_core.ledger.file.runtime import DeviceFolder
 from kvcached_core.ledger.snapshot import parse
-from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, die, hold, leave, picture
+from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, attach, die, engine_usage, hold, leave, picture
 
 FLIPS = 1_000_000
 FLIPS_AT_ONCE = 16  # at most, in one file
@@ -120,7 +120,7 @@ def test_a_scheduler_follows_its_worker_to_the_new_file(runtime: Runtime) -> Non
     bells = list(view.filenos())
     for account in accounts:
         hold(account, 5)
-    view.publish(Usage(used_blocks=3, wanted_granules=7))
+    view.publish(engine_usage(used_blocks=3, wanted_granules=7))
     runtime.device("host").ledger.unlink()
     assert view.created() == 5
     accounts[1].acknowledge()
@@ -131,7 +131,7 @@ def test_a_scheduler_follows_its_worker_to_the_new_file(runtime: Runtime) -> Non
     assert view.created() == 5 and list(view.filenos()) == bells
     assert [account.wanted_bytes for account in accounts] == [7 * GRANULE] * 2
     assert [owner.used_bytes for owner in picture(runtime).owners] == [3 * GRANULE // 4] * 2
-    view.publish(Usage(wanted_granules=8))
+    view.publish(engine_usage(wanted_granules=8))
     assert [account.wanted_bytes for account in accounts] == [8 * GRANULE] * 2
 
 
@@ -142,7 +142,7 @@ def test_a_scheduler_outlives_a_file_that_was_cut(runtime: Runtime) -> None:
     assert (view.created(), view.granule_limit()) == (5, 64)
     cut(runtime.device("host").ledger)
     assert (view.created(), view.granule_limit(), view.refused()) == (5, 64, False)
-    view.publish(Usage(wanted_granules=9))
+    view.publish(engine_usage(wanted_granules=9))
     account.publish(GRANULE, 0)
     assert account.wanted_bytes == 0
     account.acknowledge()
@@ -161,7 +161,7 @@ def test_i4_an_owner_whose_file_was_deleted_takes_a_place_again(runtime: Runtime
     (owner,) = [owner for owner in picture(runtime).owners if owner.live]
     assert owner.ready_bytes == 5 * GRANULE and account.fileno() == bell
     assert view.created() == 5
-    view.publish(Usage(wanted_granules=6))
+    view.publish(engine_usage(wanted_granules=6))
     assert os.read(bell, 10)
     leave(account)
     assert picture(runtime).owners == ()
@@ -229,7 +229,7 @@ def test_i4_what_changes_in_a_folder_that_was_quiet_is_noticed(
     account.check()
     view = SchedulerView.find(runtime, "a", 1)
     account.drain()
-    view.publish(Usage(wanted_granules=6))
+    view.publish(engine_usage(wanted_granules=6))
     assert os.read(account.fileno(), 10)
     view.close()
 

@@ -10,7 +10,7 @@ import pytest
 
 from kvcached_core.errors import LedgerError
 from kvcached_core.ledger import Runtime, set_limit
-from tests.ledger.helpers import GRANULE, PLENTY, Usage, attach, die, hold, picture, readable
+from tests.ledger.helpers import GRANULE, PLENTY, attach, die, engine_usage, hold, picture, readable
 from tests.ledger.links import AHEAD_SECONDS, TwoNodes
 
 
@@ -61,7 +61,7 @@ def test_the_scheduler_sees_a_remote_rank_as_last_reported(nodes: TwoNodes) -> N
 
 
 def test_usage_that_is_published_is_written_into_the_remote_ledger(nodes: TwoNodes, clock: Clock) -> None:
-    nodes.view.publish(Usage(8, 5, 3, needed_granules=4, wanted_granules=6, released_granules=0))
+    nodes.view.publish(engine_usage(8, 5, 3, needed_granules=4, wanted_granules=6, released_granules=0))
     nodes.view.count(evictions=4, preemptions=1, busy=False, idle_since_ms=99_000)
     nodes.exchange()
     (local,), (remote,) = (picture(runtime).owners for runtime in nodes.runtimes)
@@ -90,19 +90,19 @@ def test_a_remote_worker_is_rung_once_for_what_rings_a_local_one_though_a_messag
 ) -> None:
     remote = nodes.accounts[1]
     remote.drain()
-    nodes.view.publish(Usage(wanted_granules=2))
+    nodes.view.publish(engine_usage(wanted_granules=2))
     nodes.link.next_update()  # and it is lost
     nodes.send_update()
     assert readable(remote.fileno()) == 1
     remote.drain()
-    nodes.view.publish(Usage(wanted_granules=2, used_blocks=1))
+    nodes.view.publish(engine_usage(wanted_granules=2, used_blocks=1))
     nodes.send_update()
     assert readable(remote.fileno()) == 0
 
 
 def test_the_scheduler_is_rung_by_changes_and_not_by_acknowledgements(nodes: TwoNodes) -> None:
     nodes.view.drain()
-    nodes.view.publish(Usage(used_blocks=1))
+    nodes.view.publish(engine_usage(used_blocks=1))
     nodes.exchange()
     assert readable(nodes.remote_slot.bell_fd) == 0
     hold(nodes.accounts[1], 1)
@@ -117,7 +117,7 @@ def test_i5_an_order_to_withdraw_holds_until_the_remote_rank_has_done_it(nodes: 
     hold(remote, 4)
     hold(local, 2)
     nodes.exchange()
-    nodes.view.publish(Usage(wanted_granules=1))
+    nodes.view.publish(engine_usage(wanted_granules=1))
     nodes.exchange()
     assert remote.created_most == 3
     hold(local, 5)
@@ -132,7 +132,7 @@ def test_i5_an_order_to_withdraw_holds_until_the_remote_rank_has_done_it(nodes: 
 
 
 def test_a_remote_ledger_that_is_written_anew_has_the_fields_of_the_scheduler(nodes: TwoNodes) -> None:
-    nodes.view.publish(Usage(wanted_granules=6))
+    nodes.view.publish(engine_usage(wanted_granules=6))
     nodes.exchange()
     remote = nodes.accounts[1]
     folder = nodes.runtimes[1].device(remote.device.uuid)
@@ -167,7 +167,7 @@ def test_two_engines_that_each_came_far_on_one_of_two_nodes_do_not_wait_for_each
         engine.exchange()
         assert engine.view.created() == 2
         engine.view.count(0, 0, busy=True, idle_since_ms=0)
-        engine.view.publish(Usage(used_blocks=8, needed_granules=50, wanted_granules=50))
+        engine.view.publish(engine_usage(used_blocks=8, needed_granules=50, wanted_granules=50))
     for _ in range(6):
         for engine in engines:
             for account in engine.accounts:

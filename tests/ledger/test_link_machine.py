@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from devkit.report import record
 from kvcached_core.ledger import set_limit
 from kvcached_core.ledger.file.layout import ENGINE_WORDS
-from tests.ledger.helpers import ATTACHED, CAPACITY, GRANULE, HOST, PLENTY, Usage, die, hold
+from tests.ledger.helpers import ATTACHED, CAPACITY, GRANULE, HOST, PLENTY, die, engine_usage, hold
 from tests.ledger.links import TwoNodes
 
 TOTAL = CAPACITY // GRANULE
@@ -170,7 +170,7 @@ class LinkMachine(RuleBasedStateMachine):
         if give:
             for plans in self.plans:
                 plans.append(self.released)
-        self.nodes.view.publish(Usage(wanted_granules=wanted, released_granules=self.released))
+        self.nodes.view.publish(engine_usage(wanted_granules=wanted, released_granules=self.released))
 
     @invariant()
     def i5_what_the_scheduler_counts_on_is_there_on_every_rank(self) -> None:

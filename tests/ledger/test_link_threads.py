@@ -16,7 +16,7 @@ from kvcached_core.errors import LedgerError
 from kvcached_core.ledger import Runtime, SchedulerView
 from kvcached_core.ledger.remote.agent import NodeAgent
 from kvcached_core.ledger.remote.link import NodeLink
-from tests.ledger.helpers import GRANULE, Usage, attach, die, hold, readable
+from tests.ledger.helpers import GRANULE, attach, die, engine_usage, hold, readable
 from tests.ledger.links import QueueTransport, transports
 
 BOUND_SECONDS = 20.0
@@ -57,13 +57,13 @@ class RunningLink:
     def want_more(self) -> None:
         """Publish something; the link may be known to have ended before that returns."""
         with contextlib.suppress(LedgerError):
-            self.view.publish(Usage(wanted_granules=2))
+            self.view.publish(engine_usage(wanted_granules=2))
 
     def ends_with(self, sentence: str) -> None:
         """Expect that an idle scheduler is rung, and the error it gets."""
         assert readable(self.link.slots[1].bell_fd, seconds=BOUND_SECONDS) == 1
         until(lambda: bool(self.link.failure))
-        for call in (self.view.created, self.view.released, lambda: self.view.publish(Usage())):
+        for call in (self.view.created, self.view.released, lambda: self.view.publish(engine_usage())):
             with pytest.raises(LedgerError, match=f"rank 1 cannot be reached any more: .*{sentence}"):
                 call()
 
@@ -83,7 +83,7 @@ def test_memory_comes_and_goes_over_a_link_and_bells_ring_on_both_sides(
     with running_link(tmp_path) as both:
         for granules in range(2, 6):
             both.account.drain()
-            both.view.publish(Usage(wanted_granules=granules))
+            both.view.publish(engine_usage(wanted_granules=granules))
             assert readable(both.account.fileno(), seconds=BOUND_SECONDS) == 1
             assert both.account.wanted_bytes == granules * GRANULE
             hold(both.local, 1)

@@ -11,7 +11,7 @@ from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
 from kvcached_core.errors import LedgerError
 from kvcached_core.ledger import Account, Runtime, SchedulerView
 from kvcached_core.ledger.peers import LEAD_GRANULES
-from tests.ledger.helpers import GRANULE, Usage, attach, die, leave
+from tests.ledger.helpers import GRANULE, attach, die, engine_usage, leave
 
 TOTAL = 256
 DEVICES = (DeviceIdentity("GPU-b", "b"), DeviceIdentity("GPU-a", "a"))  # rank 1 is on the first in order
@@ -25,7 +25,7 @@ def engine(runtime: Runtime, name: str, wanted: int) -> list[Account]:
         for rank, device in enumerate(DEVICES)
     ]
     view = SchedulerView.find(runtime, name, len(DEVICES))
-    view.publish(Usage(needed_granules=wanted, wanted_granules=wanted))
+    view.publish(engine_usage(needed_granules=wanted, wanted_granules=wanted))
     view.close()
     for account in accounts:
         account.grow_with(range(len(DEVICES)))

@@ -18,7 +18,18 @@ from kvcached_core.ledger import (
     set_limit,
     snapshot,
 )
-from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, die, hold, leave, picture, readable
+from tests.ledger.helpers import (
+    CAPACITY,
+    GRANULE,
+    PLENTY,
+    attach,
+    die,
+    engine_usage,
+    hold,
+    leave,
+    picture,
+    readable,
+)
 
 GPU = DeviceIdentity("GPU-0", "gpu")
 
@@ -46,9 +57,9 @@ def test_i2_a_rank_that_came_farther_than_the_others_gives_that_back_and_the_cou
     view = SchedulerView.find(runtime, "a", 2)
     hold(far, 5)
     hold(least, 3)
-    view.publish(Usage(0, 0, 0, wanted_granules=5, released_granules=0))
+    view.publish(engine_usage(0, 0, 0, wanted_granules=5, released_granules=0))
     assert (far.created_most, least.created_most) == (0, 0), "the others are on their way"
-    view.publish(Usage(0, 0, 0, wanted_granules=2, released_granules=1))
+    view.publish(engine_usage(0, 0, 0, wanted_granules=2, released_granules=1))
     assert (far.created_most, least.created_most) == (3, 0)
     hold(least, 1)
     assert view.created() == 3, "what is to go is not counted on any more"
@@ -69,7 +80,7 @@ def test_what_is_asked_of_a_rank_that_came_farther_it_gives_from_what_the_others
     hold(far, 9)
     hold(least, 3)
     assert view.created() == 3
-    view.publish(Usage(wanted_granules=20, released_granules=1))
+    view.publish(engine_usage(wanted_granules=20, released_granules=1))
     far._seat.set("target_bytes", 5 * GRANULE)
     far._seat.set("asked_until_ms", 1 << 50)
     assert (view.target_granules(), far.created_most) == (5, 6), "it may hold five, and one is released"
@@ -83,7 +94,7 @@ def test_a_rank_alone_is_never_told_to_withdraw(runtime: Runtime) -> None:
     account = attach(runtime, "a")
     view = SchedulerView.find(runtime, "a", 1)
     hold(account, 5)
-    view.publish(Usage(0, 0, 0, wanted_granules=1, released_granules=0))
+    view.publish(engine_usage(0, 0, 0, wanted_granules=1, released_granules=0))
     assert account.created_most == 0
 
 
@@ -92,7 +103,7 @@ def test_an_order_to_withdraw_ends_with_what_it_was_about(runtime: Runtime) -> N
     view = SchedulerView.find(runtime, "a", 2)
     hold(far, 5)
     hold(least, 3)
-    view.publish(Usage(0, 0, 0, wanted_granules=3, released_granules=0))
+    view.publish(engine_usage(0, 0, 0, wanted_granules=3, released_granules=0))
     assert far.created_most == 3
     for account, gone, more in ((far, 4, 1), (least, 2, 3)):  # they fell asleep
         account.give_back(granules_released=gone)
@@ -103,7 +114,7 @@ def test_an_order_to_withdraw_ends_with_what_it_was_about(runtime: Runtime) -> N
 def test_what_the_desk_publishes_is_shown_and_read_by_the_worker(runtime: Runtime) -> None:
     accounts = [attach(runtime, "a", rank) for rank in range(2)]
     view = SchedulerView.find(runtime, "a", 2)
-    view.publish(Usage(8, 5, 3, wanted_granules=6, released_granules=2))
+    view.publish(engine_usage(8, 5, 3, wanted_granules=6, released_granules=2))
     view.count(evictions=4, preemptions=1, busy=True, idle_since_ms=0)
     block = GRANULE // 4
     for account, owner in zip(accounts, picture(runtime).owners, strict=True):
@@ -121,11 +132,11 @@ def test_the_worker_is_rung_only_when_it_has_to_act(runtime: Runtime) -> None:
     view = SchedulerView.find(runtime, "a", 1)
     rings = []
     for usage in (
-        Usage(wanted_granules=1),
-        Usage(wanted_granules=1, used_blocks=4),
-        Usage(wanted_granules=2),
-        Usage(wanted_granules=1),
-        Usage(wanted_granules=1, released_granules=1),
+        engine_usage(wanted_granules=1),
+        engine_usage(wanted_granules=1, used_blocks=4),
+        engine_usage(wanted_granules=2),
+        engine_usage(wanted_granules=1),
+        engine_usage(wanted_granules=1, released_granules=1),
     ):
         view.publish(usage)
         rings.append(rung(account.fileno()))
@@ -140,12 +151,12 @@ def test_a_rank_that_has_what_is_wanted_is_not_rung_and_one_that_lacks_it_is(run
     view = SchedulerView.find(runtime, "a", 2)
     rings = []
     for usage in (
-        Usage(wanted_granules=1),
-        Usage(wanted_granules=3),  # both have them
-        Usage(wanted_granules=5),  # the second lacks two
-        Usage(wanted_granules=2, released_granules=2),
-        Usage(wanted_granules=3, released_granules=2),  # of five the first keeps three
-        Usage(wanted_granules=4, released_granules=2),
+        engine_usage(wanted_granules=1),
+        engine_usage(wanted_granules=3),  # both have them
+        engine_usage(wanted_granules=5),  # the second lacks two
+        engine_usage(wanted_granules=2, released_granules=2),
+        engine_usage(wanted_granules=3, released_granules=2),  # of five the first keeps three
+        engine_usage(wanted_granules=4, released_granules=2),
     ):
         view.publish(usage)
         rings.append([rung(account.fileno()) for account in accounts])
@@ -161,11 +172,11 @@ def test_a_rank_that_lacks_spare_granules_alone_is_not_rung(runtime: Runtime) ->
     view = SchedulerView.find(runtime, "a", 1)
     rings = []
     for usage in (
-        Usage(wanted_granules=5, spare_granules=2),
-        Usage(wanted_granules=7, spare_granules=2),  # five are enough
-        Usage(wanted_granules=8, spare_granules=2),
-        Usage(wanted_granules=8, spare_granules=2),
-        Usage(wanted_granules=8),  # the limit leaves no spare ones, and more are short
+        engine_usage(wanted_granules=5, spare_granules=2),
+        engine_usage(wanted_granules=7, spare_granules=2),  # five are enough
+        engine_usage(wanted_granules=8, spare_granules=2),
+        engine_usage(wanted_granules=8, spare_granules=2),
+        engine_usage(wanted_granules=8),  # the limit leaves no spare ones, and more are short
     ):
         view.publish(usage)
         rings.append(rung(account.fileno()))
@@ -221,7 +232,7 @@ def test_ringing_without_a_listener_or_a_thousand_times_over_is_harmless(runtime
     hold(account, 1)  # no scheduler listens yet
     view = SchedulerView.find(runtime, "a", 1)
     for count in range(70_000):  # more than a pipe holds
-        view.publish(Usage(released_granules=count))
+        view.publish(engine_usage(released_granules=count))
     account.drain()
     assert rung(account.fileno()) == 0
 
@@ -267,7 +278,7 @@ def test_a_desk_says_that_its_worker_is_gone(runtime: Runtime) -> None:
     account = attach(runtime, "a")
     view = SchedulerView.find(runtime, "a", 1)
     leave(account)
-    for call in (view.created, view.granule_limit, lambda: view.publish(Usage())):
+    for call in (view.created, view.granule_limit, lambda: view.publish(engine_usage())):
         with pytest.raises(LedgerError, match="instance a with rank 0"):
             call()
 
@@ -279,7 +290,7 @@ def test_a_desk_does_not_take_the_slot_of_another_for_its_own(runtime: Runtime) 
     newcomer = attach(runtime, "b")
     assert newcomer.slot == account.slot
     with pytest.raises(LedgerError):
-        view.publish(Usage(wanted_granules=7))
+        view.publish(engine_usage(wanted_granules=7))
     assert newcomer.wanted_bytes == 0
 
 
@@ -290,7 +301,7 @@ def test_the_desk_and_the_snapshot_need_no_lock(runtime: Runtime) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         assert (view.created(), view.granule_limit()) == (0, 64)
-        view.publish(Usage(wanted_granules=3))
+        view.publish(engine_usage(wanted_granules=3))
         assert account.wanted_bytes == 3 * GRANULE
         assert picture(runtime).owners[0].live
         account.acknowledge()

@@ -8,7 +8,7 @@ from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.errors import CapacityError
 from kvcached_core.ledger import Account, Runtime, SchedulerView, check
 from kvcached_core.ledger.start_queue import Turn
-from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, die, hold, leave, picture
+from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, attach, die, engine_usage, hold, leave, picture
 from tests.ledger.test_arbiter import Clock
 
 TOTAL = CAPACITY // GRANULE
@@ -24,7 +24,7 @@ def cached(runtime: Runtime, clock: Clock, granules: int) -> tuple[Account, Sche
     account = attach(runtime, "cached", name="cached", clock=clock)
     hold(account, granules)
     view = SchedulerView.find(runtime, "cached", 1, clock=clock)
-    view.publish(Usage(4, 4 * granules - 4, 0, 1, granules))
+    view.publish(engine_usage(4, 4 * granules - 4, 0, 1, granules))
     view.count(0, 0, False, 1)
     return account, view
 

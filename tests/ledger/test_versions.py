@@ -9,7 +9,18 @@ import pytest
 from kvcached_core.errors import LedgerError
 from kvcached_core.ledger import Runtime, SchedulerView, check
 from kvcached_core.ledger.file import layout, storage
-from tests.ledger.helpers import CAPACITY, GRANULE, PLENTY, Usage, attach, die, files, hold, leave, picture
+from tests.ledger.helpers import (
+    CAPACITY,
+    GRANULE,
+    PLENTY,
+    attach,
+    die,
+    engine_usage,
+    files,
+    hold,
+    leave,
+    picture,
+)
 from tests.ledger.old_owner import OldOwner, make_old_file
 from tests.ledger.test_arbiter import Clock, Engine
 
@@ -80,7 +91,7 @@ def test_words_of_this_version_do_not_leak_into_a_later_claim_of_the_one_before(
     hold(first, 50)
     assert not starter.ask_to_start(30 * GRANULE, 0, PLENTY).admitted
     view = SchedulerView.find(runtime, "starter", 1, clock=clock)
-    view.publish(Usage(needed_granules=60, wanted_granules=60))
+    view.publish(engine_usage(needed_granules=60, wanted_granules=60))
     die(starter)
     leave(attach(runtime, "sweeper", name="sweeper"))
     old = OldOwner(runtime, "old")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kvcached_core.scheduler.governor import Usage
+from kvcached_core.ledger import EngineUsage
 from sglang_kvcached.rank_sync import (
     MAX_BUSY_CALLS,
     MAX_IDLE_CALLS,
@@ -201,7 +201,7 @@ def test_all_waits_of_a_step_share_its_time() -> None:
 
 def test_only_rank_0_writes_into_the_ledger() -> None:
     group, ledger = Threads(2), FakeLedger()
-    usage = Usage(1, 0, 0, 1, 1, 1, 0, 1)
+    usage = EngineUsage(1, 0, 0, 1, 1, 1, 0, 1)
 
     def work(rank: int) -> None:
         rank_sync = RankSync(ledger if rank == 0 else None, group, False, Clock())

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from devkit.report import record
+from kvcached_core.ledger import EngineUsage
 from kvcached_core.scheduler import governor as governor_module
-from kvcached_core.scheduler.governor import Governor, Usage
+from kvcached_core.scheduler.governor import Governor
 from tests.vllm.pools import SIZE, cache, elastic_pool, granules_of, hits
 
 pytestmark = pytest.mark.alone
@@ -32,7 +33,7 @@ class LedgerUnderFire:
         self.target = self.must = 0
         self.made = 1
         self.demand = False
-        self.usage: Usage | None = None
+        self.usage: EngineUsage | None = None
         self.changes = 0
         self._end = False
         self._thread = threading.Thread(target=self._fire, daemon=True)
@@ -57,7 +58,7 @@ class LedgerUnderFire:
         """Say yes or no, as it comes."""
         return self.demand
 
-    def publish(self, usage: Usage) -> None:
+    def publish(self, usage: EngineUsage) -> None:
         """Keep it for the thread."""
         self.usage = usage
 

@@ -20,7 +20,7 @@ from kvcached_core import config
 from kvcached_core.errors import ConfigError, LedgerError, UnsupportedError
 from kvcached_core.ledger import Runtime, SchedulerView, SlotGeometry
 from kvcached_core.ledger.remote.agent import NodeAgent
-from tests.ledger.helpers import ATTACHED, Usage, attach, die, hold, readable
+from tests.ledger.helpers import ATTACHED, attach, die, engine_usage, hold, readable
 from tests.vllm.elastic import running
 from tests.vllm.engines import vllm_config
 from vllm_kvcached import nodes, scheduler_memory
@@ -84,7 +84,7 @@ def test_words_and_bells_go_through_the_store_and_nothing_is_left_at_the_end(
     try:
         for account in accounts:
             account.drain()
-        desk.publish(Usage(wanted_granules=2))
+        desk.publish(engine_usage(wanted_granules=2))
         for account in accounts:
             assert readable(account.fileno(), seconds=BOUND_SECONDS) == 1
             hold(account, 2)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
-from kvcached_core.scheduler.governor import LedgerView, Usage
+from kvcached_core.ledger import EngineUsage
+from kvcached_core.scheduler.governor import LedgerView
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -186,7 +187,7 @@ class RankSync:
         """Say whether the ledger refused memory that a rank asked for."""
         return bool(self.reading.refused)
 
-    def publish(self, usage: Usage) -> None:
+    def publish(self, usage: EngineUsage) -> None:
         """Write the engine's usage into the ledger; only rank 0 writes."""
         if self._ledger is not None:
             self._ledger.publish(usage)
