@@ -11,12 +11,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from devkit.polling import until
 from devkit.process_groups import SHARED_MEMORY, kill_group, shared_memory_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,28 +31,8 @@ CACHE = ROOT / "build" / "engine-cache"
 BIN = Path(sys.executable).parent
 MODEL_NAME = "m"
 READY_SECONDS, STOP_SECONDS = 240.0, 20.0
-POLL_SECONDS = 0.02
 FREE_PORTS = (20_000, 32_000)  # below those that Linux gives to clients
 _FOREIGN = ("KVCACHED_", "VLLM_", "ENABLE_KVCACHED", "_KVCACHED_")
-
-
-def until(condition: Callable[[], bool], seconds: float, what: str) -> float:
-    """Poll until the condition holds and return the seconds it took; fail with `what` after `seconds`."""
-    begun = time.monotonic()
-    while not condition():
-        if time.monotonic() - begun > seconds:
-            raise AssertionError(f"not within {seconds:g} s: {what}")
-        time.sleep(POLL_SECONDS)
-    return time.monotonic() - begun
-
-
-def seen(condition: Callable[[], bool], requests: Sequence[Future[Any]]) -> bool:
-    """Poll until the condition holds or all requests have ended; says whether it was seen to hold."""
-    while not condition():
-        if all(request.done() for request in requests):
-            return condition()  # a count that rose with the last of them
-        time.sleep(POLL_SECONDS)
-    return True
 
 
 def environment(scratch: Path, runtime: Path, extra: Mapping[str, str]) -> dict[str, str]:
@@ -156,7 +135,7 @@ class HttpServer(Child):
         """Wait until the server answers; fails if it ends before or is late."""
         try:
             until(self._answers, READY_SECONDS, f"{self.name} is ready")
-        except AssertionError as error:
+        except TimeoutError as error:
             error.add_note(
                 f"the last answer of port {self.port}: {self._answer}; sockets: {sockets(self.port)}"
             )

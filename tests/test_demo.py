@@ -12,14 +12,15 @@ import uuid
 from itertools import product
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
+from devkit.processes import INTERRUPTS
 from devkit.statistics import percentile
 from examples.demo import server
 from examples.demo.load import Outcome, questions
 from examples.demo.memory import Bytes, Sample
-from examples.demo.process import INTERRUPTS
 from examples.demo.summary import Held, Run, summarise, verdicts
 from examples.demo.view import BAR_CELLS, bars
 from kvcached_core.units import MIB
@@ -42,14 +43,8 @@ def changed(name: str, **held: int) -> Run:
 
 def processes(mark: str) -> list[str]:
     """Return the commands of living processes whose environment holds the mark."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (path / "environ").read_bytes():
-                found.append((path / "cmdline").read_text())
-        except OSError:
-            continue
-    return found
+    found = psutil.process_iter(["environ", "cmdline"])
+    return [str(one.info["cmdline"]) for one in found if mark in (one.info["environ"] or {}).values()]
 
 
 def scratch_folders() -> set[str]:

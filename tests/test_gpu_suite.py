@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks import gpu_suite
 from benchmarks.gpu_suite import STEPS, Settings, Step, command, environment, main, run_all
+from devkit.polling import until
 from devkit.process_groups import table
-from devkit.servers import until
 from tools.wheels import ROOT
 
 PYTHONS = {"vllm": sys.executable, "sglang": sys.executable}

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from devkit.polling import until
 from devkit.process_groups import SHARED_MEMORY, kill_group, living, shared_memory_of, table
-from devkit.servers import until
 
 # A segment, which its child maps too, and a semaphore, which is mapped under a name that is gone. No tracker
 # knows of either.

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from devkit.polling import until
 from devkit.process_groups import table
-from devkit.servers import until
 from tools import test_runs
 from tools.test_runs import STAGES, Run, main
 

@@ -30,6 +30,7 @@ from benchmarks.lib import cpus, engines
 from benchmarks.lib.engines import Engine, EngineDiedError, Scale, owner_of
 from benchmarks.lib.record import Ratio, write
 from benchmarks.lib.sglang_engine import BYTES_PER_TOKEN
+from devkit.polling import until
 from devkit.statistics import pairwise
 from kvcached_core.ledger import OwnerSnapshot, Runtime
 
@@ -113,11 +114,7 @@ class Contender:
         return profile
 
     def _until(self, done: Callable[[], bool]) -> None:
-        give_up_at = time.monotonic() + REST_SECONDS
-        while not done():
-            if time.monotonic() > give_up_at:
-                raise TimeoutError(f"{self.name} did not come to rest: see {self._engine.log}")
-            time.sleep(0.05)
+        until(done, REST_SECONDS, f"{self.name} is at rest; see {self._engine.log}", poll_seconds=0.05)
 
 
 class Play:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
+
 from devkit.process_groups import living
 
 TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -36,6 +38,11 @@ def place(group: int, cpus: Iterable[int]) -> None:
     """Let all threads of a process group, and those they start, run on these CPUs alone."""
     chosen = set(cpus)
     for pid in living(group):
-        for thread in Path(f"/proc/{pid}/task").glob("[0-9]*"):
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(int(thread.name), chosen)
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            for thread in psutil.Process(pid).threads():
+                _bind(thread.id, chosen)
+
+
+def _bind(thread: int, cpus: set[int]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.sched_setaffinity(thread, cpus)

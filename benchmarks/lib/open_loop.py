@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import httpx
 
-from examples.demo.events import events
+from devkit.streams import stream
 
 _FIRST_TOKEN, _LAST_TOKEN = 3, 499  # of the tiny model's vocabulary
 TIMEOUT_SECONDS = 300.0
@@ -96,12 +96,11 @@ async def _ask(client: httpx.AsyncClient, model: str, arrival: Arrival, due: flo
         "stream": True,
     }
     tokens, first = 0, 0.0
-    async with client.stream("POST", "/v1/completions", json=body) as response:
-        async for event in events(response):
-            got = sum(len(choice.get("token_ids") or ()) for choice in event["choices"])
-            if got and not tokens:
-                first = time.perf_counter() - due
-            tokens += got
+    async for event in stream(client, "/v1/completions", body):
+        got = sum(len(choice.get("token_ids") or ()) for choice in event["choices"])
+        if got and not tokens:
+            first = time.perf_counter() - due
+        tokens += got
     if tokens != arrival.max_tokens:
         raise ValueError(f"{tokens} tokens came of {arrival.max_tokens}")
     return Served(arrival.engine, arrival.burst, first, time.perf_counter() - due)

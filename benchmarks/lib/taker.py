@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
+from devkit.polling import until
 from kvcached_core.driver.base import Driver
 from kvcached_core.geometry import Geometry
 from kvcached_core.ledger import Account, EngineUsage, Runtime, SchedulerView
@@ -15,7 +15,7 @@ from kvcached_core.plan import Plan
 from kvcached_core.worker.pool import ElasticPool
 
 NAME = "taker"
-_LOOK_SECONDS = 0.001
+POLL_SECONDS = 0.001
 
 
 class Taker:
@@ -64,7 +64,12 @@ class Taker:
 
     def wait_for(self, granules: int, seconds: float) -> None:
         """Return once so many granules are there. Raises TimeoutError."""
-        wait_until(lambda: self.held > granules, seconds, lambda: f"{self.held - 1} of {granules} came")
+        until(
+            lambda: self.held > granules,
+            seconds,
+            lambda: f"{self.held - 1} of {granules} came",
+            POLL_SECONDS,
+        )
 
     def map(self, granules: int) -> None:
         """Let a plan map so many granules that are there, as a step does; until all is given back."""
@@ -75,7 +80,7 @@ class Taker:
         """Want nothing more and let go of all but the one granule. Raises TimeoutError."""
         self._publish(1)
         self._desk.drain()
-        wait_until(self._is_at_rest, seconds, lambda: f"{self.account.ready_bytes} bytes are held")
+        until(self._is_at_rest, seconds, lambda: f"{self.account.ready_bytes} bytes are held", POLL_SECONDS)
         self._pool.check()
 
     def _is_at_rest(self) -> bool:
@@ -109,15 +114,6 @@ class Taker:
         is_busy = granules > 1
         idle_since_ms = 0 if is_busy else int(time.monotonic() * 1000)
         self._desk.count(evictions=0, preemptions=0, busy=is_busy, idle_since_ms=idle_since_ms)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float, state: Callable[[], Any]) -> None:
-    """Poll until a condition holds. Raises TimeoutError with the state."""
-    give_up_at = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > give_up_at:
-            raise TimeoutError(f"not within {seconds:.1f} s: {state()}")
-        time.sleep(_LOOK_SECONDS)
 
 
 def edit_seconds(driver: Driver, page_bytes: int, count: int) -> dict[str, list[float]]:

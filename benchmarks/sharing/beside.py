@@ -31,7 +31,7 @@ from benchmarks.plots import engines as plots
 from benchmarks.sharing import beside_servers
 from benchmarks.sharing.beside_servers import Served, Where
 from benchmarks.sharing.beside_sight import Sight
-from examples.demo.process import interrupt_on_signals, no_survivors
+from devkit.processes import interrupt_on_signals, no_survivors
 from kvcached_core.ledger import Runtime
 
 A, B = "vllm", "sglang"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from benchmarks.lib.ledger_watch import Moment, Watch
+from devkit.polling import holds_within
 from kvcached_core.driver import nvml
 from kvcached_core.ledger import DeviceSnapshot, Runtime, check, snapshot
+
+POLL_SECONDS = 0.002
 
 
 class Sight:
@@ -30,10 +32,7 @@ class Sight:
 
     def wait(self, holds: Callable[[], bool], seconds: float) -> bool:
         """See Eyes."""
-        end = time.monotonic() + seconds
-        while not (held := holds()) and time.monotonic() < end:
-            time.sleep(0.002)
-        return held
+        return holds_within(holds, seconds, POLL_SECONDS)
 
     def budget(self, engines: set[str]) -> int:
         """Return what these may hold together. Raises RuntimeError if they are not on one device."""

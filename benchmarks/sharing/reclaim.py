@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.lib import engines
 from benchmarks.lib.engines import Engine, EngineDiedError, Scale
 from benchmarks.lib.ledger_watch import Trace, Word, owner_named
-from benchmarks.lib.taker import Taker, edit_seconds, wait_until
+from benchmarks.lib.taker import POLL_SECONDS, Taker, edit_seconds
 from benchmarks.sharing import reclaim_report
 from benchmarks.sharing.reclaim_round import (
     GIVER_WORDS,
@@ -37,6 +37,7 @@ from benchmarks.sharing.reclaim_round import (
     measure,
     token_rates,
 )
+from devkit.polling import until
 from kvcached_core.driver.base import Driver
 from kvcached_core.driver.registry import open_driver
 from kvcached_core.errors import KVCachedError
@@ -128,7 +129,7 @@ class Bench:
 
         look()
         said_at = self.taker.wish()
-        wait_until(look, ROUND_SECONDS, lambda: f"{self.taker.held} granules came")
+        until(look, ROUND_SECONDS, lambda: f"{self.taker.held} granules came", POLL_SECONDS)
         look()
         self.notes["driver_check"] = driver_error_bytes(rows, said_at)
         self.say(f"the driver's free memory against the words: {self.notes['driver_check']}")

@@ -28,11 +28,12 @@ from benchmarks.lib.open_loop import Arrival, Served, Shape, burst, failures, pl
 from benchmarks.plots import shared_budget
 from devkit.client import Client
 from devkit.models import tiny_model
+from devkit.polling import until
 from devkit.process_groups import SHARED_MEMORY
-from devkit.servers import MODEL_NAME, Server, cores, until
+from devkit.processes import interrupt_on_signals, no_survivors
+from devkit.servers import MODEL_NAME, Server, cores
 from devkit.statistics import percentile, ratio
 from devkit.watch import is_at_rest
-from examples.demo.process import interrupt_on_signals, no_survivors
 from kvcached_core.ledger import Runtime, set_limit, snapshot
 from kvcached_core.units import MIB
 

@@ -12,9 +12,11 @@ from typing import Any
 from benchmarks.lib import engines
 from benchmarks.lib.engines import Engine, Scale
 from benchmarks.lib.ledger_watch import Watch
+from devkit.polling import until
 from kvcached_core.ledger import Runtime
 
 START_SECONDS, BURST_SECONDS, PROBE_SECONDS = 240.0, 120.0, 30.0
+POLL_SECONDS = 0.002
 PROBES, PROBE_TOKENS = 6, 48
 NAMES = "abcd"
 CAPACITY_UNITS = 27  # of the host: as much as an H100 has beside the weights of three
@@ -75,13 +77,8 @@ class Stage:
         return answer
 
     def until(self, condition: Callable[[], bool], seconds: float, what: str) -> float:
-        """Poll until a condition holds, and return the seconds. Raises TimeoutError."""
-        begun, most = time.monotonic(), self.seconds(seconds)
-        while not condition():
-            if time.monotonic() - begun > most:
-                raise TimeoutError(f"not within {most:.0f} s: {what}")
-            time.sleep(0.002)
-        return time.monotonic() - begun
+        """Poll until the condition holds, and return the seconds that took. Raises TimeoutError."""
+        return until(condition, self.seconds(seconds), what, POLL_SECONDS)
 
     def fill(self, name: str) -> None:
         """Let an engine's prefix cache grow until it evicts its own and gets no more."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import httpx
 
-from examples.demo.events import events
+from devkit.streams import stream
 
 ROLES = ("teacher", "cook", "gardener", "historian")
 _RULES = (
@@ -79,12 +79,11 @@ async def chat(client: httpx.AsyncClient, engine: str, request: Request) -> Outc
     begun = time.perf_counter()
     arrivals: list[float] = []
     tokens = 0
-    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        async for event in events(response):
-            if event.get("usage"):
-                tokens = event["usage"]["completion_tokens"]
-            if event["choices"] and event["choices"][0]["delta"].get("content"):
-                arrivals.append(time.perf_counter())
+    async for event in stream(client, "/v1/chat/completions", body):
+        if event.get("usage"):
+            tokens = event["usage"]["completion_tokens"]
+        if event["choices"] and event["choices"][0]["delta"].get("content"):
+            arrivals.append(time.perf_counter())
     if not arrivals or not tokens:
         raise ValueError("the answer is empty")
     tpot = (arrivals[-1] - arrivals[0]) / (tokens - 1) if tokens > 1 else 0.0

@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from devkit.processes import interrupt_on_signals, no_survivors
 from examples.demo import picture, server, summary
 from examples.demo.course import Course
 from examples.demo.memory import Recorder
-from examples.demo.process import Command, children, interrupt_on_signals, no_survivors, tail
+from examples.demo.process import Command, children, tail
 from examples.demo.server import DemoError
 from examples.demo.view import View
 from kvcached_core.errors import KVCachedError

@@ -12,8 +12,9 @@ import pytest
 
 from devkit.client import SEQUENTIAL, Answers, Client, Prompt, long_prompts, many_prompts
 from devkit.models import tiny_model
+from devkit.polling import until
 from devkit.process_groups import SHARED_MEMORY
-from devkit.servers import Fleet, HttpServer, Server, until
+from devkit.servers import Fleet, HttpServer, Server
 from devkit.watch import is_at_rest
 from kvcached_core.ledger import Runtime, set_limit
 

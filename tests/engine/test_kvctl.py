@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from devkit.servers import BIN, ROOT, Fleet, HttpServer, free_port, until
+from devkit.polling import until
+from devkit.servers import BIN, ROOT, Fleet, HttpServer, free_port
 from kvcached_core.ledger import Runtime
 from tests.cli.process import environment, kvctl
 from tests.engine.conftest import CAPACITY_BYTES, HEADROOM_BYTES, MIB

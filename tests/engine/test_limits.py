@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from devkit.client import Answers, Client, Prompt, differences, long_prompts
+from devkit.polling import seen
 from devkit.report import record
-from devkit.servers import seen
 from kvcached_core.ledger import Runtime, set_limit, wait_until_holds
 from tests.engine.conftest import ATTEMPTS, MAIN, MIB
 

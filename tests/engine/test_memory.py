@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from devkit.client import Client, Prompt
-from devkit.servers import BIN, Server, environment, until
+from devkit.polling import until
+from devkit.servers import BIN, Server, environment
 from devkit.watch import is_at_rest, owner, watching
 from tests.engine.conftest import CAPACITY_BYTES, MAIN, MIB, REST_SECONDS
 

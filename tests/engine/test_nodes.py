@@ -12,9 +12,10 @@ import httpx
 import pytest
 
 from devkit.client import Answers, Client, Prompt, differences
+from devkit.polling import until
 from devkit.process_groups import SHARED_MEMORY
 from devkit.report import record
-from devkit.servers import Fleet, until
+from devkit.servers import Fleet
 from devkit.watch import is_at_rest, owner, owners, watching
 from kvcached_core.ledger import OwnerSnapshot, Runtime, check, snapshot
 from tests.cli.process import kvctl

@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from devkit.client import SEQUENTIAL, Answers, Client, Prompt, differences
+from devkit.polling import until
 from devkit.process_groups import SHARED_MEMORY, table, title_of
 from devkit.report import record
-from devkit.servers import BIN, Child, Fleet, Server, cores, environment, until
+from devkit.servers import BIN, Child, Fleet, Server, cores, environment
 from devkit.watch import owners, watching
 from kvcached_core.ledger import Runtime, check, snapshot
 from tests.engine.conftest import DEATH_SECONDS, ELASTIC, MODEL_FLAGS

@@ -9,8 +9,9 @@ import pytest
 
 from devkit.client import SEQUENTIAL, Answers, Client, Prompt, differences, long_prompts
 from devkit.models import smollm2
+from devkit.polling import seen, until
 from devkit.report import record
-from devkit.servers import Fleet, Server, cores, seen, until
+from devkit.servers import Fleet, Server, cores
 from devkit.watch import owner, owners, watching
 from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.ledger import Account, Runtime, set_limit

@@ -10,7 +10,8 @@ import pytest
 from packaging.version import Version
 
 from devkit.client import Answers, Client, Prompt, differences
-from devkit.servers import Server, seen, until
+from devkit.polling import seen, until
+from devkit.servers import Server
 from devkit.watch import is_at_rest, owner, watching
 from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.ledger import Account

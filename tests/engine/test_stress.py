@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from devkit.client import CONCURRENCY, Answers, Client, Prompt, differences
+from devkit.polling import until
 from devkit.report import record
-from devkit.servers import until
 from devkit.watch import is_at_rest, watching
 from kvcached_core.ledger import Runtime, set_limit
 from tests.engine.conftest import CAPACITY_BYTES, MAIN, MIB, REST_SECONDS

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from devkit.client import Answers, Client, Prompt, differences
+from devkit.polling import seen, until
 from devkit.process_groups import kill_group
 from devkit.report import record
-from devkit.servers import Fleet, Server, cores, seen, until
+from devkit.servers import Fleet, Server, cores
 from devkit.watch import is_at_rest, owner, owners, watching
 from tests.engine.conftest import (
     CAPACITY_BYTES,

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from devkit.client import Answers, Client, Prompt, long_prompts
-from devkit.servers import Server, seen, until
+from devkit.polling import seen, until
+from devkit.servers import Server
 from devkit.watch import owners
 
 pytestmark = pytest.mark.engine

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from devkit.client import Answers, Client, Prompt, differences
+from devkit.polling import until
 from devkit.report import record
-from devkit.servers import MODEL_NAME, QUICK_START, ROOT, Fleet, HttpServer, cores, free_port, until
+from devkit.servers import MODEL_NAME, QUICK_START, ROOT, Fleet, HttpServer, cores, free_port
 from devkit.sglang_client import SglangClient
 from devkit.watch import is_at_rest, owner, watching
 from tests.engine.conftest import CAPACITY_BYTES, ELASTIC, HEADROOM_BYTES, MAIN, REST_SECONDS

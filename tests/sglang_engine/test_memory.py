@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from devkit.client import Prompt
-from devkit.servers import BIN, environment, until
+from devkit.polling import until
+from devkit.servers import BIN, environment
 from devkit.sglang_client import SglangClient
 from devkit.sglang_servers import SglangServer
 from devkit.watch import is_at_rest, owner, watching

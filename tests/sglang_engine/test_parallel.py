@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from devkit.client import SEQUENTIAL, Answers, Prompt, differences
+from devkit.polling import until
 from devkit.process_groups import SHARED_MEMORY
 from devkit.report import record
-from devkit.servers import Fleet, cores, until
+from devkit.servers import Fleet, cores
 from devkit.sglang_client import SglangClient
 from devkit.sglang_servers import SERVE, STOCK, SglangServer
 from devkit.watch import owners, watching
@@ -68,11 +69,11 @@ def _wait_until_beyond(place: Path, limit_bytes: int) -> None:
 
 
 def _seconds_until_within(place: Path, limit_bytes: int) -> float:
-    try:
-        return until(lambda: max(_held(place)) <= limit_bytes, 30, "both ranks are within the limit")
-    except AssertionError as error:
+    def state() -> str:
         ranks = [(one.rank, one.created_granules, one.released_granules) for one in owners(place, NAME)]
-        raise AssertionError(f"{error}: held {_held(place)}, (rank, created, released) {ranks}") from None
+        return f"both ranks are within the limit: held {_held(place)}, (rank, created, released) {ranks}"
+
+    return until(lambda: max(_held(place)) <= limit_bytes, 30, state)
 
 
 def test_i12_outputs_of_two_ranks_equal_stock(

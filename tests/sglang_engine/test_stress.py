@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from devkit.client import Answers, Prompt, differences
+from devkit.polling import until
 from devkit.report import record
-from devkit.servers import until
 from devkit.sglang_client import SglangClient
 from devkit.sglang_servers import SglangServer
 from devkit.watch import is_at_rest, watching

@@ -14,9 +14,10 @@ import pytest
 
 from devkit.client import SEQUENTIAL, Answers, Prompt, differences, long_prompts
 from devkit.models import WINDOW, windowed_model
+from devkit.polling import until
 from devkit.process_groups import SHARED_MEMORY
 from devkit.report import record
-from devkit.servers import Fleet, until
+from devkit.servers import Fleet
 from devkit.sglang_client import SglangClient
 from devkit.sglang_servers import SglangServer
 from devkit.watch import owner, watching

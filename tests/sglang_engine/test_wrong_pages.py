@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from devkit.client import Answers, Prompt, long_prompts
-from devkit.servers import seen, until
+from devkit.polling import seen, until
 from devkit.sglang_client import SglangClient
 from devkit.sglang_servers import SglangServer
 from devkit.watch import owner, owners
