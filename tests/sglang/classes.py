@@ -1,4 +1,4 @@
-"""What the plugin changes in a process of SGLang: `python -m tests.sglang.classes`.
+"""Lists the names that the plugin changes in a process of SGLang: `python -m tests.sglang.classes`.
 
 Prints, as JSON, the names that are not what they were: once without the choice, and once with it, the late
 rebinds included.
@@ -30,13 +30,13 @@ def picture() -> Picture:
 
 
 def changed(before: Picture, after: Picture) -> list[str]:
-    """Return what is another thing than before; new things are none of ours to judge."""
+    """Return the names that are bound to another object than before; new names do not count."""
     names = (name for name in before if name in after and before[name] != after[name])
     return sorted(name for name in names if name.rpartition(".")[2] not in _PYTHONS_OWN)
 
 
 def main() -> None:
-    """Look three times."""
+    """Compare the names of a process before the plugin, with it, and with kvcached chosen."""
     import sglang.srt.entrypoints.engine
     import sglang.srt.managers.scheduler
     import sglang.srt.mem_cache.kv_cache_configurator

@@ -1,4 +1,4 @@
-"""SGLang is imported once, before the tests: what it warns of is not this project's to mend."""
+"""Imports SGLang once before the tests, so that its own warnings fail none of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ else:
 
 @pytest.fixture(autouse=True)
 def log_levels() -> Iterator[None]:
-    """Put back the levels that an engine's start gives our loggers."""
+    """Restore the levels of this project's loggers, which an engine's start changes."""
     loggers = [logging.getLogger(name) for name in ("kvcached_core", "sglang_kvcached")]
     levels = [logger.level for logger in loggers]
     yield

@@ -26,9 +26,9 @@ from sglang_kvcached.rank_sync import RankSync, SingleRank
 from sglang_kvcached.scheduler_memory import SchedulerMemory
 
 CAPACITY = 64 * MIB
-HEADS, HEAD_DIM, LAYERS = 2, 16, 2  # 128 bytes a row and lane
-PAGE_BYTES = 16 * KIB  # 128 rows: a granule of 128 slots
-# With these a granule is of as many slots and bytes in each layout.
+HEADS, HEAD_DIM, LAYERS = 2, 16, 2  # 128 bytes a row of a buffer
+PAGE_BYTES = 16 * KIB  # a physical page of 128 rows: a granule of 128 slots
+# Physical pages with which a granule has as many slots and bytes in each layout.
 LAID_PAGE_BYTES = {"engine": PAGE_BYTES, "layer": 2 * PAGE_BYTES, "block": 2 * LAYERS * PAGE_BYTES}
 IDLE_SECONDS = 2.0
 
@@ -51,17 +51,17 @@ class RankContext:
         self.private = PrivateMemory(None, lambda: 0, lambda: 0)
 
     def lay(self, layout: str, page_bytes: int | None) -> None:
-        """Choose a layout, and the size of a page; None leaves that to the driver."""
+        """Choose a layout and a physical page size; None lets the plugin choose the size."""
         self.layout = layout
         page_size = None if page_bytes is None else Size(page_bytes)
         self.settings = dataclasses.replace(self.settings, page_size=page_size)
 
     def limit_bytes(self) -> int:
-        """Return all there is."""
+        """Return the whole capacity."""
         return CAPACITY
 
     def set_floor(self, floor_bytes: int) -> None:
-        """Tell the ledger."""
+        """Set the floor in the ledger."""
         self.account.set_floor_bytes(floor_bytes)
 
 
@@ -73,7 +73,7 @@ class Cache:
         self.lent: list[torch.Tensor] = []
 
     def lend(self, slots: torch.Tensor) -> None:
-        """Keep what a request has left."""
+        """Keep the slots of a request that ended."""
         self.lent.append(slots)
 
     def supports_prefix_sharing(self) -> bool:
@@ -89,7 +89,7 @@ class Cache:
         return False
 
     def evictable_size(self) -> int:
-        """Return the slots that are kept."""
+        """Return the number of slots that are kept."""
         return sum(len(slots) for slots in self.lent)
 
     def evict(self, params: Any) -> EvictResult:
@@ -103,7 +103,7 @@ class Cache:
 
 
 def request(prompt: int = 0, generated: int = 0, generates: int = 0, ignore_eos: bool = True) -> Any:
-    """Return what is read of SGLang's requests; lengths in tokens, `generates` in all."""
+    """Return a fake request with the fields that the plugin reads; lengths in tokens."""
     return SimpleNamespace(
         origin_input_ids=[0] * prompt,
         output_ids=[0] * generated,
@@ -112,7 +112,7 @@ def request(prompt: int = 0, generated: int = 0, generates: int = 0, ignore_eos:
 
 
 def scheduler(page_size: int, tree: Any) -> Any:
-    """Return what is read of SGLang's scheduler."""
+    """Return a fake scheduler with the fields that the plugin reads."""
     return SimpleNamespace(
         page_size=page_size,
         chunked_prefill_size=256,
@@ -131,7 +131,7 @@ def scheduler(page_size: int, tree: Any) -> Any:
 
 
 class Engine:
-    """One rank. Its supply thread takes its turns when it is told to, and its time is the test's."""
+    """One rank. The test runs its supply thread turn by turn and sets its clock."""
 
     def __init__(self, folder: Path, page_size: int, **options: Any) -> None:
         self.context = RankContext(folder, **options)
@@ -144,7 +144,7 @@ class Engine:
         self.scheduler = scheduler(page_size, self.cache)
 
     def begin(self, allocator: Any) -> None:
-        """Serve, as when SGLang's scheduler is complete."""
+        """Make the scheduler memory, as when SGLang's scheduler is complete."""
         self.allocator = self.cache.allocator = allocator
         self.scheduler_view = SchedulerView.find(self.context.runtime, "one", 1, lambda: self.now)
         rank_sync = RankSync(self.scheduler_view, SingleRank(), False, lambda: self.now, self._sleep)
@@ -153,7 +153,7 @@ class Engine:
         process_state.use(self.rank_memory, self.memory)
 
     def turn(self) -> None:
-        """Let the supply thread do all it can."""
+        """Run the supply thread until it has nothing left to do."""
         for _ in range(1000):
             if self.rank_memory.pool.supply_thread.turn(self.now) != 0.0:
                 return
@@ -164,7 +164,7 @@ class Engine:
         self.turn()
 
     def idle(self, seconds: float = 0.0) -> None:
-        """Let time pass without requests: nothing is wrong with the books."""
+        """Let time pass without requests, and assert that the accounting adds up."""
         self.now += seconds
         self.memory.note_pages_moved()
         assert self.memory.settle_idle() == []
@@ -186,7 +186,7 @@ class Engine:
         return self.rank_memory.held_bytes // self.context.account.granule_bytes
 
     def close(self) -> None:
-        """Give everything back; nothing is left."""
+        """Give everything back, and assert that nothing stays leased."""
         process_state.close()
         assert self.context.account.leased_bytes == 0
         self.context.account.detach()
@@ -217,7 +217,7 @@ def odd_mla_pool(cls: type, slots: int, page_size: int) -> Any:
 
 
 def touch(kvcache: Any, slots: torch.Tensor) -> None:
-    """Write and read slots in every layer: the process dies where one has no memory."""
+    """Write and read slots in every layer; the process dies if a slot has no memory."""
     buffers = [*kvcache.k_buffer, *kvcache.v_buffer] if hasattr(kvcache, "k_buffer") else kvcache.kv_buffer
     for number, buffer in enumerate(buffers):
         buffer[slots] = float(number)
@@ -229,7 +229,7 @@ _runs = itertools.count()
 
 @contextmanager
 def engine(folder: Path, page_size: int, **options: Any) -> Iterator[Engine]:
-    """Make an engine in a runtime of its own."""
+    """Make an engine in its own runtime directory."""
     made = Engine(folder / f"run-{next(_runs)}", page_size, **options)
     try:
         yield made

@@ -1,4 +1,4 @@
-"""The elastic allocators against stock: the same calls, the same sizes, and only slots that have memory."""
+"""The elastic allocators against stock: the same calls, the same sizes, and only slots of mapped granules."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MOVE = st.one_of(
 
 
 def move(twins: Twins, name: str, number: int) -> None:
-    """Do one thing."""
+    """Make one move of the test."""
     if name == "begin":
         twins.begin(number)
     elif name == "decode":
@@ -63,7 +63,7 @@ def move(twins: Twins, name: str, number: int) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moves=st.lists(MOVE, max_size=25))
 @example(moves=[*[("begin", tokens) for tokens in (1, 1, 209, 300)], ("limit", 4), ("flush", 0)])
-def test_i5_i9_as_stock_and_only_slots_that_have_memory(
+def test_i5_i9_slots_are_counted_as_in_stock_and_have_memory(
     kind: Kind, tmp_path: Path, moves: list[tuple[str, int]]
 ) -> None:
     with engine(tmp_path, kind.page_size) as made:
@@ -76,7 +76,7 @@ def test_i5_i9_as_stock_and_only_slots_that_have_memory(
 @pytest.mark.parametrize("page_size", [1, 16])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moves=st.lists(MOVE, max_size=25))
-def test_a_slot_over_a_page_boundary_is_never_handed_out(
+def test_a_page_across_two_physical_pages_is_never_handed_out(
     page_size: int, tmp_path: Path, moves: list[tuple[str, int]]
 ) -> None:
     kind = STRADDLING._replace(page_size=page_size)
@@ -88,7 +88,7 @@ def test_a_slot_over_a_page_boundary_is_never_handed_out(
             twins.check()
 
 
-def test_memory_comes_with_use_and_goes_when_it_was_idle(kind: Kind, tmp_path: Path) -> None:
+def test_memory_is_mapped_with_use_and_given_back_when_idle(kind: Kind, tmp_path: Path) -> None:
     with engine(tmp_path, kind.page_size) as made:
         twins = Twins(made, kind)
         assert (made.mapped, made.held()) == (1, 1)
@@ -104,7 +104,9 @@ def test_memory_comes_with_use_and_goes_when_it_was_idle(kind: Kind, tmp_path: P
         twins.check()
 
 
-def test_i2_over_a_lower_limit_cached_slots_go_first_and_then_requests(kind: Kind, tmp_path: Path) -> None:
+def test_i2_a_lower_limit_evicts_cached_slots_first_and_then_retracts_requests(
+    kind: Kind, tmp_path: Path
+) -> None:
     with engine(tmp_path, kind.page_size) as made:
         twins = with_requests(made, kind, 280)
         twins.end(0, keep=True)
@@ -120,7 +122,7 @@ def test_i2_over_a_lower_limit_cached_slots_go_first_and_then_requests(kind: Kin
         twins.check()
 
 
-def test_a_lone_last_request_goes_on_in_what_it_has(kind: Kind, tmp_path: Path) -> None:
+def test_the_last_request_is_never_retracted(kind: Kind, tmp_path: Path) -> None:
     with engine(tmp_path, kind.page_size) as made:
         twins = Twins(made, kind)
         twins.begin(300)
@@ -131,7 +133,7 @@ def test_a_lone_last_request_goes_on_in_what_it_has(kind: Kind, tmp_path: Path) 
         twins.check()
 
 
-def test_nobody_is_admitted_over_the_limit_and_everybody_below_it(kind: Kind, tmp_path: Path) -> None:
+def test_a_request_is_admitted_only_below_the_limit(kind: Kind, tmp_path: Path) -> None:
     with engine(tmp_path, kind.page_size) as made:
         twins = Twins(made, kind)
         twins.begin(200)
@@ -143,7 +145,7 @@ def test_nobody_is_admitted_over_the_limit_and_everybody_below_it(kind: Kind, tm
         assert len(twins.requests) == 2
 
 
-def test_what_was_flushed_serves_at_once_and_goes_back_when_idle(kind: Kind, tmp_path: Path) -> None:
+def test_flushed_memory_is_reused_at_once_and_given_back_when_idle(kind: Kind, tmp_path: Path) -> None:
     with engine(tmp_path, kind.page_size) as made:
         twins = with_requests(made, kind, 300)
         held, created = made.held(), made.memory.stats().created
@@ -159,7 +161,7 @@ def test_what_was_flushed_serves_at_once_and_goes_back_when_idle(kind: Kind, tmp
         twins.check()
 
 
-def test_what_was_flushed_goes_to_others_at_once(kind: Kind, tmp_path: Path) -> None:
+def test_flushed_memory_is_given_back_at_once_for_a_lower_limit(kind: Kind, tmp_path: Path) -> None:
     with engine(tmp_path, kind.page_size) as made:
         twins = with_requests(made, kind, 300)
         twins.flush()

@@ -1,4 +1,4 @@
-"""What others ask of an engine, what it waits for, and when its door opens again."""
+"""The budget: giving memory to other engines, waiting for memory, and admitting again after a refusal."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _ASKED: dict[str, Any] = {"extend_input_len": 16, "total_tokens": 32, "input_tok
 _ENDLESS: dict[str, Any] = {"extend_input_len": 16, "max_new_tokens": 1, "chunk_limit": 128}
 
 
-def ask(made: Engine, word: str, granules: int) -> None:
-    """Ask the engine to hold so few granules, as another engine of the device does."""
+def ask(made: Engine, field: str, granules: int) -> None:
+    """Ask the engine to come down to so many granules, as another engine on the device does."""
     account = made.context.account
     with account._exclusive() as file:
-        file.set(account.slot, word, granules * account.granule_bytes)
+        file.set(account.slot, field, granules * account.granule_bytes)
         file.set(account.slot, "asked_until_ms", int((made.now + 60) * 1000))
 
 
@@ -37,14 +37,14 @@ def started(made: Engine, requests: int = 4, tokens: int = 272) -> Twins:
     return twins
 
 
-def test_over_a_target_nobody_begins_and_nobody_is_retracted(tmp_path: Path) -> None:
+def test_above_a_target_no_request_begins_and_none_is_retracted(tmp_path: Path) -> None:
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 3)
         before = made.mapped
         ask(made, "target_bytes", 2)
         for _ in range(20):
             made.now += FLOOR_GRACE_SECONDS
-            ask(made, "target_bytes", 2)  # its own leases take it back: nobody else is there
+            ask(made, "target_bytes", 2)  # its own leases withdraw the target, as no other engine is there
             twins.decode()
         ask(made, "target_bytes", 2)
         twins.begin(16)
@@ -58,8 +58,8 @@ def test_over_a_target_nobody_begins_and_nobody_is_retracted(tmp_path: Path) -> 
         assert len(twins.requests) == 2
 
 
-def test_over_a_target_with_nothing_that_runs_a_request_begins(tmp_path: Path) -> None:
-    """Else it would wait for something to end, and nothing would."""
+def test_above_a_target_a_request_begins_if_none_runs(tmp_path: Path) -> None:
+    """Otherwise it would wait forever: no request runs that could end."""
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 0)
         ask(made, "target_bytes", 1)
@@ -67,7 +67,7 @@ def test_over_a_target_with_nothing_that_runs_a_request_begins(tmp_path: Path) -
         assert len(twins.requests) == 1
 
 
-def test_for_another_floor_requests_are_retracted_once_the_grace_is_over(tmp_path: Path) -> None:
+def test_requests_are_retracted_for_another_engines_floor_after_the_grace(tmp_path: Path) -> None:
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 4)
         ask(made, "must_bytes", 5)
@@ -83,14 +83,14 @@ def test_for_another_floor_requests_are_retracted_once_the_grace_is_over(tmp_pat
         assert made.memory.counters.retractions == 3
 
 
-def test_a_door_that_was_shut_for_lack_of_memory_opens_when_it_is_there(tmp_path: Path) -> None:
+def test_batch_is_full_is_cleared_once_a_refused_request_fits(tmp_path: Path) -> None:
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 2)
         made.limit(6)
         twins.begin(272)
         assert len(twins.requests) == 2
         batch = made.scheduler.running_batch
-        batch.batch_is_full = True  # SGLang's own conclusion from NO_TOKEN
+        batch.batch_is_full = True  # SGLang sets it after NO_TOKEN
         twins.decode()
         assert batch.batch_is_full
         made.limit(12)
@@ -100,27 +100,27 @@ def test_a_door_that_was_shut_for_lack_of_memory_opens_when_it_is_there(tmp_path
         assert len(twins.requests) == 3
 
 
-def test_a_door_stays_no_longer_shut_for_being_shut_on_a_batch_that_takes_another_s_place(
+def test_batch_is_full_is_cleared_on_a_batch_that_replaces_the_running_one(
     tmp_path: Path,
 ) -> None:
-    """SGLang refuses on a batch that it makes the running one only after it asked whether that may decode."""
+    """SGLang sets batch_is_full on a batch that becomes the running one only after check_decode_capacity."""
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 2)
         made.limit(6)
         twins.begin(272)
         made.limit(12)
-        twins.decode()  # opens the door of the batch of before
+        twins.decode()  # clears it on the batch that is replaced
         before = made.scheduler.running_batch
         made.scheduler.running_batch = SimpleNamespace(reqs=before.reqs, batch_is_full=True)
         twins.decode()
         assert not made.scheduler.running_batch.batch_is_full
-        twins.begin(272)  # SGLang looks: nobody is short any more, and its own conclusions are left alone
+        twins.begin(272)  # admitted: no request is refused any more, so SGLang's own flag is left alone
         made.scheduler.running_batch.batch_is_full = True
         twins.decode()
         assert made.scheduler.running_batch.batch_is_full
 
 
-def test_a_prompt_over_the_limit_is_refused_and_a_long_answer_is_cut(tmp_path: Path) -> None:
+def test_a_prompt_above_the_limit_is_refused_and_a_long_answer_is_cut(tmp_path: Path) -> None:
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 0)
         made.limit(2)
@@ -142,7 +142,7 @@ def test_a_step_waits_for_memory_that_is_on_its_way(tmp_path: Path) -> None:
         assert len(twins.requests) == 1 and 0 < made.now - begun <= made.context.settings.grant_seconds
 
 
-def test_a_step_waits_for_what_it_takes_and_not_for_what_the_next_one_takes(
+def test_a_step_waits_for_its_own_memory_and_not_for_the_next_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with engine(tmp_path, KIND.page_size) as made:
@@ -155,7 +155,7 @@ def test_a_step_waits_for_what_it_takes_and_not_for_what_the_next_one_takes(
         assert governor.held == made.mapped < governor.enough, "the rest comes while the step runs"
 
 
-def test_a_bursts_first_step_waits_once_for_all_that_is_being_made_for_it(
+def test_the_first_step_of_a_burst_waits_once_for_all_of_its_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with engine(tmp_path, KIND.page_size) as made:
@@ -180,8 +180,8 @@ def _one_granule_a_pause(made: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(made, "turn", turn)
 
 
-def test_i5_a_limit_that_is_lowered_while_requests_are_admitted_does_not_reach_them(tmp_path: Path) -> None:
-    """Requests are admitted one by one and take their pages together: what was found stays."""
+def test_i5_a_limit_lowered_while_requests_are_admitted_does_not_affect_them(tmp_path: Path) -> None:
+    """Requests are admitted one by one and take their pages later together; these must still be there."""
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 0)
         budget = twins.elastic.create_prefill_budget(made.cache)
@@ -204,10 +204,10 @@ def test_i5_a_limit_that_is_lowered_while_requests_are_admitted_does_not_reach_t
 
 
 @pytest.mark.parametrize(("left_over", "begins"), [(0, True), (1, False)])
-def test_nobody_begins_behind_a_prompt_that_gets_less_than_the_step_has_and_does_not_end(
+def test_no_request_begins_behind_a_prompt_that_is_cut_for_lack_of_memory(
     tmp_path: Path, left_over: int, begins: bool
 ) -> None:
-    """SGLang knows one unfinished prompt at a time; memory may come between two looks at the budget."""
+    """SGLang allows one unfinished prompt at a time; memory may come between two looks at the budget."""
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 1)
         made.limit(5)
@@ -225,7 +225,7 @@ def test_nobody_begins_behind_a_prompt_that_gets_less_than_the_step_has_and_does
         assert budget.can_allocate_prefill(paged_input=32, **_ENDLESS) == begins
 
 
-def test_nobody_begins_behind_a_prompt_that_waits_in_this_step(tmp_path: Path) -> None:
+def test_no_request_begins_behind_a_prompt_that_waits_in_this_step(tmp_path: Path) -> None:
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 2)
         made.limit(1)
@@ -239,7 +239,7 @@ def test_nobody_begins_behind_a_prompt_that_waits_in_this_step(tmp_path: Path) -
         assert again.check_prefill(**_ASKED)[0]
 
 
-def test_a_chunk_asks_for_its_requests_state_before_anybody_is_behind_it(tmp_path: Path) -> None:
+def test_a_chunk_takes_its_requests_state_before_another_request_begins(tmp_path: Path) -> None:
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 1)
         budget = twins.elastic.create_prefill_budget(made.cache)
@@ -249,10 +249,10 @@ def test_a_chunk_asks_for_its_requests_state_before_anybody_is_behind_it(tmp_pat
         assert not budget.can_allocate_prefill(paged_input=16, **_ENDLESS)
 
 
-def test_a_step_does_not_wait_where_the_ledger_has_refused(tmp_path: Path) -> None:
+def test_a_step_does_not_wait_after_the_ledger_refused(tmp_path: Path) -> None:
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 1)
-        made.context.driver._capacity_bytes = made.rank_memory.held_bytes  # others have taken the rest
+        made.context.driver._capacity_bytes = made.rank_memory.held_bytes  # other engines have taken the rest
         twins.begin(300)
         made.turn()
         begun = made.now
@@ -263,16 +263,16 @@ def test_a_step_does_not_wait_where_the_ledger_has_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("running", "spin", "pauses"), [(0, "settle_idle", 1), (0, "settle", 1), (1, "settle", 0)]
 )
-def test_a_scheduler_that_only_spins_pauses_while_memory_is_made_or_given_back(
+def test_a_scheduler_without_running_requests_pauses_for_the_supply_thread(
     running: int, spin: str, pauses: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would keep Python's lock from a thread that needs it after each call of the driver."""
+    """A spinning loop would keep Python's lock from that thread after each call of the driver."""
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 2)
         paused = list[float]()
         monkeypatch.setattr(made.memory._rank_sync, "_sleep", paused.append)
         made.idle()
-        assert paused == [], "nothing is under way"
+        assert paused == [], "the supply thread has nothing to do"
         for _ in range(2):
             twins.end(0, keep=False)
         release, spins = made.context.driver.release, list[int]()
@@ -292,12 +292,12 @@ def test_a_scheduler_that_only_spins_pauses_while_memory_is_made_or_given_back(
         assert all(0 < seconds < 0.001 for seconds in paused)
 
 
-def test_i9_usage_in_the_ledger_is_what_requests_and_cache_hold(tmp_path: Path) -> None:
+def test_i9_usage_in_the_ledger_counts_used_and_cached_pages(tmp_path: Path) -> None:
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 3)
         twins.end(0, keep=True)
         twins.decode()
-        twins.decode()  # tells what the first one took
+        twins.decode()  # reports what the first one took
         page_bytes = 16 * 128 * 4
         (device,) = snapshot(made.context.runtime)
         (owner,) = device.owners
@@ -305,7 +305,7 @@ def test_i9_usage_in_the_ledger_is_what_requests_and_cache_hold(tmp_path: Path) 
         assert (owner.used_bytes, owner.cached_bytes) == (used, cached)
 
 
-def test_what_only_the_cache_keeps_is_a_loan_and_not_needed(tmp_path: Path) -> None:
+def test_memory_that_only_the_prefix_cache_keeps_is_not_needed(tmp_path: Path) -> None:
     with engine(tmp_path, KIND.page_size) as made:
         twins = started(made, 4)
         made.memory.settle()
@@ -318,4 +318,4 @@ def test_what_only_the_cache_keeps_is_a_loan_and_not_needed(tmp_path: Path) -> N
         (device,) = snapshot(made.context.runtime)
         (owner,) = device.owners
         assert owner.cached_bytes > owner.used_bytes
-        assert owner.needed_bytes <= 2 * owner.granule_bytes, "others may have it"
+        assert owner.needed_bytes <= 2 * owner.granule_bytes, "other engines may have it"

@@ -1,4 +1,4 @@
-"""What a scheduler's queues say about the memory that requests will take."""
+"""Demand: the pages that requests will take, by the scheduler's queues."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE = 16
 
 
 class Mode:
-    """Of a batch whose prompts were computed."""
+    """The forward mode of a batch that computed prompts."""
 
     @staticmethod
     def is_extend() -> bool:
@@ -23,7 +23,7 @@ class Mode:
         return True
 
 
-def test_a_prompt_that_was_just_computed_is_counted_once_before_and_after_it_joins_those_that_run() -> None:
+def test_a_prompt_is_counted_once_before_and_after_its_request_starts_to_decode() -> None:
     fake = scheduler(PAGE, Cache())
     fake.running_batch.reqs = [request() for _ in range(3)]
     fake.last_batch = SimpleNamespace(reqs=[request(), request()], forward_mode=Mode)
@@ -37,10 +37,10 @@ def test_a_prompt_that_was_just_computed_is_counted_once_before_and_after_it_joi
     assert demand.running == 2
     fake.max_running_requests = 5
     fake.waiting_queue = [request(prompt=2 * PAGE)] * 9
-    assert demand.next_pages() == 2 + 3 * (1 + 2), "as many as there is a place for"
+    assert demand.next_pages() == 2 + 3 * (1 + 2), "as many as SGLang lets run"
 
 
-def test_of_the_queue_one_step_is_asked_for_before_anything_runs_and_two_behind_a_step() -> None:
+def test_one_step_of_the_queue_counts_if_nothing_runs_and_two_otherwise() -> None:
     fake = scheduler(PAGE, Cache())
     demand = Demand(fake)
     fake.waiting_queue = [request(prompt=2 * PAGE)] * 40
@@ -50,7 +50,7 @@ def test_of_the_queue_one_step_is_asked_for_before_anything_runs_and_two_behind_
     assert demand.next_pages() == 1 + 2 * one * (1 + 2) and demand.is_computing
 
 
-def test_requests_take_until_they_end_what_sglang_expects_of_them() -> None:
+def test_remaining_pages_follow_sglangs_estimate() -> None:
     fake = scheduler(PAGE, Cache())
     demand = Demand(fake)
     assert demand.remaining_pages() == demand.next_pages() == 0
@@ -68,7 +68,7 @@ def test_requests_take_until_they_end_what_sglang_expects_of_them() -> None:
 
 
 @pytest.mark.parametrize("waiting", [60, 64, 65, 1000])
-def test_who_waits_beyond_the_first_ones_is_like_them_and_none_has_more_than_a_place(waiting: int) -> None:
+def test_waiting_requests_beyond_the_first_count_like_them_up_to_the_running_maximum(waiting: int) -> None:
     fake = scheduler(PAGE, Cache())
     fake.max_running_requests = 500
     fake.waiting_queue = [request(prompt=160, generates=16)] * waiting
@@ -77,7 +77,7 @@ def test_who_waits_beyond_the_first_ones_is_like_them_and_none_has_more_than_a_p
     assert Demand(fake).remaining_pages() == 50 * 11
 
 
-def test_memory_that_requests_will_take_is_not_let_go_though_it_is_idle(tmp_path: Path) -> None:
+def test_idle_memory_that_requests_will_take_is_kept(tmp_path: Path) -> None:
     with engine(tmp_path, PAGE) as made:
         twins = started(made, 4)
         assert made.held() == 9  # 4 x 17 pages, 8 in a granule

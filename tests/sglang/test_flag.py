@@ -1,4 +1,4 @@
-"""The choice: the flag, the variable, the context manager; and a process that does not choose."""
+"""Choosing kvcached: by flag, by variable, by context manager; and a process that does not choose it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def load() -> None:
-    """Do what SGLang does with its plugins."""
+    """Load the plugin as SGLang does."""
     sglang_kvcached.register()
     HookRegistry.apply_hooks()
 
@@ -53,7 +53,7 @@ def choose(*words: str) -> Any:
 
 
 def is_watched() -> bool:
-    """Say whether the parent looks after its schedulers."""
+    """Say whether the parent checks its schedulers."""
     return hasattr(getattr(engine, READY), "__wrapped__")
 
 
@@ -64,7 +64,7 @@ def test_without_a_choice_everything_is_stock() -> None:
 
 
 @pytest.mark.parametrize("words", [("--kv-cache-backend", "kvcached"), ("--kv-cache-backend=kvcached",)])
-def test_the_flag_reaches_the_children_and_has_them_looked_after(words: tuple[str, ...]) -> None:
+def test_the_flag_reaches_the_schedulers_and_their_parent_checks_them(words: tuple[str, ...]) -> None:
     assert choose(*words).model_path == "m"
     assert os.environ[SWITCH_VARIABLE] == "1"
     assert is_watched()
@@ -80,7 +80,7 @@ def test_the_variable_is_the_flags_default(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_flag_wins_over_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH_VARIABLE, "1")
     choose("--kv-cache-backend", "default")
-    assert os.environ[SWITCH_VARIABLE] == "0", "no child asks for what was refused"
+    assert os.environ[SWITCH_VARIABLE] == "0", "no child process is elastic"
 
 
 def test_an_unknown_backend_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +89,9 @@ def test_an_unknown_backend_is_refused(capsys: pytest.CaptureFixture[str]) -> No
     assert "invalid choice: 'elastic'" in capsys.readouterr().err
 
 
-def test_what_cannot_be_combined_ends_the_command_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_cannot_be_combined_end_the_command_with_the_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit) as end:
         choose("--kv-cache-backend", "kvcached", "--enable-memory-saver")
     assert end.value.code == 2
@@ -101,14 +103,14 @@ def test_an_illegal_setting_ends_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KVCACHED_WEIGHT", "heavy")
-    assert choose().model_path == "m", "nobody asked"
+    assert choose().model_path == "m", "kvcached was not chosen"
     with pytest.raises(SystemExit):
         choose("--kv-cache-backend", "kvcached")
     assert "KVCACHED_WEIGHT='heavy': expected 1 to 1000000" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("switch", ["banana", "1"])
-def test_a_process_that_asks_for_what_cannot_be_had_ends(
+def test_a_process_ends_if_kvcached_is_chosen_and_cannot_be_used(
     switch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SWITCH_VARIABLE, switch)
@@ -118,7 +120,7 @@ def test_a_process_that_asks_for_what_cannot_be_had_ends(
     assert not HookRegistry._hooks
 
 
-def test_a_process_that_does_not_ask_is_left_alone_by_a_plugin_that_does_not_fit(
+def test_a_plugin_that_does_not_fit_leaves_a_stock_process_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(seams, "sglang_version", lambda: "0.5.22")

@@ -1,4 +1,4 @@
-"""What is hooked in SGLang, and no more; what the hooks do with what they are given."""
+"""The functions that are hooked in SGLang, no others, and what each hook does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REBOUND = {
     "sglang.srt.mem_cache.kv_cache_configurator.PureSWATokenToKVPoolAllocator",  # refused
     "sglang.srt.mem_cache.allocator.swa.TokenToKVPoolAllocator",
 }
-# How SGLang's own loading of plugins leaves its traces.
+# SGLang sets this when it loads plugins.
 OWN = {"sglang.srt.plugins._plugins_loaded"}
 
 
@@ -53,11 +53,11 @@ def test_a_scheduler_process_differs_from_stock_in_these_names_only() -> None:
 
 
 class Platform:
-    """A platform that brings nothing."""
+    """A platform without classes of its own."""
 
 
 def nothing(*_: Any, **__: Any) -> None:
-    """A platform's answer: no class of its own."""
+    """Return None: the platform supplies no class."""
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def rebound(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-def test_the_pool_seam_names_elastic_classes_and_rebinds_what_has_no_seam(rebound: list[str]) -> None:
+def test_the_pool_hook_returns_elastic_classes_and_rebinds_the_allocators(rebound: list[str]) -> None:
     named = {kind: hooks._pool_class(nothing, Platform(), kind=kind) for kind in ("mha", "mla", "dsa")}
     assert [cls and cls.__module__.partition(".")[0] for cls in named.values()] == ["sglang_kvcached"] * 2 + [
         None
@@ -86,7 +86,7 @@ def test_a_platform_with_classes_of_its_own_is_refused(rebound: list[str]) -> No
 
 
 class Start:
-    """A start that notes what it is asked."""
+    """A start that records its calls."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -110,7 +110,9 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Start:
     return made
 
 
-def test_a_turn_is_waited_for_before_the_target_is_loaded_and_not_again_for_its_draft(start: Start) -> None:
+def test_an_engine_waits_for_its_turn_before_the_target_model_and_not_again_for_the_draft(
+    start: Start,
+) -> None:
     target, draft = SimpleNamespace(is_draft_worker=False), SimpleNamespace(is_draft_worker=True)
     loaded: list[Any] = []
 
@@ -123,14 +125,14 @@ def test_a_turn_is_waited_for_before_the_target_is_loaded_and_not_again_for_its_
     assert loaded == [target, draft]
 
 
-def test_addresses_are_sized_by_the_device_and_not_by_what_is_free(
+def test_addresses_are_sized_by_the_device_and_not_by_free_memory(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(support, "refuse_model", lambda configurator: None)
     profiled = lambda configurator, before: 7  # noqa: E731
     assert hooks._virtual_bytes(profiled, SimpleNamespace(mambaish_config=None), 1.0) == 1000
     hybrid = SimpleNamespace(mambaish_config=object())
-    assert hooks._virtual_bytes(profiled, hybrid, 1.0) == 7, "fixed states come from what is free"
+    assert hooks._virtual_bytes(profiled, hybrid, 1.0) == 7, "fixed states come from free memory"
     assert start.asked == [1000, 7]
 
 

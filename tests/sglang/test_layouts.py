@@ -1,4 +1,4 @@
-"""Keys and values together, of a layer or of all: who may have it, and that what SGLang does still holds."""
+"""The layouts `layer` and `block`: which backends may use them, and that SGLang works as in stock."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROW_BYTES = HEADS * HEAD_DIM * 4
 
 @pytest.fixture(params=[(layout, page_size) for layout in ("layer", "block") for page_size in (1, 16)])
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """An engine at both kinds of page size, all of whose first granule can be touched."""
+    """An engine of each layout and page size, whose first granule has all slots of the tests."""
     layout, page_size = request.param
     with engine(tmp_path, page_size) as made:
         made.context.lay(layout, None)
@@ -35,12 +35,12 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
 
 
 def together(made: Engine) -> int:
-    """Return the layers whose keys and values lie together."""
+    """Return the number of layers in one buffer."""
     return LAYERS if made.context.layout == "block" else 1
 
 
 def filled(kvcache: Any) -> Any:
-    """Store keys and values by SGLang's own way in, different ones in every slot and layer."""
+    """Store different keys and values in every slot and layer, by SGLang's own method."""
     generator = torch.Generator().manual_seed(3)
     slots = torch.randperm(SLOTS, generator=generator)[:100] + 1
     for layer in range(LAYERS):
@@ -50,7 +50,7 @@ def filled(kvcache: Any) -> Any:
 
 
 def pair(made: Engine, **more: Any) -> tuple[Any, Any]:
-    """Return a stock pool and one with keys and values together, filled alike."""
+    """Return a stock pool and an elastic one with the same keys and values."""
     stock, elastic = (
         filled(mha_pool(cls, SLOTS, made.page_size, **more))
         for cls in (MHATokenToKVPool, ElasticMHATokenToKVPool)
@@ -59,13 +59,13 @@ def pair(made: Engine, **more: Any) -> tuple[Any, Any]:
 
 
 def same(stock: Any, elastic: Any) -> None:
-    """All slots of all layers hold the same."""
+    """Assert that all slots of all layers are equal."""
     for layer in range(LAYERS):
         for expected, found in zip(stock.get_kv_buffer(layer), elastic.get_kv_buffer(layer), strict=True):
             assert torch.equal(expected, found)
 
 
-def test_a_granule_is_one_page_of_each_lane_and_rows_of_a_slot_are_neighbours(made: Engine) -> None:
+def test_a_granule_is_a_physical_page_of_each_buffer_and_rows_of_a_slot_are_adjacent(made: Engine) -> None:
     kvcache, each = mha_pool(ElasticMHATokenToKVPool, SLOTS, made.page_size), together(made)
     geometry = kvcache.kv_reservation.page_pool.geometry
     assert len(geometry.starts) == LAYERS // each
@@ -75,11 +75,11 @@ def test_a_granule_is_one_page_of_each_lane_and_rows_of_a_slot_are_neighbours(ma
         assert k.shape == v.shape == (SLOTS + made.page_size, HEADS, HEAD_DIM)
         assert k.stride() == v.stride() == (2 * each * HEADS * HEAD_DIM, HEAD_DIM, 1)
         assert v.data_ptr() - k.data_ptr() == ROW_BYTES
-        lane, place = divmod(layer, each)
-        assert k.data_ptr() - base == geometry.starts[lane] + 2 * place * ROW_BYTES
+        buffer, row = divmod(layer, each)
+        assert k.data_ptr() - base == geometry.starts[buffer] + 2 * row * ROW_BYTES
 
 
-def test_what_is_stored_is_read_and_nothing_else_is_written(made: Engine) -> None:
+def test_stored_keys_and_values_are_read_back_and_nothing_else_is_written(made: Engine) -> None:
     stock, elastic = pair(made)
     same(stock, elastic)
     view = paged_kv_view(elastic.k_buffer[0], made.page_size, HEADS, HEAD_DIM)
@@ -88,7 +88,7 @@ def test_what_is_stored_is_read_and_nothing_else_is_written(made: Engine) -> Non
 
 
 def _copy_rows(pointers: Any, strides: Any, target: Any, source: Any, count: int, *_: Any) -> None:
-    """Do what SGLang's kernel does: a stride is the distance of two rows and how much of each is copied."""
+    """Copy rows as SGLang's kernel does: a stride is the distance of two rows and the bytes it copies."""
     rows = list(zip(target[:count].tolist(), source[:count].tolist(), strict=True))
     for base, stride in zip(pointers.tolist(), strides.tolist(), strict=True):
         kept = [ctypes.string_at(base + at * stride, stride) for _, at in rows]
@@ -97,7 +97,7 @@ def _copy_rows(pointers: Any, strides: Any, target: Any, source: Any, count: int
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_slots_that_are_moved_take_keys_and_values_along(
+def test_moving_slots_moves_keys_and_values(
     made: Engine, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_pool, "copy_all_layer_kv_cache_func", _copy_rows)
@@ -111,7 +111,7 @@ def test_slots_that_are_moved_take_keys_and_values_along(
     assert not torch.equal(stock.k_buffer[0], before)
 
 
-def test_the_pointers_and_strides_that_moves_go_by_cover_whole_rows_and_nothing_between(
+def test_the_pointers_and_strides_for_moves_cover_whole_rows(
     made: Engine,
 ) -> None:
     kvcache = mha_pool(ElasticMHATokenToKVPool, SLOTS, made.page_size)
@@ -121,7 +121,7 @@ def test_the_pointers_and_strides_that_moves_go_by_cover_whole_rows_and_nothing_
     assert all(buffer.is_contiguous() for buffer in kvcache._slot_move_pointer_buffers())
 
 
-def test_a_copy_on_the_host_and_back_is_the_same(made: Engine) -> None:
+def test_a_copy_to_the_host_and_back_is_unchanged(made: Engine) -> None:
     stock, elastic = pair(made)
     slots = torch.arange(1, 120)
     kept = elastic.get_cpu_copy(slots)
@@ -131,19 +131,19 @@ def test_a_copy_on_the_host_and_back_is_the_same(made: Engine) -> None:
     same(stock, elastic)
 
 
-def test_the_log_says_so(made: Engine, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_names_the_layout(made: Engine, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         mha_pool(ElasticMHATokenToKVPool, SLOTS, made.page_size)
     expected = "all layers of a token" if together(made) == LAYERS else "keys and values of a layer"
     assert f"{expected} together" in caplog.text
 
 
-def test_every_backend_that_may_have_it_is_one_of_sglangs() -> None:
+def test_every_strided_backend_is_one_of_sglangs() -> None:
     assert set(ATTENTION_BACKENDS) >= STRIDED_BACKENDS
 
 
 @pytest.mark.parametrize("backends", [(name, name) for name in sorted(STRIDED_BACKENDS)])
-def test_a_layout_can_be_asked_for_where_it_is_read_and_the_finest_is_the_default_where_it_is_proven(
+def test_strided_backends_may_have_any_layout_and_proven_ones_have_block_by_default(
     backends: tuple[str, str],
 ) -> None:
     for layout in ("block", "layer", "engine"):
@@ -161,7 +161,7 @@ def test_a_layout_can_be_asked_for_where_it_is_read_and_the_finest_is_the_defaul
         (("torch_native", "torch_native"), True, "the AMX kernels"),
     ],
 )
-def test_any_other_backend_has_lanes_of_stock_and_is_refused_by_name_where_more_is_asked_for(
+def test_other_backends_have_stocks_layout_and_refuse_another_one_by_name(
     backends: tuple[str | None, str | None], amx: bool, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):

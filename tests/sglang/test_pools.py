@@ -1,4 +1,4 @@
-"""SGLang's pools over memory that comes and goes: the shapes of stock, and what they refuse."""
+"""SGLang's pools over elastic memory: they have the shapes of stock, and refuse unsupported models."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_buffers_have_the_shape_strides_and_kind_of_stock(
             assert bool((buffer[:page_size] == number + 1).all())
 
 
-def test_usage_is_what_is_held(tmp_path: Path) -> None:
+def test_usage_is_the_held_memory(tmp_path: Path) -> None:
     with engine(tmp_path, 16) as made:
         twins = Twins(made, KINDS["mha-16"])
         pool = twins.elastic.get_kvcache()
@@ -60,23 +60,21 @@ def test_usage_is_what_is_held(tmp_path: Path) -> None:
         assert pool.mem_usage * GIB == made.rank_memory.held_bytes > 4 * made.context.account.granule_bytes
 
 
-def test_the_log_says_what_is_reserved_and_what_is_held(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_log_names_reserved_and_held_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with engine(tmp_path, 16), caplog.at_level(logging.INFO):
         mha_pool(ElasticMHATokenToKVPool, SLOTS, 16)
     assert "KV Cache is reserved (kvcached): #tokens: 1024, 576 KiB of addresses, 64 KiB held" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["mha-16", "mha-16-layer", "mha-16-block"])
-def test_a_draft_pool_made_beside_an_owned_one_is_stock(kind: str, tmp_path: Path) -> None:
+def test_a_draft_models_pool_is_stock(kind: str, tmp_path: Path) -> None:
     with engine(tmp_path, 16) as made:
         begun(made, KINDS[kind])
         held = made.rank_memory.held_bytes
         draft = mha_pool(ElasticMHATokenToKVPool, SLOTS, 16)
         assert draft.kv_reservation is None and draft.mem_usage > 0
         assert draft.k_buffer[0].is_contiguous() and len(draft.data_ptrs) == 2 * LAYERS
-        draft.k_buffer[0][SLOTS] = 1.0  # all of it has memory
+        draft.k_buffer[0][SLOTS] = 1.0  # every slot has memory
         assert made.rank_memory.held_bytes == held
 
 
@@ -135,7 +133,7 @@ def test_a_limit_below_one_request_is_refused_with_the_numbers(tmp_path: Path) -
             mha_pool(ElasticMHATokenToKVPool, SLOTS, 16)
 
 
-def test_a_scheduler_that_is_not_elastic_is_told_apart(tmp_path: Path) -> None:
+def test_a_scheduler_that_is_not_elastic_is_recognized(tmp_path: Path) -> None:
     with engine(tmp_path, 16) as made:
         stock = SimpleNamespace(get_kvcache=lambda: None)
         scheduler = SimpleNamespace(token_to_kv_pool_allocator=stock)

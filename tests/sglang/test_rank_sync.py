@@ -1,4 +1,4 @@
-"""What ranks go by: the same word at the same calls, whatever the ledger says in between."""
+"""Ranks get the same reading at the same calls, however the ledger changes in between."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BOUND_SECONDS = 30.0
 
 
 class Threads:
-    """Ranks as threads: rank 0's word goes to all, and all have to come for it."""
+    """A group whose ranks are threads; each call of `share` needs all of them."""
 
     is_single = False
 
@@ -38,7 +38,7 @@ class Threads:
         self._of[threading.get_ident()] = rank
 
     def share(self, reading: LedgerReading | None) -> LedgerReading:
-        """Hand on rank 0's word."""
+        """Return rank 0's reading."""
         rank = self._of[threading.get_ident()]
         if rank == 0:
             assert reading is not None
@@ -50,7 +50,7 @@ class Threads:
 
 
 class Clock:
-    """Time that only goes on when it is told to."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -81,8 +81,8 @@ def together(group: Threads, ranks: int, work: Callable[[int], Any]) -> list[Any
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_ranks_hear_the_same_word_at_every_call(seed: int) -> None:
-    """Rank 0's clock and its ledger change at random; the calls are the same on all."""
+def test_ranks_get_the_same_reading_at_every_call(seed: int) -> None:
+    """Rank 0's clock and ledger change at random; all ranks make the same calls."""
     ranks = 3
     group, ledger, clock = Threads(ranks), FakeLedger(), Clock()
     chance = random.Random(seed)
@@ -90,13 +90,13 @@ def test_ranks_hear_the_same_word_at_every_call(seed: int) -> None:
 
     def work(rank: int) -> list[tuple[bool, LedgerReading]]:
         rank_sync = RankSync(ledger if rank == 0 else None, group, False, clock if rank == 0 else Clock())
-        heard = []
+        readings = []
         for idle in calls:
             if rank == 0:
                 clock.now += chance.expovariate(200.0)
                 ledger.limit, ledger.ranks = chance.randrange(1, 12), [chance.randrange(1, 99)]
-            heard.append((rank_sync.sync(idle), rank_sync.reading))
-        return heard
+            readings.append((rank_sync.sync(idle), rank_sync.reading))
+        return readings
 
     first, *others = together(group, ranks, work)
     assert all(other == first for other in others)
@@ -104,8 +104,8 @@ def test_ranks_hear_the_same_word_at_every_call(seed: int) -> None:
 
 
 @pytest.mark.parametrize("step_seconds", [0.0002, 0.02, 0.1])
-def test_a_new_limit_is_heard_within_half_a_second_of_work(step_seconds: float) -> None:
-    """Also when the scheduler had nothing to do before, and heard of it every so many calls."""
+def test_a_new_limit_is_read_within_half_a_second_of_work(step_seconds: float) -> None:
+    """Also if the scheduler was idle before and took a reading only every so many calls."""
     group, ledger, clock = Threads(1), FakeLedger(), Clock()
     group.join(0)
     rank_sync = RankSync(ledger, group, False, clock)
@@ -121,26 +121,26 @@ def test_a_new_limit_is_heard_within_half_a_second_of_work(step_seconds: float) 
     assert clock.now - begun <= max(0.5, 2 * step_seconds)
 
 
-def test_a_loop_that_spins_meets_about_every_ten_milliseconds() -> None:
+def test_a_spinning_loop_takes_a_reading_about_every_ten_milliseconds() -> None:
     group, ledger, clock = Threads(1), FakeLedger(), Clock()
     group.join(0)
     rank_sync = RankSync(ledger, group, False, clock)
-    meetings = 0
+    readings = 0
     for _ in range(10_000):
         clock.now += 1e-4
-        meetings += rank_sync.sync(idle=True)
-    assert 0.5 < meetings * SYNC_SECONDS / 1.0 < 2
+        readings += rank_sync.sync(idle=True)
+    assert 0.5 < readings * SYNC_SECONDS / 1.0 < 2
     assert MAX_BUSY_CALLS < SYNC_SECONDS / 1e-4 < MAX_IDLE_CALLS
 
 
-def test_one_that_sleeps_when_idle_hears_each_time() -> None:
+def test_a_loop_that_sleeps_when_idle_takes_a_reading_each_time() -> None:
     group, ledger, clock = Threads(1), FakeLedger(), Clock()
     group.join(0)
     rank_sync = RankSync(ledger, group, True, clock)
     assert all(rank_sync.sync(idle=True) for _ in range(100))
 
 
-def test_waiting_ends_with_the_memory_with_a_refusal_or_in_time() -> None:
+def test_waiting_ends_with_the_memory_a_refusal_or_the_time_limit() -> None:
     ledger, clock = FakeLedger(ranks=[3, 3]), Clock()
 
     def sleep(seconds: float) -> None:
@@ -161,8 +161,8 @@ def test_waiting_ends_with_the_memory_with_a_refusal_or_in_time() -> None:
     assert rank_sync.refused() and clock.now == begun
 
 
-def one_more_in_each_pause() -> tuple[RankSync, FakeLedger, Clock]:
-    """Return an agreement over a ledger of two ranks with 3 granules, who make one while it pauses."""
+def sync_that_grows_in_each_pause() -> tuple[RankSync, FakeLedger, Clock]:
+    """Return a sync over a ledger of two ranks with 3 granules that create one more in each pause."""
     ledger, clock = FakeLedger(ranks=[3, 3]), Clock()
 
     def sleep(seconds: float) -> None:
@@ -172,8 +172,8 @@ def one_more_in_each_pause() -> tuple[RankSync, FakeLedger, Clock]:
     return RankSync(ledger, SingleRank(), False, clock, sleep), ledger, clock
 
 
-def test_waiting_goes_on_while_more_is_coming_and_no_longer_than_it_may() -> None:
-    rank_sync, ledger, clock = one_more_in_each_pause()
+def test_waiting_goes_on_while_more_memory_is_coming_within_the_time_limit() -> None:
+    rank_sync, ledger, clock = sync_that_grows_in_each_pause()
     rank_sync.wait(5, 0.02, lambda: ledger.created() < 11)
     assert rank_sync.created() == 11 and clock.now == pytest.approx(0.004)
     rank_sync.wait(11, 0.02, lambda: True)
@@ -185,7 +185,7 @@ def test_waiting_goes_on_while_more_is_coming_and_no_longer_than_it_may() -> Non
 
 
 def test_all_waits_of_a_step_share_its_time() -> None:
-    rank_sync, ledger, clock = one_more_in_each_pause()
+    rank_sync, ledger, clock = sync_that_grows_in_each_pause()
     rank_sync.wait(13, 0.02)
     assert rank_sync.created() == 13 and clock.now == pytest.approx(0.005)
     rank_sync.wait(1000, 0.02)
@@ -193,7 +193,7 @@ def test_all_waits_of_a_step_share_its_time() -> None:
     assert begun == pytest.approx(0.02, abs=0.001) and rank_sync.created() < 1000
     ledger.ranks = [500, 500]
     rank_sync.wait(1000, 0.02)
-    assert clock.now == begun and rank_sync.created() == 500, "what came in the meantime is heard of"
+    assert clock.now == begun and rank_sync.created() == 500, "memory that came in the meantime is read"
     rank_sync.sync(idle=False)
     rank_sync.wait(1000, 0.02)
     assert clock.now == pytest.approx(begun + 0.02, abs=0.001)

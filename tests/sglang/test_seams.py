@@ -1,4 +1,4 @@
-"""What SGLang must have: each name is looked for, and what is missing is named."""
+"""The seams: each name that SGLang must have is looked up, and a missing one is reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZES = "sglang.srt.mem_cache.kv_cache_configurator"
 
 def test_the_installed_sglang_has_every_seam() -> None:
     assert [problem for seam in SEAMS if (problem := missing(seam))] == []
-    assert len({(seam.module, seam.qualname) for seam in SEAMS}) == len(SEAMS), "each is named once"
+    assert len({(seam.module, seam.qualname) for seam in SEAMS}) == len(SEAMS), "each seam is listed once"
     require()
 
 
@@ -29,12 +29,12 @@ def test_the_installed_sglang_has_every_seam() -> None:
         (Seam(SIZES, "TokenToKVPoolAllocator", ("size", "colour"), "class"), "does not take colour"),
     ],
 )
-def test_a_seam_that_is_missing_is_named(seam: Seam, sentence: str) -> None:
+def test_a_missing_seam_is_reported(seam: Seam, sentence: str) -> None:
     assert sentence in missing(seam)
 
 
 @pytest.mark.parametrize("version", ["0.5.22", "0.4.9.post1", "0.5.9+cu128"])
-def test_an_old_engine_is_refused_with_what_to_do(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_engine_is_refused_with_the_remedy(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "upgrade SGLang, or start without" in version_problem(version)
     monkeypatch.setattr(seams, "sglang_version", lambda: version)
     with pytest.raises(UnsupportedError, match=f"0.5.23 or newer, and {version.replace('+', '.')}"):
@@ -85,7 +85,7 @@ def test_every_stock_method_that_is_overridden_is_a_seam() -> None:
 
 
 def overridden(ours: type) -> set[tuple[str, str]]:
-    """Return module and name of what a class of this plugin overrides, where SGLang defines it."""
+    """Return module and name of each method of SGLang that a class of this plugin overrides."""
     stock = [base for base in ours.__mro__ if base.__module__.startswith("sglang.")]
     names = {
         name for base in ours.__mro__ if base.__module__.startswith("sglang_kvcached.") for name in vars(base)

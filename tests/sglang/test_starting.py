@@ -1,4 +1,4 @@
-"""The start of a rank inside SGLang: what it is called, what it claims, and what it leaves when it fails."""
+"""The start of a rank inside SGLang: its name, its claims in the ledger, and its cleanup after a failure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PORTS = SimpleNamespace(instance_id="server", nccl_port=1)
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Be the only rank of a server, in a ledger of its own."""
+    """Make this process the only rank of a server, with its own runtime directory."""
     parallel = SimpleNamespace(dp_rank=None, attn_dp_rank=0, attn_tp_rank=0, attn_tp_size=1, tp_size=1)
     monkeypatch.setattr(runtime_context, "get_parallel", lambda: parallel)
     monkeypatch.setattr(runtime_context, "get_device", lambda: SimpleNamespace(gpu_id=0))
@@ -52,7 +52,7 @@ def arguments(**changes: Any) -> Any:
 
 
 def runner(tmp_path: Path) -> Any:
-    """Return a runner of the tiny model, of which there are no files."""
+    """Return a runner of the tiny model, whose files do not exist."""
     text = SimpleNamespace(num_hidden_layers=TINY["num_hidden_layers"])
     model = SimpleNamespace(
         model_path=str(tmp_path), revision=None, quantization=None, dtype=torch.float32, context_len=2048,
@@ -68,7 +68,7 @@ def owner(tmp_path: Path) -> OwnerSnapshot:
     return found
 
 
-def test_a_rank_is_in_the_ledger_under_its_models_name_with_the_floor_of_a_request(tmp_path: Path) -> None:
+def test_a_rank_has_its_models_name_in_the_ledger_and_the_floor_of_one_request(tmp_path: Path) -> None:
     with starting.rank(arguments(), PORTS) as start:
         assert starting.current() is start
         start.wait_for_room(runner(tmp_path))
@@ -106,9 +106,11 @@ def test_a_start_that_fails_leaves_the_ledger(tmp_path: Path, caplog: pytest.Log
         starting.current()
 
 
-def test_what_a_resolved_argument_rules_out_is_refused_before_anything_is_touched(tmp_path: Path) -> None:
+def test_a_resolved_argument_that_rules_kvcached_out_is_refused_before_the_ledger_exists(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(Exception, match="--pp-size"), starting.rank(arguments(pp_size=2), PORTS):
-        pytest.fail("it has begun")
+        pytest.fail("the rank has started")
     assert not (tmp_path / "run").exists()
 
 
@@ -122,11 +124,11 @@ def test_a_driver_for_another_kind_of_device_is_refused(
 
 
 def not_elastic(why: str) -> AbstractContextManager[Any]:
-    """Expect the error that ends such a start."""
+    """Expect the error for a scheduler that is not elastic."""
     return pytest.raises(InvariantError, match=f"asked to be elastic and is not: {why}")
 
 
-def test_a_scheduler_whose_start_left_something_out_is_not_elastic(
+def test_a_scheduler_whose_start_skipped_a_step_is_not_elastic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(starting, "begin_settling", lambda scheduler, start: None)
@@ -154,7 +156,7 @@ def test_the_estimate_of_a_model_follows_its_cache_and_its_ranks(tmp_path: Path)
     assert weights.longest_request_bytes(model, 8, 2) == pytest.approx(1.1 * 2048 * 4 * 576 * 2, abs=1)
 
 
-def test_what_cannot_be_estimated_counts_as_nothing_and_is_said(
+def test_an_estimate_that_fails_counts_as_nothing_and_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "sglang_kvcached")
@@ -180,7 +182,7 @@ def test_weights_are_shared_by_the_ranks_that_load_them(tmp_path: Path) -> None:
         ("engine", "torch_native", False, "engine"),
     ],
 )
-def test_keys_and_values_lie_as_the_attention_backend_of_this_server_allows(
+def test_the_layout_follows_the_attention_backend_of_the_server(
     layout: str, backend: str, amx: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KVCACHED_LAYOUT", layout)

@@ -1,4 +1,4 @@
-"""What is refused, by its sentence; what is only warned about; names in the ledger."""
+"""Refused options with their messages, options that only cause a warning, and names in the ledger."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def options(**changes: Any) -> dict[str, Any]:
     return given | changes
 
 
-def test_what_sglang_does_by_itself_is_supported() -> None:
+def test_sglangs_defaults_are_supported() -> None:
     support.refuse(options())
     support.refuse(options(page_size=16, tp_size=2, kv_cache_dtype="fp8_e5m2", speculative_algorithm="EAGLE"))
 
@@ -51,13 +51,15 @@ def test_what_sglang_does_by_itself_is_supported() -> None:
         ({"elastic_ep_backend": "mooncake"}, "leave out --elastic-ep-backend"),
     ],
 )
-def test_what_cannot_be_combined_is_refused_with_what_to_do(changes: dict[str, Any], sentence: str) -> None:
+def test_options_that_cannot_be_combined_are_refused_with_the_remedy(
+    changes: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(UnsupportedError, match=r"^--kv-cache-backend kvcached: ") as error:
         support.refuse(options(**changes))
     assert sentence in str(error.value)
 
 
-def test_every_reason_is_given_at_once() -> None:
+def test_all_reasons_are_in_one_message() -> None:
     with pytest.raises(UnsupportedError, match=r"memory saver.*; .*--pp-size"):
         support.refuse(options(enable_memory_saver=True, pp_size=2))
 
@@ -72,7 +74,7 @@ def test_variables_that_change_the_cache_are_refused(name: str, monkeypatch: pyt
 
 
 def configurator(dtype: str = "auto", **config: Any) -> Any:
-    """Return what SGLang asks for the size of its KV cache, of a model with this configuration."""
+    """Return a fake KV cache configurator of a model with this configuration."""
     model = SimpleNamespace(architectures=["LlamaForCausalLM"], **config)
     return SimpleNamespace(
         model_config=SimpleNamespace(hf_config=model), kv_cache_dtype_str=dtype, is_hybrid_swa=False
@@ -96,7 +98,7 @@ def test_a_model_with_another_kind_of_cache_is_refused_by_name(
 
 
 @pytest.mark.parametrize("backends", [("torch_native", "torch_native"), ("triton", "torch_native")])
-def test_a_sliding_window_read_by_the_wrong_numbers_is_refused(
+def test_torch_native_attention_is_refused_for_a_sliding_windows_own_pool(
     backends: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = configurator()
@@ -108,7 +110,7 @@ def test_a_sliding_window_read_by_the_wrong_numbers_is_refused(
         support.refuse_model(asked)
 
 
-def test_an_ordinary_model_is_taken_and_its_quantized_cache_is_not() -> None:
+def test_an_ordinary_model_is_accepted_and_its_quantized_cache_is_not() -> None:
     support.refuse_model(configurator())
     with pytest.raises(UnsupportedError, match="the quantized KV cache fp4_e2m1 is not"):
         support.refuse_model(configurator("fp4_e2m1"))
@@ -120,7 +122,7 @@ def test_a_platform_with_its_own_pool_is_refused() -> None:
         support.refuse_platform(dict, "KV pool")
 
 
-def test_what_nobody_has_tried_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_untested_features_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(support._log, "warning", lambda text, *values: said.append(text % values))
     support.warn_of_untried(options())
@@ -135,7 +137,7 @@ def test_an_instance_is_named_after_the_run_and_the_server(monkeypatch: pytest.M
     assert support.instance(SimpleNamespace(instance_id="", nccl_port=1)) == "run-1"
 
 
-def test_log_lines_go_where_the_engines_go() -> None:
+def test_log_lines_follow_the_engines_level() -> None:
     support.adopt_logging()
     assert logging.getLogger("kvcached_core").getEffectiveLevel() == logging.getLogger().level
 

@@ -54,11 +54,11 @@ class SlidingCache(Cache):
         return True
 
     def full_evictable_size(self) -> int:
-        """Return the slots that are kept."""
+        """Return the number of slots that are kept."""
         return sum(len(slots) for slots in self.lent)
 
     def swa_evictable_size(self) -> int:
-        """Return likewise those of the window's pool."""
+        """Return the same for the window's pool."""
         mapping = self.allocator.full_to_swa_index_mapping
         return sum(int((mapping[slots] > 0).sum()) for slots in self.lent)
 
@@ -88,7 +88,7 @@ def pool(cls: type, page_size: int) -> SWAKVPool:
 
 
 def begun(made: Engine) -> ElasticSWAAllocator:
-    """Return the elastic composite, which serves."""
+    """Return the elastic allocator of both pools, with its scheduler memory made."""
     made.cache = made.scheduler.tree_cache = SlidingCache()
     made.cache.sliding_window_size = WINDOW
     kvcache = pool(ElasticMHATokenToKVPool, made.page_size)
@@ -98,7 +98,7 @@ def begun(made: Engine) -> ElasticSWAAllocator:
 
 
 def lay(made: Engine, layout: str) -> None:
-    """Choose a layout; in `block` layers have lanes of their own, too: the pools share a size of pages."""
+    """Choose a layout; with two pools `block` is the same as `layer`, as they share a physical page size."""
     made.context.lay(layout, LAID_PAGE_BYTES["layer" if layout == "block" else layout])
 
 
@@ -122,7 +122,7 @@ class Requests:
         return bool(fits)
 
     def chunk(self, tokens: int) -> int:
-        """Take as much of a long prompt as goes into this step, as one of its own."""
+        """Begin a request with as much of a long prompt as fits into this step; return its tokens."""
         fits = self.both.create_prefill_budget(self.engine.cache).available_chunk_tokens(tokens) or 0
         if fits:
             self._take(fits)
@@ -141,7 +141,7 @@ class Requests:
         self.engine.scheduler.running_batch.reqs = [request()] * len(self.all)
 
     def decode(self) -> None:
-        """Let all have another slot, and the window move on; the last one is retracted until they fit."""
+        """Give each request another slot and move its window; retract the last one until they fit."""
         while self.all:
             lengths = torch.tensor([len(slots) + 1 for slots in self.all])
             pages = int(((lengths - 1) % self.page_size == 0).sum())
@@ -165,7 +165,7 @@ class Requests:
                 self.left[at] = gone
 
     def end(self, at: int, keep: bool) -> None:
-        """End a request; the cache may keep what it left."""
+        """End a request; with `keep` the cache keeps its slots if it can."""
         slots = self.all.pop(at % len(self.all))
         left = self.left.pop(at % (len(self.left) or 1))
         if keep and not left and len(slots) % self.page_size == 0:
@@ -176,7 +176,7 @@ class Requests:
         self.engine.scheduler.running_batch.reqs = [request()] * len(self.all)
 
     def check(self) -> None:
-        """Slots that anybody holds have memory in both pools, and the books add up."""
+        """Assert that held slots have memory in both pools and the accounting adds up."""
         mine = torch.cat([*self.all, *self.engine.cache.lent, torch.tensor([0])])
         assert len(mine.unique()) == len(mine)
         kvcache = self.both.get_kvcache()
@@ -196,7 +196,7 @@ MOVE = st.tuples(
 @pytest.mark.parametrize("page_size", [1, 16])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moves=st.lists(MOVE, max_size=20))
-def test_i5_i9_slots_of_both_pools_have_memory(
+def test_i5_i9_held_slots_have_memory_in_both_pools(
     page_size: int, layout: str, tmp_path: Path, moves: list[tuple[str, int]]
 ) -> None:
     with engine(tmp_path, page_size) as made:
@@ -224,14 +224,12 @@ def test_i5_i9_slots_of_both_pools_have_memory(
 
 @pytest.mark.parametrize("layout", ["engine", "layer", "block"])
 @pytest.mark.parametrize("page_size", [1, 16])
-def test_both_pools_grow_and_shrink_in_units_of_the_ledger(
-    page_size: int, layout: str, tmp_path: Path
-) -> None:
+def test_both_pools_grow_and_shrink_in_ledger_granules(page_size: int, layout: str, tmp_path: Path) -> None:
     with engine(tmp_path, page_size) as made:
         lay(made, layout)
         requests = Requests(made)
-        lanes = 2 if layout == "engine" else 1
-        first = lanes * (len(FULL_LAYERS) + len(SWA_LAYERS))  # a page in every lane of both
+        buffers = 2 if layout == "engine" else 1
+        first = buffers * (len(FULL_LAYERS) + len(SWA_LAYERS))  # a physical page of every buffer
         assert made.mapped == made.held() == first
         for _ in range(3):
             assert requests.begin(200)
@@ -247,8 +245,8 @@ def test_a_prompt_waits_for_one_pool_though_granules_of_the_other_are_empty(tmp_
     with engine(tmp_path, 16) as made:
         requests = Requests(made)
         assert requests.begin(512)
-        requests.decode()  # most of it leaves the window,
-        made.now += 60.0  # which is looked at in the next step
+        requests.decode()  # most of it leaves the window
+        made.now += 60.0  # so the next step searches for empty granules
         made.memory.settle()
         full, sliding = made.memory.accounting.page_pools
         assert full.empty == 0 and sliding.empty > 0
@@ -256,7 +254,7 @@ def test_a_prompt_waits_for_one_pool_though_granules_of_the_other_are_empty(tmp_
         requests.check()
 
 
-def test_a_chunk_is_no_longer_than_both_pools_have_together(tmp_path: Path) -> None:
+def test_a_chunk_fits_into_the_memory_of_both_pools_together(tmp_path: Path) -> None:
     with engine(tmp_path, 16) as made:
         requests = Requests(made)
         full, sliding = made.memory.accounting.page_pools
@@ -264,11 +262,11 @@ def test_a_chunk_is_no_longer_than_both_pools_have_together(tmp_path: Path) -> N
             made.mapped + max(full.ledger_granules_each, sliding.ledger_granules_each)
         )  # one more granule of either, not of both
         pages = min(full.free, sliding.free)
-        assert requests.chunk(400) == (pages - 1) * 16, "and as in stock a page is left"
+        assert requests.chunk(400) == (pages - 1) * 16, "one page stays free, as in stock"
         requests.check()
 
 
-def test_i5_what_is_cached_in_one_pool_makes_room_for_the_other_in_which_nothing_is(tmp_path: Path) -> None:
+def test_i5_a_pool_with_cached_pages_makes_room_for_the_other_pool(tmp_path: Path) -> None:
     with engine(tmp_path, 16) as made:
         requests = Requests(made)
         full, sliding = made.memory.accounting.page_pools
@@ -283,19 +281,19 @@ def test_i5_what_is_cached_in_one_pool_makes_room_for_the_other_in_which_nothing
         new = full.ledger_granules_towards(pages - full.free)
         accounting.set_budget(
             made.mapped + new + sliding.ledger_granules_each - 1
-        )  # enough for the first, nothing for the other
+        )  # enough for the first pool, nothing for the other
         assert accounting.missing_pages([pages] * 2) == [0, 2]
         requests.both.evict_to_free_tokens(made.cache, pages * 16)
         assert not made.cache.lent and accounting.missing_pages([pages] * 2) == [0, 0]
 
 
-def test_over_a_lower_limit_both_pools_shed(tmp_path: Path) -> None:
+def test_both_pools_shrink_for_a_lower_limit(tmp_path: Path) -> None:
     with engine(tmp_path, 16) as made:
         requests = Requests(made)
         for _ in range(3):
             assert requests.begin(192)
         requests.end(0, keep=True)
-        limit = 40  # three granules of either pool, and the first ones
+        limit = 40  # three granules of each pool, and the first ones
         made.limit(limit)
         requests.decode()
         made.turn()
@@ -303,7 +301,7 @@ def test_over_a_lower_limit_both_pools_shed(tmp_path: Path) -> None:
         requests.check()
 
 
-def test_i9_a_slot_without_memory_is_available_as_in_stock(tmp_path: Path) -> None:
+def test_i9_available_size_counts_unmapped_slots_as_in_stock(tmp_path: Path) -> None:
     with engine(tmp_path, 16) as made:
         requests = Requests(made)
         assert requests.begin(150)

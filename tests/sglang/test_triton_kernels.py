@@ -1,4 +1,4 @@
-"""SGLang's Triton attention reads keys and values that lie together: its kernels, in Triton's interpreter."""
+"""SGLang's Triton attention reads every layout: its kernels run in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 
-def test_triton_attention_and_moves_give_the_same_with_keys_and_values_together(tmp_path: Path) -> None:
-    # A process of its own: Triton looks at the variable when a kernel is imported.
+def test_triton_attention_and_moves_give_stocks_results_in_every_layout(tmp_path: Path) -> None:
+    # Its own process: Triton reads the variable when a kernel is imported.
     done = subprocess.run(
         [sys.executable, "-m", "tests.sglang.triton_kernels", str(tmp_path)],
         env={**os.environ, "TRITON_INTERPRET": "1", "SGLANG_USE_CPU_ENGINE": "1"},

@@ -1,4 +1,4 @@
-"""An idle scheduler is woken when its memory asks for it, and left alone otherwise."""
+"""An idle scheduler is woken by the ledger or a deadline, and left alone otherwise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Bells:
         self.closed = False
 
     def filenos(self) -> list[int]:
-        """Return it."""
+        """Return its file descriptor."""
         return [self.read]
 
     def drain(self) -> None:
@@ -40,12 +40,12 @@ class Bells:
         os.write(self.write, b"!")
 
     def close(self) -> None:
-        """Note that it was let go."""
+        """Note that it was closed."""
         self.closed = True
 
 
 def woken(waker: Waker, poller: zmq.Poller) -> bool:
-    """Sleep as SGLang's idle loop does until the waker has rung: again where it comes between."""
+    """Sleep as SGLang's idle loop does, until the waker has rung; one ring may wake it twice."""
     give_up_at = time.monotonic() + BOUND_MS / 1000
     while time.monotonic() < give_up_at:
         if poller.poll(BOUND_MS) and waker.take_ring():
@@ -53,7 +53,7 @@ def woken(waker: Waker, poller: zmq.Poller) -> bool:
     return False
 
 
-def test_a_scheduler_that_sleeps_wakes_by_the_doorbell() -> None:
+def test_a_doorbell_wakes_a_scheduler_that_sleeps() -> None:
     bells, poller = Bells(), zmq.Poller()
     waker = Waker(bells, SimpleNamespace(poller=poller))
     waker.start(lambda: None)
@@ -66,7 +66,7 @@ def test_a_scheduler_that_sleeps_wakes_by_the_doorbell() -> None:
     assert bells.closed and poller.sockets == []
 
 
-def test_a_scheduler_that_sleeps_wakes_at_the_deadline() -> None:
+def test_the_deadline_wakes_a_scheduler_that_sleeps() -> None:
     bells, poller, deadline, now = Bells(), zmq.Poller(), [0.0], [0.0]
     waker = Waker(bells, SimpleNamespace(poller=poller), lambda: now[0])
     waker.start(lambda: deadline[0] or None)
@@ -77,7 +77,7 @@ def test_a_scheduler_that_sleeps_wakes_at_the_deadline() -> None:
     waker.close()
 
 
-def test_one_that_spins_finds_a_flag() -> None:
+def test_a_scheduler_that_spins_finds_a_flag() -> None:
     bells, rang = Bells(), threading.Event()
     waker = Waker(bells, None)
     waker.start(lambda: None)
@@ -93,7 +93,7 @@ def test_one_that_spins_finds_a_flag() -> None:
 
 @pytest.fixture
 def quiet(tmp_path: Path) -> Any:
-    """An engine whose requests have ended, and that has settled."""
+    """An engine whose requests have ended and whose memory has settled."""
     with engine(tmp_path, 16) as made:
         twins = Twins(made, KINDS["mha-16"])
         twins.begin(600)
@@ -102,7 +102,7 @@ def quiet(tmp_path: Path) -> Any:
         yield made
 
 
-def test_an_idle_pass_with_no_news_does_not_even_look_into_the_ledger(
+def test_an_idle_pass_without_a_ring_does_not_read_the_ledger(
     quiet: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SGLang's loop spins: the ledger, the free list and the cache are left alone."""
@@ -119,7 +119,7 @@ def test_an_idle_pass_with_no_news_does_not_even_look_into_the_ledger(
     assert looked == []
 
 
-def test_an_idle_engine_sheds_to_a_lower_limit_when_it_is_woken(quiet: Any) -> None:
+def test_an_idle_engine_shrinks_to_a_lower_limit_when_woken(quiet: Any) -> None:
     before = quiet.held()
     quiet.limit(2)
     quiet.memory._waker = SimpleNamespace(
@@ -130,7 +130,7 @@ def test_an_idle_engine_sheds_to_a_lower_limit_when_it_is_woken(quiet: Any) -> N
     assert quiet.held() <= 2 < before and not quiet.cache.lent
 
 
-def test_what_the_cache_keeps_stays_and_what_is_empty_goes_in_time(tmp_path: Path) -> None:
+def test_cached_memory_stays_and_empty_memory_is_given_back_when_idle(tmp_path: Path) -> None:
     with engine(tmp_path, 16) as made:
         twins = Twins(made, KINDS["mha-16"])
         twins.begin(600)

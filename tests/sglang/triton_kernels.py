@@ -19,7 +19,7 @@ LENGTHS, NEW = (20, 37), (5, 9)  # of two requests: tokens in the cache, and tok
 
 
 def filled(kvcache: Any, shape: tuple[int, int]) -> Any:
-    """Store keys and values in every slot but those of page 0."""
+    """Store keys and values in every slot except those of page 0."""
     generator = torch.Generator().manual_seed(3)
     slots = torch.arange(PAGE, SLOTS + PAGE)
     for layer in range(kvcache.layer_num):

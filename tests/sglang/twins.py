@@ -53,7 +53,7 @@ def allocator(pool: Any, slots: int, page_size: int, elastic: bool) -> Any:
 
 
 def begun(made: Engine, kind: Kind, slots: int = SLOTS) -> Any:
-    """Return an elastic allocator that serves."""
+    """Return an elastic allocator, with its scheduler memory made."""
     slots = slots // kind.page_size * kind.page_size
     made.context.lay(kind.layout, LAID_PAGE_BYTES[kind.layout])
     pool = kind.make(kind.elastic_pool, slots, kind.page_size)
@@ -74,7 +74,7 @@ class Twins:
         self.requests: list[tuple[torch.Tensor, torch.Tensor]] = []  # slots on either
 
     def _each(self, take: Callable[[Any, int], torch.Tensor | None]) -> list[torch.Tensor] | None:
-        """Take on both, or on neither: the elastic one says no only where it was asked before and said no."""
+        """Allocate from both, and assert that both succeed or both refuse."""
         taken = [take(each, at) for at, each in enumerate((self.stock, self.elastic))]
         if taken[0] is None or taken[1] is None:
             assert taken == [None, None]
@@ -106,7 +106,7 @@ class Twins:
         self._tell()
 
     def decode(self) -> None:
-        """Let every request have another slot; those that do not fit are retracted, the last one first."""
+        """Give each request another slot; retract the last one until all fit."""
         while self.requests:
             lengths = torch.tensor([len(slots) + 1 for slots, _ in self.requests])
             pages = int(((lengths - 1) % self.page_size == 0).sum())
@@ -135,7 +135,7 @@ class Twins:
         self._tell()
 
     def end(self, at: int, keep: bool) -> None:
-        """End a request; the elastic side's cache keeps what it left, which stock frees."""
+        """End a request; with `keep` the elastic engine's cache keeps its slots, which stock frees."""
         if not self.requests:
             return
         stock, elastic = self.requests.pop(at % len(self.requests))
@@ -149,7 +149,7 @@ class Twins:
         self._tell()
 
     def flush(self) -> None:
-        """Forget everything."""
+        """End all requests and clear both allocators."""
         while self.requests:
             self.end(0, keep=False)
         self.engine.cache.lent.clear()
@@ -157,7 +157,7 @@ class Twins:
         before = self.engine.mapped, self.engine.held()
         self.elastic.clear()
         self.engine.turn()
-        # What is mapped stays, but for what is over a limit that was set since the last step.
+        # Mapped memory stays, except above a limit that was set since the last step.
         most = self.engine.limit_granules
         assert (self.engine.mapped, self.engine.held()) == tuple(min(count, most) for count in before)
 
@@ -165,7 +165,7 @@ class Twins:
         self.engine.scheduler.running_batch.reqs = [request()] * len(self.requests)
 
     def check(self) -> None:
-        """The sizes are those of stock; no slot is in two hands; what has memory adds up."""
+        """Assert that sizes equal stock's, no slot is held twice, and the accounting adds up."""
         cache = self.engine.cache
         kept = sum(-(-len(slots) // self.page_size) * self.page_size for slots in cache.lent)
         assert self.elastic.available_size() + kept == self.stock.available_size()
