@@ -29,9 +29,9 @@ class Buckets:
 
 
 # A granule is one driver call of tens of microseconds or, with a page in each layer, a hundred of them.
-MAP = Buckets("maps", (20, 50, 100, 200, 500, 1_000, 5_000, 20_000))
+MAP_BUCKETS = Buckets("maps", (20, 50, 100, 200, 500, 1_000, 5_000, 20_000))
 # A step of the engine, or a wake-up, then unmapping and freeing; 300 ms is when floors begin to preempt.
-RECLAIM = Buckets("reclaims", (5_000, 10_000, 20_000, 50_000, 100_000, 300_000, 1_000_000, 5_000_000))
+RECLAIM_BUCKETS = Buckets("reclaims", (5_000, 10_000, 20_000, 50_000, 100_000, 300_000, 1_000_000, 5_000_000))
 
 
 class Histogram:

@@ -48,7 +48,7 @@ class FakeDriver:
     def __init__(self, capacity_bytes: int, patience: int | None = None) -> None:
         """`patience`: how often a fence may be asked in vain before it passes; None: until complete()."""
         self.capacity_bytes = capacity_bytes
-        self.book = HandleTable()
+        self.table = HandleTable()
         self.patience = patience
         self.engine, self.own = Line(), Line()
         self.creates = 0
@@ -73,12 +73,12 @@ class FakeDriver:
 
     def launch(self, offsets: Iterable[int] | None = None, stream: int = 0) -> None:
         """Start work that touches pages, by offset in the one range (None: all that are mapped)."""
-        (base,) = self.book.ranges
+        (base,) = self.table.ranges
         self.engine.launched += 1
-        pages = self.book.mappings if offsets is None else [base + offset for offset in offsets]
+        pages = self.table.mappings if offsets is None else [base + offset for offset in offsets]
         known = max(self.own.seen, self._followed.get(stream, 0))
         for address in pages:
-            if address not in self.book.mappings:
+            if address not in self.table.mappings:
                 raise InvariantError("I5: a step touches a page that is not mapped")
             if self._zeroed_by.get(address, 0) > known:
                 raise InvariantError("a step reads a page and does not wait until it is zeroed")
@@ -95,7 +95,7 @@ class FakeDriver:
 
     def held_bytes(self) -> int:
         """Return what all live handles have."""
-        return sum(self.book.sizes.values())
+        return sum(self.table.sizes.values())
 
     def identity(self) -> DeviceIdentity:
         """Return a made-up identity."""
@@ -108,13 +108,13 @@ class FakeDriver:
     def reserve(self, size_bytes: int) -> int:
         """Reserve addresses that never come again."""
         address = next(self._numbers) << 40
-        self.book.ranges[address] = size_bytes
+        self.table.ranges[address] = size_bytes
         return address
 
     def unreserve(self, address: int, size_bytes: int) -> None:
         """Return addresses."""
-        self.book.check_unreservable(address, size_bytes)
-        del self.book.ranges[address]
+        self.table.check_unreservable(address, size_bytes)
+        del self.table.ranges[address]
 
     def create(self, size_bytes: int) -> int:
         """Create a handle if it fits."""
@@ -122,40 +122,40 @@ class FakeDriver:
         if self.memory().free_bytes < size_bytes:
             raise CapacityError("fake: full")
         handle = next(self._numbers)
-        self.book.sizes[handle] = size_bytes
+        self.table.sizes[handle] = size_bytes
         return handle
 
     def clean(self, handle: int) -> None:
         """Check that it could be cleaned."""
-        self.book.check_releasable(handle)
+        self.table.check_releasable(handle)
 
     def release(self, handle: int) -> None:
         """Free a handle."""
-        self.book.check_releasable(handle)
-        self.book.released(handle)
+        self.table.check_releasable(handle)
+        self.table.released(handle)
 
     def map(self, address: int, page_bytes: int, handles: Sequence[int], stream: int = 0) -> None:
         """Map; zeroing the pages is work on the stream."""
         line, work = (self.own, self._zeroed_by) if stream == OWN_STREAM else (self.engine, self._used_by)
-        self.book.check_mappable(address, page_bytes, handles, exclusive=True)
+        self.table.check_mappable(address, page_bytes, handles, exclusive=True)
         line.launched += 1
         for page, handle in side_by_side(address, page_bytes, handles):
-            self.book.mapped(page, page_bytes, handle)
+            self.table.mapped(page, page_bytes, handle)
             work[page] = line.launched
 
     def alias(self, address: int, size_bytes: int, handle: int) -> None:
         """Map once more."""
-        self.book.check_mappable(address, size_bytes, [handle], exclusive=False)
-        self.book.mapped(address, size_bytes, handle)
+        self.table.check_mappable(address, size_bytes, [handle], exclusive=False)
+        self.table.mapped(address, size_bytes, handle)
 
     def unmap(self, address: int, page_bytes: int, count: int = 1) -> None:
         """Unmap; I6 is checked here."""
-        pages = self.book.unmappable(address, page_bytes, count)
+        pages = self.table.unmappable(address, page_bytes, count)
         for page in pages:
             if self._used_by.get(page, 0) > self.engine.seen or self._zeroed_by.get(page, 0) > self.own.seen:
                 raise InvariantError("I6: a page was unmapped while work that touches it may be running")
         for page in pages:
-            self.book.unmapped(page)
+            self.table.unmapped(page)
             self._used_by.pop(page, None)
             self._zeroed_by.pop(page, None)
 
@@ -202,7 +202,7 @@ class FakeDriver:
     def close(self) -> None:
         """Free everything."""
         self.closed = True
-        self.book = HandleTable(self.book.ranges)
+        self.table = HandleTable(self.table.ranges)
 
     def _waited_for(self, work: int) -> int:
         """Return the zeroing that is complete if the engine's work up to this number is."""

@@ -33,7 +33,7 @@ class SimulatedDriver:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._book = HandleTable()
+        self._table = HandleTable()
         self._numbers = count(1)
         self._debt_seconds = 0.0
         self.worker: Process | None = None  # None: calls take no time
@@ -55,13 +55,13 @@ class SimulatedDriver:
     def reserve(self, size_bytes: int) -> int:
         """Reserve addresses that never come again."""
         address = next(self._numbers) << 48
-        self._book.ranges[address] = size_bytes
+        self._table.ranges[address] = size_bytes
         return address
 
     def unreserve(self, address: int, size_bytes: int) -> None:
         """Return addresses."""
-        self._book.check_unreservable(address, size_bytes)
-        del self._book.ranges[address]
+        self._table.check_unreservable(address, size_bytes)
+        del self._table.ranges[address]
 
     def create(self, size_bytes: int) -> Handle:
         """Take memory of the device."""
@@ -70,7 +70,7 @@ class SimulatedDriver:
             raise CapacityError("the simulated device is full")
         self._device.free_bytes -= size_bytes
         handle = next(self._numbers)
-        self._book.sizes[handle] = size_bytes
+        self._table.sizes[handle] = size_bytes
         return handle
 
     def clean(self, handle: Handle) -> None:
@@ -78,27 +78,27 @@ class SimulatedDriver:
 
     def release(self, handle: Handle) -> None:
         """Give memory back to the device."""
-        size_bytes = self._book.check_releasable(handle)
+        size_bytes = self._table.check_releasable(handle)
         self._spend()
-        self._book.released(handle)
+        self._table.released(handle)
         self._device.free_bytes += size_bytes
 
     def map(self, address: int, page_bytes: int, handles: Sequence[Handle], stream: int = 0) -> None:
         """Map."""
-        self._book.check_mappable(address, page_bytes, handles, exclusive=True)
+        self._table.check_mappable(address, page_bytes, handles, exclusive=True)
         for page, handle in side_by_side(address, page_bytes, handles):
-            self._book.mapped(page, page_bytes, handle)
+            self._table.mapped(page, page_bytes, handle)
             self._owe()
 
     def alias(self, address: int, size_bytes: int, handle: Handle) -> None:
         """Map once more."""
-        self._book.check_mappable(address, size_bytes, [handle], exclusive=False)
-        self._book.mapped(address, size_bytes, handle)
+        self._table.check_mappable(address, size_bytes, [handle], exclusive=False)
+        self._table.mapped(address, size_bytes, handle)
 
     def unmap(self, address: int, page_bytes: int, count: int = 1) -> None:
         """Unmap."""
-        for page in self._book.unmappable(address, page_bytes, count):
-            self._book.unmapped(page)
+        for page in self._table.unmappable(address, page_bytes, count):
+            self._table.unmapped(page)
             self._owe()
 
     def tensor(self, address: int, size_bytes: int) -> None:
@@ -124,8 +124,8 @@ class SimulatedDriver:
 
     def close(self) -> None:
         """Give back what is left."""
-        self._device.free_bytes += sum(self._book.sizes.values())
-        self._book = HandleTable(self._book.ranges)
+        self._device.free_bytes += sum(self._table.sizes.values())
+        self._table = HandleTable(self._table.ranges)
 
     def _spend(self) -> None:
         self.calls += 1

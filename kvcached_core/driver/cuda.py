@@ -81,7 +81,7 @@ class CudaDriver:
         minimum = cu.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
         granularity = _checked(cu.cuMemGetAllocationGranularity, self._properties, minimum)
         self.granularity_bytes = int(granularity)
-        self._book = HandleTable()
+        self._table = HandleTable()
         self._stream = _checked(cupy.cuda.Stream, non_blocking=True)
 
     def identity(self) -> DeviceIdentity:
@@ -101,20 +101,20 @@ class CudaDriver:
         free, total = _checked(self._runtime.memGetInfo)
         if not self._capacity_bytes:
             return MemoryInfo(free, total)
-        left = self._capacity_bytes - sum(list(self._book.sizes.values()))
+        left = self._capacity_bytes - sum(list(self._table.sizes.values()))
         return MemoryInfo(max(0, min(free, left)), min(total, self._capacity_bytes))
 
     def reserve(self, size_bytes: int) -> int:
         """Reserve device addresses."""
         address = int(_checked(cu.cuMemAddressReserve, size_bytes, 0, 0, 0))
-        self._book.ranges[address] = size_bytes
+        self._table.ranges[address] = size_bytes
         return address
 
     def unreserve(self, address: int, size_bytes: int) -> None:
         """Return device addresses."""
-        self._book.check_unreservable(address, size_bytes)
+        self._table.check_unreservable(address, size_bytes)
         _checked(cu.cuMemAddressFree, address, size_bytes)
-        del self._book.ranges[address]
+        del self._table.ranges[address]
 
     def create(self, size_bytes: int) -> Handle:
         """Create a page on the device."""
@@ -123,18 +123,18 @@ class CudaDriver:
                 f"cuda: {size_bytes} bytes more are over the capacity of {self._capacity_bytes}"
             )
         handle = int(_checked(cu.cuMemCreate, size_bytes, self._properties, 0))
-        self._book.sizes[handle] = size_bytes
+        self._table.sizes[handle] = size_bytes
         return handle
 
     def clean(self, handle: Handle) -> None:
         """Do nothing: a memset on the stream of the step costs less than one here would."""
-        self._book.check_releasable(handle)
+        self._table.check_releasable(handle)
 
     def release(self, handle: Handle) -> None:
         """Give a page back to the device."""
-        self._book.check_releasable(handle)
+        self._table.check_releasable(handle)
         _checked(cu.cuMemRelease, handle)
-        self._book.released(handle)
+        self._table.released(handle)
 
     def map(self, address: int, page_bytes: int, handles: Sequence[Handle], stream: int = 0) -> None:
         """Map pages and set them to zero on `stream`: fresh memory may hold NaN bit patterns."""
@@ -153,10 +153,10 @@ class CudaDriver:
 
     def unmap(self, address: int, page_bytes: int, count: int = 1) -> None:
         """Take pages away, at once and in no stream's order."""
-        pages = self._book.unmappable(address, page_bytes, count)
+        pages = self._table.unmappable(address, page_bytes, count)
         _checked(cu.cuMemUnmap, address, page_bytes * count)
         for page in pages:
-            self._book.unmapped(page)
+            self._table.unmapped(page)
 
     def tensor(self, address: int, size_bytes: int) -> torch.Tensor:
         """Return an int8 tensor over the range, which must stay reserved as long as it is used."""
@@ -198,14 +198,14 @@ class CudaDriver:
 
     def close(self) -> None:
         """Unmap and free all pages; addresses stay reserved. May be called again."""
-        for address, page in list(self._book.mappings.items()):
+        for address, page in list(self._table.mappings.items()):
             with suppress(KVCachedError):
                 self.unmap(address, page.size_bytes)
-        for handle in list(self._book.sizes):
+        for handle in list(self._table.sizes):
             # A handle whose page would not unmap is released too: the memory goes with the process.
             with suppress(KVCachedError):
                 _checked(cu.cuMemRelease, handle)
-        self._book = HandleTable(self._book.ranges)
+        self._table = HandleTable(self._table.ranges)
 
     def _use(self) -> None:
         _checked(self._device.use)  # for the calling thread; a fraction of a microsecond
@@ -213,11 +213,11 @@ class CudaDriver:
     def _place(
         self, address: int, page_bytes: int, handles: Sequence[Handle], exclusive: bool, undo: ExitStack
     ) -> None:
-        self._book.check_mappable(address, page_bytes, handles, exclusive)
+        self._table.check_mappable(address, page_bytes, handles, exclusive)
         for page, handle in side_by_side(address, page_bytes, handles):
             _checked(cu.cuMemMap, page, page_bytes, 0, handle, 0)
-            self._book.mapped(page, page_bytes, handle)
-            undo.callback(self._book.unmapped, page)
+            self._table.mapped(page, page_bytes, handle)
+            undo.callback(self._table.unmapped, page)
             undo.callback(_checked, cu.cuMemUnmap, page, page_bytes)
         _checked(cu.cuMemSetAccess, address, page_bytes * len(handles), [self._access], 1)
 

@@ -92,7 +92,7 @@ class HostDriver:
         self._capacity_bytes = capacity_bytes or self._machine.memory().total_bytes
         self.max_mappings = self._machine.max_mappings()
         self._fd = os.memfd_create("kvcached", os.MFD_CLOEXEC)
-        self._book = HandleTable()
+        self._table = HandleTable()
         self._offsets: dict[Handle, int] = {}
         self._dirty: set[Handle] = set()
         self._numbers = itertools.count(1)
@@ -117,17 +117,17 @@ class HostDriver:
             address = self._system.mmap(None, size_bytes, PROT_NONE, NOTHING, -1, 0)
         except OSError as error:
             raise _typed(error) from error
-        self._book.ranges[address] = size_bytes
+        self._table.ranges[address] = size_bytes
         return address
 
     def unreserve(self, address: int, size_bytes: int) -> None:
         """Return addresses to the process."""
-        self._book.check_unreservable(address, size_bytes)
+        self._table.check_unreservable(address, size_bytes)
         try:
             self._system.munmap(address, size_bytes)
         except OSError as error:
             raise _typed(error) from error
-        del self._book.ranges[address]
+        del self._table.ranges[address]
 
     def create(self, size_bytes: int) -> Handle:
         """Back an extent with zeroed memory."""
@@ -146,12 +146,12 @@ class HostDriver:
             raise _typed(error) from error
         handle = next(self._numbers)
         self._offsets[handle] = offset
-        self._book.sizes[handle] = size_bytes
+        self._table.sizes[handle] = size_bytes
         return handle
 
     def clean(self, handle: Handle) -> None:
         """Write zeros, through the file: its memory stays, so this cannot run out of room."""
-        size_bytes = self._book.check_releasable(handle)
+        size_bytes = self._table.check_releasable(handle)
         if handle not in self._dirty:
             return
         offset, end = self._offsets[handle], self._offsets[handle] + size_bytes
@@ -164,20 +164,20 @@ class HostDriver:
 
     def release(self, handle: Handle) -> None:
         """Punch the page's extent out of the memfd; the offset may then serve another handle."""
-        size_bytes = self._book.check_releasable(handle)
+        size_bytes = self._table.check_releasable(handle)
         offset = self._offsets[handle]
         try:
             self._system.fallocate(self._fd, PUNCH_HOLE, offset, size_bytes)
         except OSError as error:
             raise _typed(error) from error
-        self._book.released(handle)
+        self._table.released(handle)
         del self._offsets[handle]
         self._dirty.discard(handle)
         self._forget(offset, size_bytes)
 
     def map(self, address: int, page_bytes: int, handles: Sequence[Handle], stream: int = 0) -> None:
         """Map pages that are mapped nowhere else, and zero those that are not clean."""
-        self._book.check_mappable(address, page_bytes, handles, exclusive=True)
+        self._table.check_mappable(address, page_bytes, handles, exclusive=True)
         with ExitStack() as undo:
             for page, handle in side_by_side(address, page_bytes, handles):
                 self._place(page, page_bytes, handle)
@@ -190,19 +190,19 @@ class HostDriver:
 
     def alias(self, address: int, size_bytes: int, handle: Handle) -> None:
         """Map a page once more, as it is."""
-        self._book.check_mappable(address, size_bytes, [handle], exclusive=False)
+        self._table.check_mappable(address, size_bytes, [handle], exclusive=False)
         self._place(address, size_bytes, handle)
         self._dirty.add(handle)
 
     def unmap(self, address: int, page_bytes: int, count: int = 1) -> None:
         """Put inaccessible addresses in the pages' place."""
-        pages = self._book.unmappable(address, page_bytes, count)
+        pages = self._table.unmappable(address, page_bytes, count)
         try:
             self._system.mmap(address, page_bytes * count, PROT_NONE, NOTHING | MAP_FIXED, -1, 0)
         except OSError as error:
             raise _typed(error) from error
         for page in pages:
-            self._book.unmapped(page)
+            self._table.unmapped(page)
 
     def tensor(self, address: int, size_bytes: int) -> torch.Tensor:
         """Return an int8 tensor over the range, which must stay reserved as long as it is used."""
@@ -232,7 +232,7 @@ class HostDriver:
         """Unmap and free all pages; addresses stay reserved and inaccessible. May be called again."""
         if self._fd < 0:
             return
-        for address, page in list(self._book.mappings.items()):
+        for address, page in list(self._table.mappings.items()):
             with suppress(CapacityError, DriverError):
                 self.unmap(address, page.size_bytes)
         # Not release(): a page that could not be unmapped is freed too, and reads zero from now on.
@@ -240,7 +240,7 @@ class HostDriver:
             self._system.fallocate(self._fd, PUNCH_HOLE, 0, max(self._end, 1))
         os.close(self._fd)
         self._fd, self._held_bytes = -1, 0
-        self._book, self._offsets, self._dirty = HandleTable(self._book.ranges), {}, set()
+        self._table, self._offsets, self._dirty = HandleTable(self._table.ranges), {}, set()
 
     def _place(self, address: int, size_bytes: int, handle: Handle) -> None:
         flags = mmap.MAP_SHARED | MAP_FIXED
@@ -248,7 +248,7 @@ class HostDriver:
             self._system.mmap(address, size_bytes, PROT_READ_WRITE, flags, self._fd, self._offsets[handle])
         except OSError as error:
             raise _typed(error) from error
-        self._book.mapped(address, size_bytes, handle)
+        self._table.mapped(address, size_bytes, handle)
 
     def _forget(self, offset: int, size_bytes: int) -> None:
         with self._lock:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.errors import BusyError, InvariantError
-from kvcached_core.histogram import MAP, RECLAIM
+from kvcached_core.histogram import MAP_BUCKETS, RECLAIM_BUCKETS
 from kvcached_core.ledger.file.layout import CONTROLS, OWNER_WORDS, UNHEARD
 from kvcached_core.ledger.file.storage import LedgerFile, Row
 from kvcached_core.ledger.owned_slot import ring_waiting, sweep
@@ -258,8 +258,8 @@ class Account(Starter):
         if now_ms < self._seat.get("asked_until_ms") and since_ms not in (0, self._met_since_ms):
             self._met_since_ms = since_ms
             took_us = max(0, now_ms - since_ms) * 1000
-            self._add(RECLAIM.words[RECLAIM.at(took_us)])
-            self._add(RECLAIM.words[-1], took_us)
+            self._add(RECLAIM_BUCKETS.words[RECLAIM_BUCKETS.at(took_us)])
+            self._add(RECLAIM_BUCKETS.words[-1], took_us)
 
     def recount(self, granules: int) -> None:
         """Count so many granules more as created, and as released since; nothing that exists changes."""
@@ -282,7 +282,7 @@ class Account(Starter):
             self._put("private_now_bytes", private_now_bytes)
             self._add("maps", maps)
             self._add("unmaps", unmaps)
-            for word, value in zip(MAP.words, map_times, strict=False):
+            for word, value in zip(MAP_BUCKETS.words, map_times, strict=False):
                 if self._own[word] != value:
                     self._put(word, value)
 

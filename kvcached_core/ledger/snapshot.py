@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvcached_core.errors import LedgerError
-from kvcached_core.histogram import MAP, RECLAIM, HistogramReading
+from kvcached_core.histogram import MAP_BUCKETS, RECLAIM_BUCKETS, HistogramReading
 from kvcached_core.ledger.file import layout
 from kvcached_core.ledger.file.layout import FREE, HEADER_AT, MINOR_1, MINOR_2, SLOT_AT, UNHEARD, WORD
 from kvcached_core.ledger.file.runtime import DeviceFolder, Runtime
@@ -16,7 +16,7 @@ from kvcached_core.ledger.file.storage import Header, parse_header
 
 _TRIES = 8
 _HELD = ("leased_bytes", "ready_bytes", "mapped_bytes", "used_bytes", "cached_bytes", "stranded_bytes")
-_TIMES = {"map_seconds": MAP, "reclaim_seconds": RECLAIM}
+_TIMES = {"map_seconds": MAP_BUCKETS, "reclaim_seconds": RECLAIM_BUCKETS}
 
 
 @dataclass(frozen=True)

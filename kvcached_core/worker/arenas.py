@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from kvcached_core.driver.base import Driver
 from kvcached_core.errors import InvariantError
 from kvcached_core.geometry import Geometry
-from kvcached_core.histogram import MAP, Histogram
+from kvcached_core.histogram import MAP_BUCKETS, Histogram
 from kvcached_core.worker.arena import Arena, Handles
 
 if TYPE_CHECKING:
@@ -21,30 +21,35 @@ if TYPE_CHECKING:
 class Arenas:
     """One or more arenas with pages of one size. A granule has as many handles as its arena has segments.
 
-    A unit is what the ledger counts in: `unit_pages` handles; a granule is a whole number of them.
+    The ledger counts granules of `pages_per_ledger_granule` handles each; a granule here is one or several.
     """
 
-    def __init__(self, driver: Driver, page_bytes: int, unit_pages: int,
-                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
+    def __init__(
+        self,
+        driver: Driver,
+        page_bytes: int,
+        pages_per_ledger_granule: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._driver = driver
         self._page_bytes = page_bytes
-        self._unit_pages = unit_pages
+        self._pages_per_ledger_granule = pages_per_ledger_granule
         self._arenas: list[Arena] = []
         self._geometries: list[Geometry] = []
         self.firsts: list[int] = []  # the first granule of each, which is never given up
         self.count = 0  # granules of all
         self.mapped: dict[int, Handles] = {}
-        self.mapped_units = self.maps = self.unmaps = 0
-        self.map_times = Histogram(MAP)
+        self.mapped_ledger_granules = self.maps = self.unmaps = 0
+        self.map_times = Histogram(MAP_BUCKETS)
         self._clock = clock
 
     def add(self, geometry: Geometry, size_bytes: int | None) -> int:
         """Reserve another arena; returns its first granule. Nothing of it is mapped."""
         pages = len(geometry.starts)
-        if geometry.page_bytes != self._page_bytes or pages % self._unit_pages:
+        if geometry.page_bytes != self._page_bytes or pages % self._pages_per_ledger_granule:
             raise InvariantError(
-                f"granules of {pages} pages of {geometry.page_bytes} bytes, in units of {self._unit_pages} "
-                f"pages of {self._page_bytes} bytes"
+                f"granules of {pages} pages of {geometry.page_bytes} bytes are not whole ledger granules "
+                f"of {self._pages_per_ledger_granule} pages of {self._page_bytes} bytes"
             )
         end = max(geometry.starts) + geometry.block_count * geometry.stride_bytes
         self._arenas.append(Arena(self._driver, geometry, size_bytes or end))
@@ -68,13 +73,13 @@ class Arenas:
         """Return the tensor over the arena that was added last."""
         return self._arenas[-1].tensor()
 
-    def units(self, granule: int) -> int:
-        """Return the units of a granule."""
-        return len(self._geometries[self._at(granule)].starts) // self._unit_pages
+    def ledger_granules(self, granule: int) -> int:
+        """Return how many of the ledger's granules this granule is."""
+        return len(self._geometries[self._at(granule)].starts) // self._pages_per_ledger_granule
 
     def split(self, handles: Handles) -> list[Handles]:
-        """Return a granule's handles in units."""
-        size = self._unit_pages
+        """Return a granule's handles, those of each ledger granule by themselves."""
+        size = self._pages_per_ledger_granule
         return [handles[at : at + size] for at in range(0, len(handles), size)]
 
     def map(self, first: int, granules: Sequence[Handles], stream: int) -> None:
@@ -86,7 +91,7 @@ class Arenas:
         self._arenas[at].map(first - self.firsts[at], granules, stream)
         self.map_times.add((self._clock() - begun) / count, count)
         self.mapped.update(zip(range(first, first + count), granules, strict=True))
-        self.mapped_units += count * self.units(first)
+        self.mapped_ledger_granules += count * self.ledger_granules(first)
         self.maps += count
 
     def unmap(self, first: int, count: int = 1) -> list[Handles]:
@@ -96,7 +101,7 @@ class Arenas:
         granules = self._arenas[at].unmap(first - self.firsts[at], count)
         for granule in range(first, first + count):
             del self.mapped[granule]
-        self.mapped_units -= count * self.units(first)
+        self.mapped_ledger_granules -= count * self.ledger_granules(first)
         self.unmaps += count
         return granules
 

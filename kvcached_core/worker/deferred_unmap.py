@@ -14,10 +14,10 @@ from kvcached_core.worker.arenas import Arenas
 class DeferredUnmap:
     """Mapped granules, each unmapped once its fences have passed (I6). Not locked: its owner is."""
 
-    def __init__(self, driver: Driver, arena: Arenas, vacated: Callable[[int], None]) -> None:
+    def __init__(self, driver: Driver, arenas: Arenas, vacated: Callable[[int], None]) -> None:
         """`vacated` is told of each granule that was unmapped."""
         self._driver = driver
-        self._arena = arena
+        self._arenas = arenas
         self._vacated = vacated
         self._fences: OrderedDict[int, tuple[Fence, ...]] = (
             OrderedDict()
@@ -57,8 +57,8 @@ class DeferredUnmap:
                 return []
             self._passed = fences
         came_with = takewhile(lambda item: item[1] is fences, self._fences.items())
-        count = self._arena.row((granule for granule, _ in came_with), most)
-        withdrawn = self._arena.unmap(first, count)
+        count = self._arenas.row((granule for granule, _ in came_with), most)
+        withdrawn = self._arenas.unmap(first, count)
         for granule in range(first, first + count):
             del self._fences[granule]
             self._vacated(granule)

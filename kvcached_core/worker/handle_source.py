@@ -20,16 +20,16 @@ class HandleSource:
 
     def __init__(
         self,
-        supply: HandlePool,
-        pending: DeferredUnmap,
-        ahead: Premapped,
+        handles: HandlePool,
+        deferred: DeferredUnmap,
+        premapped: Premapped,
         arenas: Arenas,
         changed: threading.Condition,
         clock: Callable[[], float],
     ) -> None:
-        self._supply = supply
-        self._pending = pending
-        self._ahead = ahead
+        self._handles = handles
+        self._deferred = deferred
+        self._premapped = premapped
         self._arenas = arenas
         self._changed = changed
         self._clock = clock
@@ -40,21 +40,21 @@ class HandleSource:
         Raises InvariantError if there are not as many handles (I5), DriverError if a fence does not pass, and
         what the driver raises.
         """
-        units: list[Handles] = []
-        each = self._arenas.units(first)
+        taken: list[Handles] = []
+        each = self._arenas.ledger_granules(first)
         try:
-            while len(units) < count * each:
-                units.append(self._take_unit())
-            granules = [sum(units[at : at + each], ()) for at in range(0, len(units), each)]
+            while len(taken) < count * each:
+                taken.append(self._take_ledger_granule())
+            granules = [sum(taken[at : at + each], ()) for at in range(0, len(taken), each)]
             self._arenas.map(first, granules, stream)
         except BaseException:
-            self._supply.spare.extendleft(units)
+            self._handles.spare.extendleft(taken)
             raise
 
-    def _take_unit(self) -> Handles:
+    def _take_ledger_granule(self) -> Handles:
         pause, give_up_at = _FIRST_PAUSE_SECONDS, self._clock() + FENCE_BOUND_SECONDS
-        while not (taken := self._supply.take() or self._withdraw()):
-            if not self._pending and not self._ahead and not self._supply.cleaning:
+        while not (taken := self._handles.take() or self._withdraw()):
+            if not self._deferred and not self._premapped and not self._handles.cleaning:
                 raise InvariantError("I5: the plan maps more granules than there are handles")
             if self._clock() > give_up_at:
                 raise DriverError("wait for a fence", -1, f"not passed after {FENCE_BOUND_SECONDS:g} s")
@@ -63,8 +63,11 @@ class HandleSource:
         return taken[0]
 
     def _withdraw(self) -> list[Handles]:
-        """Unmap the oldest granule that waits, if any can be: one unit is returned, others are spare."""
-        withdrawn = self._pending.withdraw() or self._ahead.withdraw()
-        units = [unit for handles in withdrawn for unit in self._arenas.split(handles)]
-        self._supply.spare.extend(units[1:])
-        return units[:1]
+        """Unmap the oldest granule that waits, if its fence has passed, or a premapped one.
+
+        Returns the handles of one ledger granule; the other handles become spare.
+        """
+        withdrawn = self._deferred.withdraw() or self._premapped.withdraw()
+        taken = [part for handles in withdrawn for part in self._arenas.split(handles)]
+        self._handles.spare.extend(taken[1:])
+        return taken[:1]

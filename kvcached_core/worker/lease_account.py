@@ -62,7 +62,7 @@ class LeaseAccount(Protocol):
         """Note demand that could not be met; 0 clears it."""
 
 
-class Usage(NamedTuple):
+class MappingStats(NamedTuple):
     """What is mapped now, and granules mapped and unmapped since the pool began."""
 
     mapped_bytes: int

@@ -18,7 +18,7 @@ from kvcached_core.worker.arenas import Arenas
 from kvcached_core.worker.deferred_unmap import DeferredUnmap
 from kvcached_core.worker.handle_pool import SLICE_GRANULES, HandlePool
 from kvcached_core.worker.handle_source import HandleSource
-from kvcached_core.worker.lease_account import LeaseAccount, Usage
+from kvcached_core.worker.lease_account import LeaseAccount, MappingStats
 from kvcached_core.worker.pool_sleep import PoolSleep
 from kvcached_core.worker.pool_stats import PoolStats
 from kvcached_core.worker.premapped import Premapped
@@ -27,7 +27,7 @@ from kvcached_core.worker.supply_thread import SupplyThread
 if TYPE_CHECKING:
     import torch
 
-AHEAD_GRANULES = 128  # more than a step maps: to map beyond it would keep others from their memory
+MAX_PREMAPPED_GRANULES = 128  # more than a step maps: to map beyond it would keep others from their memory
 ROW_PAGES = 8  # in one call: a step waits for as many at most, 0.3 ms on a GPU
 
 
@@ -42,12 +42,13 @@ class ElasticPool:
         size_bytes: int | None = None,
         private_bytes: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
-        unit_pages: int | None = None,
+        pages_per_ledger_granule: int | None = None,
     ) -> None:
         """Reserve addresses and map granule 0. The driver is the pool's from now on.
 
-        `size_bytes` is the tensor's length (default: to the end of the last segment). `unit_pages` is given
-        for a pool of several arenas: the pages of a granule of the ledger (default: those of the one arena).
+        `size_bytes` is the tensor's length (default: to the end of the last segment). A pool of several
+        arenas needs `pages_per_ledger_granule`, which must divide the pages of each arena's granule (default:
+        all pages of the one arena's granule).
         Raises CapacityError if not even one granule can be had; then nothing is left behind.
         """
         self._driver = driver
@@ -62,23 +63,29 @@ class ElasticPool:
         self._attempted = -1  # the sequence of a plan that failed half-way
         self._closed = False
         self._account = account
-        unit = unit_pages or len(geometry.starts)
+        pages = pages_per_ledger_granule or len(geometry.starts)
         self._row = max(1, ROW_PAGES // len(geometry.starts))  # granules
-        self._supply = HandlePool(driver, geometry.page_bytes, unit, account, self._changed)
-        self._arena = Arenas(driver, geometry.page_bytes, unit, clock)
+        self._handles = HandlePool(driver, geometry.page_bytes, pages, account, self._changed)
+        self._arenas = Arenas(driver, geometry.page_bytes, pages, clock)
         # Where the scheduler goes next is known of one arena only.
-        ahead = (1, geometry.granule_count) if unit_pages is None else (0, 0)
-        self._ahead = Premapped(driver, self._arena, *ahead)
-        self._pending = DeferredUnmap(driver, self._arena, self._ahead.vacated)
-        self._source = HandleSource(
-            self._supply, self._pending, self._ahead, self._arena, self._changed, clock
+        vacant = (1, geometry.granule_count) if pages_per_ledger_granule is None else (0, 0)
+        self._premapped = Premapped(driver, self._arenas, *vacant)
+        self._deferred = DeferredUnmap(driver, self._arenas, self._premapped.vacated)
+        self._handle_source = HandleSource(
+            self._handles, self._deferred, self._premapped, self._arenas, self._changed, clock
         )
         self.tensor = self.add(geometry, size_bytes)
         self.supply_thread = SupplyThread(
-            account, self._supply, self.retire, self.place_ahead, self.usage, private_bytes, clock
+            account, self._handles, self.unmap_deferred, self.premap, self.usage, private_bytes, clock
         )
         self.sleep = PoolSleep(
-            driver, self._arena, self._supply, self.supply_thread, self._unmap_later, self._after_steps, clock
+            driver,
+            self._arenas,
+            self._handles,
+            self.supply_thread,
+            self._unmap_later,
+            self._after_steps,
+            clock,
         )
 
     def add(self, geometry: Geometry, size_bytes: int | None = None) -> torch.Tensor:
@@ -87,16 +94,16 @@ class ElasticPool:
         Its granules are numbered after those of the others. Raises CapacityError; then nothing has changed.
         """
         with ExitStack() as undo:
-            first = self._arena.add(geometry, size_bytes)
-            undo.callback(self._arena.drop_last)
+            first = self._arenas.add(geometry, size_bytes)
+            undo.callback(self._arenas.drop_last)
             handles: list[Handle] = []
             undo.callback(self._return_first, handles)
-            for _ in range(self._arena.units(first)):
-                handles += self._supply.take_first()
-            self._arena.map(first, [tuple(handles)], 0)
+            for _ in range(self._arenas.ledger_granules(first)):
+                handles += self._handles.take_first()
+            self._arenas.map(first, [tuple(handles)], 0)
             undo.callback(self._unmap_first, first)
             self._driver.synchronize()
-            tensor = self._arena.tensor()
+            tensor = self._arenas.tensor()
             undo.pop_all()
         return tensor
 
@@ -108,15 +115,15 @@ class ElasticPool:
         """Let kernels touch any block: scratch memory is behind all that is not mapped."""
         with self._changed:
             self._driver.synchronize()
-            while handles := self._ahead.withdraw():  # else kernels would write to them
-                self._supply.spare.extend(handles)
-            self._arena.alias_all()
+            while handles := self._premapped.withdraw():  # else kernels would write to them
+                self._handles.spare.extend(handles)
+            self._arenas.alias_all()
 
     def end_warm_up(self) -> None:
         """Make unmapped memory fault again; waits for the device."""
         self._driver.synchronize()
         with self._changed:
-            self._arena.unalias()
+            self._arenas.unalias()
 
     def apply(self, plan: Plan | None, stream: int = 0, also: Iterable[int] = ()) -> None:
         """Carry out a plan before its step's kernels are launched on `stream`.
@@ -129,7 +136,7 @@ class ElasticPool:
         if plan is None:
             return
         self.supply_thread.raise_failure()
-        if self._supply.asleep:
+        if self._handles.asleep:
             raise InvariantError(f"{plan} came while the pool sleeps")
         with short_waits(), self._step_first, self._changed:
             if not self._is_next(plan):
@@ -139,54 +146,56 @@ class ElasticPool:
             if plan.unmap:
                 self._unmap_later(plan.unmap, streams)
             self._map(plan.map, streams)
-            self._supply.ordered = max(self._supply.ordered, plan.released)
+            self._handles.ordered = max(self._handles.ordered, plan.released)
             self._next_sequence = plan.sequence + 1
             needs_turn = (
-                bool(self._pending)
-                or self._supply.released < self._supply.ordered
-                or bool(plan.map and self._supply.spare)
+                bool(self._deferred)
+                or self._handles.released < self._handles.ordered
+                or bool(plan.map and self._handles.spare)
             )
         if needs_turn:
             self.supply_thread.wake()
 
-    def retire(self) -> int:
+    def unmap_deferred(self) -> int:
         """Unmap a slice, oldest first, of what no kernel can touch any more; return how many are left."""
         waiting = done = 0
         while done < SLICE_GRANULES:
             with self._after_steps():
-                is_short = self._supply.owed > len(self._supply.spare) + self._supply.cleaning
-                withdrawn = self._pending.withdraw(self._row) or (self._ahead.withdraw() if is_short else [])
-                waiting = len(self._pending) + (len(self._ahead) if is_short else 0)
+                is_short = self._handles.owed > len(self._handles.spare) + self._handles.cleaning
+                withdrawn = self._deferred.withdraw(self._row) or (
+                    self._premapped.withdraw() if is_short else []
+                )
+                waiting = len(self._deferred) + (len(self._premapped) if is_short else 0)
                 if not withdrawn:
                     break
-                units = [unit for handles in withdrawn for unit in self._arena.split(handles)]
-                self._supply.cleaning += len(units)
-            self._supply.put(units, clean=not is_short)  # what is to be freed need not be clean
+                parts = [part for handles in withdrawn for part in self._arenas.split(handles)]
+                self._handles.cleaning += len(parts)
+            self._handles.put(parts, clean=not is_short)  # what is to be freed need not be clean
             done += len(withdrawn)
         return waiting
 
-    def place_ahead(self) -> bool:
+    def premap(self) -> bool:
         """Map spare handles where the next plans are likely to want them: lowest granules first.
 
         Off the step path, which then finds its granules mapped. The lock is held for one row at a time, no
         longer than the step would need to map it itself. Returns whether there may be more to map.
         Raises what the driver raises; no handle is lost then.
         """
-        if not self._supply.settled:
+        if not self._handles.settled:
             return False  # I2: what the ledger does not know to be ready is not mapped
         placed = 0
         while placed < SLICE_GRANULES:
             with self._after_steps():
-                most = min(self._row, AHEAD_GRANULES - len(self._ahead), len(self._supply.spare))
-                row = self._ahead.vacant_row(most)
-                if not row or self._supply.owed or self._supply.asleep or self._arena.is_warming_up:
+                most = min(self._row, MAX_PREMAPPED_GRANULES - len(self._premapped), len(self._handles.spare))
+                row = self._premapped.vacant_row(most)
+                if not row or self._handles.owed or self._handles.asleep or self._arenas.is_warming_up:
                     return False
-                granules = self._supply.take(len(row))
+                granules = self._handles.take(len(row))
                 try:
-                    self._ahead.place(row.start, granules)
+                    self._premapped.place(row.start, granules)
                 except BaseException:
-                    if row.start not in self._ahead:
-                        self._supply.spare.extendleft(reversed(granules))
+                    if row.start not in self._premapped:
+                        self._handles.spare.extendleft(reversed(granules))
                     raise
             placed += len(row)
         return True
@@ -198,26 +207,26 @@ class ElasticPool:
 
     def mapped_bytes(self) -> int:
         """Return what is mapped, waiting for a fence included."""
-        return self._arena.mapped_units * self._account.granule_bytes
+        return self._arenas.mapped_ledger_granules * self._account.granule_bytes
 
-    def usage(self) -> Usage:
+    def usage(self) -> MappingStats:
         """Return what observers are told."""
-        arena = self._arena
-        return Usage(self.mapped_bytes(), arena.maps, arena.unmaps, arena.map_times.words())
+        arena = self._arenas
+        return MappingStats(self.mapped_bytes(), arena.maps, arena.unmaps, arena.map_times.words())
 
     def stats(self) -> PoolStats:
         """Return counts that belong together."""
         with self._changed:
-            supply, ahead = self._supply, len(self._ahead)
-            pending = sum(map(self._arena.units, self._pending.granules()))
+            pool, premapped = self._handles, len(self._premapped)
+            deferred = sum(map(self._arenas.ledger_granules, self._deferred.granules()))
             return PoolStats(
-                mapped=self._arena.mapped_units - pending - ahead,
-                pending=pending,
-                ahead=ahead,
-                spare=len(supply.spare),
-                moving=supply.cleaning + supply.leaving,
-                created=supply.created,
-                released=supply.released,
+                mapped=self._arenas.mapped_ledger_granules - deferred - premapped,
+                deferred=deferred,
+                premapped=premapped,
+                spare=len(pool.spare),
+                moving=pool.cleaning + pool.leaving,
+                created=pool.created,
+                released=pool.released,
             )
 
     def check(self) -> None:
@@ -225,15 +234,15 @@ class ElasticPool:
         stats = self.stats()
         mapped, ready, leased = self.mapped_bytes(), self._account.ready_bytes, self._account.leased_bytes
         with self._changed:
-            mapped_now = self._arena.mapped.keys()
-            pending, ahead = self._pending.granules(), self._ahead.granules()
-            pages = [h for handles in (*self._arena.mapped.values(), *self._supply.spare) for h in handles]
+            mapped_now = self._arenas.mapped.keys()
+            deferred, premapped = self._deferred.granules(), self._premapped.granules()
+            pages = [h for handles in (*self._arenas.mapped.values(), *self._handles.spare) for h in handles]
             facts = {
                 "created - released = sum of states": stats.created - stats.released == stats.held,
                 "I2: mapped <= ready <= leased": self._closed or mapped <= ready <= leased,
-                "I7: granule 0 is mapped": self._closed or all(map(self._is_live, self._arena.firsts)),
-                "pending granules are mapped": pending <= mapped_now,
-                "granules ahead are mapped and not pending": ahead <= mapped_now - pending,
+                "I7: granule 0 is mapped": self._closed or all(map(self._is_live, self._arenas.firsts)),
+                "granules to be unmapped are mapped": deferred <= mapped_now,
+                "premapped granules are mapped and not to be unmapped": premapped <= mapped_now - deferred,
                 "a handle is in one place": len(pages) == len(set(pages)),
             }
         broken = [fact for fact, holds in facts.items() if not holds]
@@ -249,17 +258,21 @@ class ElasticPool:
             return
         self._closed = True
         with ExitStack() as steps:  # from the last to the first
-            steps.callback(self._supply.give_back_all)
+            steps.callback(self._handles.give_back_all)
             steps.callback(self._driver.close)
-            steps.callback(self._arena.close)
-            steps.callback(self._supply.close)
+            steps.callback(self._arenas.close)
+            steps.callback(self._handles.close)
             steps.callback(self._unmap_all)
-            steps.callback(self._arena.unalias)
+            steps.callback(self._arenas.unalias)
             steps.callback(self._driver.synchronize)
             steps.callback(self.supply_thread.stop)
 
     def _is_live(self, granule: int) -> bool:
-        return granule in self._arena.mapped and granule not in self._pending and granule not in self._ahead
+        return (
+            granule in self._arenas.mapped
+            and granule not in self._deferred
+            and granule not in self._premapped
+        )
 
     def _is_next(self, plan: Plan) -> bool:
         """Say whether a plan is new; raise InvariantError unless it is legal."""
@@ -268,7 +281,7 @@ class ElasticPool:
         if plan.sequence > self._next_sequence:
             raise InvariantError(f"plan {plan.sequence} came, {self._next_sequence} was expected")
         again = plan.sequence == self._attempted
-        firsts, count = self._arena.firsts, self._arena.count
+        firsts, count = self._arenas.firsts, self._arenas.count
         bad_unmap = [g for g in plan.unmap if g in firsts or not (self._is_live(g) or again)]
         bad_map = [g for g in plan.map if not 0 <= g < count or self._is_live(g)]
         twice = len({*plan.unmap, *plan.map}) < len(plan.unmap) + len(plan.map)
@@ -294,39 +307,39 @@ class ElasticPool:
         with ExitStack() as undo:
             # What is mapped already comes first: its handles are not to be taken for the others.
             # A canceled unmap leaves finite old values, as in a block that was used before.
-            revived = [granule for granule in granules if self._pending.cancel(granule)]
+            revived = [granule for granule in granules if self._deferred.cancel(granule)]
             if revived:
                 undo.callback(self._unmap_later, revived, streams)
-            claimed = self._ahead.claim(granules, streams[0])
+            claimed = self._premapped.claim(granules, streams[0])
             if claimed:
                 undo.callback(self._unmap_later, claimed, streams)
             there = {*revived, *claimed}
             missing = [granule for granule in granules if granule not in there]
             while missing:
-                count = self._arena.row(missing, self._row)
-                self._source.map(missing[0], count, streams[0])
+                count = self._arenas.row(missing, self._row)
+                self._handle_source.map(missing[0], count, streams[0])
                 undo.callback(self._unmap_later, missing[:count], streams)
                 del missing[:count]
             undo.pop_all()
 
     def _unmap_later(self, granules: Iterable[int], streams: Iterable[int]) -> None:
-        self._pending.add([granule for granule in granules if self._is_live(granule)], streams)
+        self._deferred.add([granule for granule in granules if self._is_live(granule)], streams)
 
     def _unmap_all(self) -> None:
         with ExitStack() as steps:
-            for granule in list(self._arena.mapped):
+            for granule in list(self._arenas.mapped):
                 steps.callback(self._unmap_at_close, granule)
 
     def _unmap_at_close(self, granule: int) -> None:
-        self._pending.cancel(granule)
-        self._ahead.forget(granule)
-        (handles,) = self._arena.unmap(granule)
-        self._supply.spare.extend(self._arena.split(handles))
+        self._deferred.cancel(granule)
+        self._premapped.forget(granule)
+        (handles,) = self._arenas.unmap(granule)
+        self._handles.spare.extend(self._arenas.split(handles))
 
     def _unmap_first(self, granule: int) -> None:
         # Its zeroing may be running still, even where waiting for the whole device failed.
         wait_passed(self._driver, self._driver.record(0))
-        self._arena.unmap(granule)
+        self._arenas.unmap(granule)
 
     def _return_first(self, handles: list[Handle]) -> None:
-        self._supply.free_first(self._arena.split(tuple(handles)))
+        self._handles.free_first(self._arenas.split(tuple(handles)))

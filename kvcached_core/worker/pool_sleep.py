@@ -25,8 +25,8 @@ class PoolSleep:
     def __init__(
         self,
         driver: Driver,
-        arena: Arenas,
-        supply: HandlePool,
+        arenas: Arenas,
+        handles: HandlePool,
         thread: SupplyThread,
         unmap_later: Callable[[Iterable[int], Iterable[int]], None],
         after_steps: Callable[[], AbstractContextManager[None]],
@@ -34,8 +34,8 @@ class PoolSleep:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._driver = driver
-        self._arena = arena
-        self._supply = supply
+        self._arenas = arenas
+        self._handles = handles
         self._thread = thread
         self._unmap_later = unmap_later
         self._after_steps = after_steps
@@ -45,7 +45,7 @@ class PoolSleep:
     @property
     def created(self) -> int:
         """Granules ever created."""
-        return self._supply.created
+        return self._handles.created
 
     def begin(self) -> None:
         """Unmap and free all but the first granules. No step runs, and no plan comes before end().
@@ -53,9 +53,9 @@ class PoolSleep:
         Raises DriverError if something stays behind: then no plan is carried out any more.
         """
         with self._after_steps():
-            self._supply.asleep = True
-            firsts = self._arena.firsts
-            self._unmap_later([g for g in self._arena.mapped if g not in firsts], (0,))
+            self._handles.asleep = True
+            firsts = self._arenas.firsts
+            self._unmap_later([g for g in self._arenas.mapped if g not in firsts], (0,))
         self._driver.synchronize()
         give_up_at = self._clock() + STOP_SECONDS
         while True:
@@ -63,7 +63,7 @@ class PoolSleep:
             if self._is_empty():
                 return
             if self._thread.device_failed or self._clock() > give_up_at:
-                left = self._supply.created - self._supply.released
+                left = self._handles.created - self._handles.released
                 error = DriverError("give the KV cache back", -1, f"{left} granules are still there")
                 self.fail(error)
                 raise error
@@ -71,13 +71,13 @@ class PoolSleep:
 
     def recount(self, created: int) -> None:
         """Count as though `created` granules had been made so far; between begin() and end()."""
-        self._supply.recount(created)
+        self._handles.recount(created)
 
     def take_turn(self) -> None:
         """Do here and now what the supply thread does; what the ledger shows is true afterwards."""
-        if self._supply.asleep:
+        if self._handles.asleep:
             with self._after_steps():
-                self._supply.ordered = max(self._supply.ordered, self._supply.created - self._kept())
+                self._handles.ordered = max(self._handles.ordered, self._handles.created - self._kept())
         self._thread.turn(self._clock(), rung=False)
 
     def fail(self, error: Exception) -> None:
@@ -86,11 +86,11 @@ class PoolSleep:
 
     def end(self) -> None:
         """Let memory be wanted again; may be repeated."""
-        self._supply.asleep = False
+        self._handles.asleep = False
         self._thread.wake()
 
     def _kept(self) -> int:
-        return sum(map(self._arena.units, self._arena.firsts))
+        return sum(map(self._arenas.ledger_granules, self._arenas.firsts))
 
     def _is_empty(self) -> bool:
-        return self._supply.settled and self._supply.created - self._supply.released == self._kept()
+        return self._handles.settled and self._handles.created - self._handles.released == self._kept()

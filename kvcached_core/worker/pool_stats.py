@@ -9,8 +9,8 @@ class PoolStats(NamedTuple):
     """Granules by state, and counts since the pool began. created - released = held."""
 
     mapped: int
-    pending: int  # mapped, and waiting for a fence to be unmapped
-    ahead: int  # mapped before any plan asked for it; zeroed, or being zeroed
+    deferred: int  # mapped, and waiting for a fence to be unmapped
+    premapped: int  # mapped before any plan asked for it; zeroed, or being zeroed
     spare: int
     moving: int  # being cleaned or freed
     created: int
@@ -19,4 +19,4 @@ class PoolStats(NamedTuple):
     @property
     def held(self) -> int:
         """Return the granules in all states."""
-        return self.mapped + self.pending + self.ahead + self.spare + self.moving
+        return self.mapped + self.deferred + self.premapped + self.spare + self.moving

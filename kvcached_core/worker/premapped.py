@@ -26,13 +26,13 @@ class Premapped:
     zeroing has touched them. Not locked: its owner is.
     """
 
-    def __init__(self, driver: Driver, arena: Arenas, first: int, end: int) -> None:
+    def __init__(self, driver: Driver, arenas: Arenas, first: int, end: int) -> None:
         """Granules `first` <= g < `end` are vacant; those below are never given back."""
         self._driver = driver
-        self._arena = arena
+        self._arenas = arenas
         self._zeroed: dict[int, _Row] = {}
         self._rows = 0  # so far
-        self._vacancies = LazyVacancies(first, end, arena.mapped)
+        self._vacancies = LazyVacancies(first, end, arenas.mapped)
         self._end = end
 
     def __len__(self) -> int:
@@ -51,7 +51,7 @@ class Premapped:
         If the map failed nothing has changed. If only the fence did, all are here all the same: their
         zeroing may be running, and whoever needs a fence records it.
         """
-        self._arena.map(first, granules, self._driver.own_stream())
+        self._arenas.map(first, granules, self._driver.own_stream())
         self._rows += 1
         row = _Row(self._rows)
         self._zeroed.update(dict.fromkeys(range(first, first + len(granules)), row))
@@ -81,7 +81,7 @@ class Premapped:
         granule = max(self._zeroed)
         if not self._driver.passed(self._fence(self._zeroed[granule])):
             return []
-        withdrawn = self._arena.unmap(granule)
+        withdrawn = self._arenas.unmap(granule)
         del self._zeroed[granule]
         self.vacated(granule)
         return withdrawn
@@ -101,7 +101,7 @@ class Premapped:
         if first is None:
             return range(0)
         end = min(first + most, self._end)
-        return range(first, next((g for g in range(first, end) if g in self._arena.mapped), end))
+        return range(first, next((g for g in range(first, end) if g in self._arenas.mapped), end))
 
     def lowest_vacant(self) -> int | None:
         """Return the lowest granule that is not mapped, or None."""

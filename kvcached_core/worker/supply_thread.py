@@ -13,7 +13,7 @@ from collections.abc import Callable
 from kvcached_core.errors import BusyError, CapacityError, DriverError, InvariantError
 from kvcached_core.gil import short_waits
 from kvcached_core.worker.handle_pool import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, HandlePool
-from kvcached_core.worker.lease_account import LeaseAccount, Usage
+from kvcached_core.worker.lease_account import LeaseAccount, MappingStats
 
 log = logging.getLogger(__name__)
 
@@ -27,21 +27,21 @@ class SupplyThread:
     def __init__(
         self,
         account: LeaseAccount,
-        supply: HandlePool,
+        handles: HandlePool,
         retire: Callable[[], int],
-        place_ahead: Callable[[], bool],
-        usage: Callable[[], Usage],
+        premap: Callable[[], bool],
+        usage: Callable[[], MappingStats],
         private_bytes: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`retire` unmaps what may be unmapped and returns how many granules still wait for a fence;
-        `place_ahead` maps some spare granules where they will be wanted and says whether to call it again."""
+        `premap` maps some spare granules where they will be wanted and says whether to call it again."""
         self._account = account
-        self._supply = supply
+        self._handles = handles
         self._retire = retire
-        self._place_ahead = place_ahead
+        self._premap = premap
         self._usage = usage
-        self._told = Usage(0, 0, 0)
+        self._told = MappingStats(0, 0, 0)
         self._private_bytes = private_bytes
         self._clock = clock
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -50,7 +50,7 @@ class SupplyThread:
         self._device_failed = False
         self.is_at_work = False  # in a turn; read by others without a lock
         self._turns = threading.Lock()
-        self._may_place_ahead = True  # until it fails; again with the next ring of the bell
+        self._may_premap = True  # until it fails; again with the next ring of the bell
         self._thread = threading.Thread(target=self._run, name="kvcached-supply", daemon=True)
 
     def start(self) -> None:
@@ -116,14 +116,14 @@ class SupplyThread:
                 # What is still mapped or alive stays counted: too much, never too little.
                 self._device_failed = True
                 log.error("the driver failed; this rank gives back no more memory: %s", error)
-        self._supply.settle()
-        if (wait := self._supply.grow(now, rung)) is not None:
+        self._handles.settle()
+        if (wait := self._handles.grow(now, rung)) is not None:
             waits.append(wait)
-        self._may_place_ahead |= rung
-        if self._attempt_ahead():
+        self._may_premap |= rung
+        if self._attempt_premap():
             waits.append(0.0)
         published = self._attempt(self._publish)
-        if not (self._supply.settled and published):
+        if not (self._handles.settled and published):
             waits.append(FIRST_RETRY_SECONDS)
         return min(waits) if waits else None
 
@@ -133,22 +133,22 @@ class SupplyThread:
         Returns how many granules are left that wait for a fence.
         """
         before, waiting = -1, self._retire()
-        self._supply.release_owed()
+        self._handles.release_owed()
         while waiting and waiting != before:
             before, waiting = waiting, self._retire()
-            self._supply.release_owed()
+            self._handles.release_owed()
         return waiting
 
-    def _attempt_ahead(self) -> bool:
+    def _attempt_premap(self) -> bool:
         """Map ahead of need; say whether there may be more to map."""
-        if self._device_failed or not self._may_place_ahead:
+        if self._device_failed or not self._may_premap:
             return False
         try:
-            return self._place_ahead()
+            return self._premap()
         except (CapacityError, DriverError) as error:
             # No handle is lost, and the step that wants one maps it, or says so if that fails too.
-            self._may_place_ahead = False
-            log.warning("mapping ahead of need failed: %s", error)
+            self._may_premap = False
+            log.warning("mapping granules ahead of need failed: %s", error)
             return False
 
     def _publish(self) -> None:

@@ -20,7 +20,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from devkit.ledger_scene import CAST, GPUS, GRANULE, play
-from kvcached_core.histogram import MAP, Histogram
+from kvcached_core.histogram import MAP_BUCKETS, Histogram
 from kvcached_core.ledger import Account, Runtime
 from kvcached_core.units import GIB
 from kvctl import metrics
@@ -76,7 +76,7 @@ def test_it_says_what_the_ledger_says(scene: list[Account], run: Run) -> None:
 
 
 def test_times_are_histograms_whose_buckets_add_up(scene: list[Account], run: Run) -> None:
-    tally = Histogram(MAP)
+    tally = Histogram(MAP_BUCKETS)
     for seconds in (15e-6, 30e-6, 40e-6, 3.0):
         tally.add(seconds)
     scene[2].publish(0, 0, map_times=tally.words())
@@ -89,7 +89,7 @@ def test_times_are_histograms_whose_buckets_add_up(scene: list[Account], run: Ru
         for sample in families["kvcached_map_seconds"].samples
         if sample.labels["name"] == "qwen3-8b"
     }
-    bounds = [*(str(bound / 1e6) for bound in MAP.bounds_us), "+Inf"]
+    bounds = [*(str(bound / 1e6) for bound in MAP_BUCKETS.bounds_us), "+Inf"]
     assert [told["bucket", bound] for bound in bounds] == [1, 3, 3, 3, 3, 3, 3, 3, 4]
     assert told["count", None] == 4 and told["sum", None] == pytest.approx(3.000085)
     code, out, _ = run("list", "qwen3-8b", "--json")

@@ -1,4 +1,4 @@
-"""A pool of two arenas: one supply of pages, one numbering of granules, one unit in the ledger."""
+"""A pool of two arenas: one supply of pages, one numbering of granules, one size of granule in the ledger."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def arena(segments: int, granules: int, page: int = PAGE) -> Geometry:
     return make_geometry(page, page, starts, granules, 64)
 
 
-WIDE, NARROW = arena(4, 6), arena(2, 10)  # granules 0 to 5 of four units, 6 to 15 of two
+WIDE, NARROW = arena(4, 6), arena(2, 10)  # granules 0 to 5 are four ledger granules each, 6 to 15 two
 
 
 def pool_of(driver: FakeDriver, account: FakeAccount, held: int = 6) -> ElasticPool:
-    """Return a pool of both that holds so many units."""
-    pool = ElasticPool(driver, WIDE, account, unit_pages=1)
+    """Return a pool of both that holds so many ledger granules."""
+    pool = ElasticPool(driver, WIDE, account, pages_per_ledger_granule=1)
     pool.add(NARROW)
     account.want(held)
-    while pool._supply.grow(0.0, True) == 0.0:
+    while pool._handles.grow(0.0, True) == 0.0:
         pass
     return pool
 
@@ -70,7 +70,7 @@ def test_a_large_granule_is_mapped_from_small_ones_that_go() -> None:
     pool = pool_of(driver, account, held=6 + 4)
     pool.apply(Plan(0, (), (8, 9), 0))
     pool.apply(Plan(1, (8, 9), (5,), 0))
-    assert pool.stats().mapped == 10 and pool.stats().pending == 0
+    assert pool.stats().mapped == 10 and pool.stats().deferred == 0
     pool.check()
     pool.apply(Plan(2, (5,), (10,), 0))
     assert (pool.stats().mapped, pool.stats().spare) == (8, 2)
@@ -86,7 +86,7 @@ def test_nothing_is_mapped_ahead_where_a_granule_was_given_back() -> None:
     pool.apply(Plan(1, (1,), (), 0))
     pool.supply_thread.turn(0.0)
     pool.supply_thread.turn(0.0)
-    assert (pool.stats().ahead, pool.stats().spare) == (0, 4)
+    assert (pool.stats().premapped, pool.stats().spare) == (0, 4)
     pool.check()
     pool.close()
 
@@ -106,23 +106,23 @@ def test_i2_what_is_let_go_is_freed_unit_by_unit() -> None:
 @pytest.mark.parametrize("capacity", range(6))
 def test_i8_an_arena_that_cannot_have_its_first_granule_leaves_nothing(capacity: int) -> None:
     driver, account = fakes(capacity)
-    make: Callable[[], object] = partial(ElasticPool, driver, WIDE, account, unit_pages=1)
+    make: Callable[[], object] = partial(ElasticPool, driver, WIDE, account, pages_per_ledger_granule=1)
     if capacity >= 4:
-        pool = ElasticPool(driver, WIDE, account, unit_pages=1)
+        pool = ElasticPool(driver, WIDE, account, pages_per_ledger_granule=1)
         make = partial(pool.add, NARROW)
     with pytest.raises(CapacityError):
         make()
     kept = 4 if capacity >= 4 else 0
     assert account.leased_bytes == account.ready_bytes == kept * PAGE
-    assert len(driver.book.mappings) == len(driver.book.sizes) == kept
-    assert len(driver.book.ranges) == (1 if kept else 0)
+    assert len(driver.table.mappings) == len(driver.table.sizes) == kept
+    assert len(driver.table.ranges) == (1 if kept else 0)
 
 
 def test_arenas_with_other_pages_are_refused() -> None:
     driver, account = fakes()
     pool = pool_of(driver, account)
-    with pytest.raises(InvariantError, match="in units of 1 pages of 64 bytes"):
+    with pytest.raises(InvariantError, match="are not whole ledger granules of 1 pages of 64 bytes"):
         pool.add(arena(2, 4, page=128))
     with pytest.raises(InvariantError, match="there is no granule 16"):
-        pool._arena.units(16)
+        pool._arenas.ledger_granules(16)
     pool.close()

@@ -173,10 +173,10 @@ def test_misuse_is_an_invariant_error_and_changes_nothing(
     driver: HostDriver, misuse: Callable[[HostDriver, int, int], Any]
 ) -> None:
     address, handle = mapped_page(driver)
-    mappings = dict(driver._book.mappings)
+    mappings = dict(driver._table.mappings)
     with pytest.raises(InvariantError):
         misuse(driver, address, handle)
-    assert driver._book.mappings == mappings
+    assert driver._table.mappings == mappings
     ctypes.memset(address, 1, PAGE)
 
 
@@ -252,11 +252,11 @@ def test_i8_a_verb_whose_system_call_fails_leaves_the_state_as_it_was(
         driver.unmap(address, PAGE)
 
     def state() -> tuple[Any, ...]:
-        book = driver._book
+        table = driver._table
         return (
-            dict(book.sizes),
-            dict(book.mappings),
-            dict(book.ranges),
+            dict(table.sizes),
+            dict(table.mappings),
+            dict(table.ranges),
             backed_bytes(driver),
             driver._held_bytes,
         )
@@ -283,7 +283,7 @@ def test_i8_a_row_that_fails_half_way_is_undone() -> None:
         system.arm("mmap", nth, errno.ENOMEM, False)
         with pytest.raises(CapacityError):
             driver.map(address, PAGE, handles)
-        assert not driver._book.mappings
+        assert not driver._table.mappings
     driver.map(address, PAGE, handles)
     ctypes.memset(address, 7, 3 * PAGE)
     driver.unmap(address + PAGE, PAGE, 2)

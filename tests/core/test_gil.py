@@ -11,7 +11,7 @@ import pytest
 
 from kvcached_core.gil import SWITCH_SECONDS, short_waits
 from kvcached_core.plan import Plan
-from kvcached_core.worker.lease_account import Usage
+from kvcached_core.worker.lease_account import MappingStats
 from kvcached_core.worker.supply_thread import SupplyThread
 from tests.fakes import FakeAccount, FakeDriver
 from tests.small_pool import ready
@@ -70,13 +70,13 @@ def test_the_supply_thread_waits_shortly_in_its_turns_only() -> None:
     at_work: list[bool] = []
     looked = threading.Event()
 
-    def usage() -> Usage:
+    def usage() -> MappingStats:
         seen.append(sys.getswitchinterval())
         at_work.append(thread.is_at_work)
         looked.set()
-        return Usage(0, 0, 0)
+        return MappingStats(0, 0, 0)
 
-    thread = SupplyThread(account, pool._supply, lambda: 0, lambda: False, usage, lambda: 0)
+    thread = SupplyThread(account, pool._handles, lambda: 0, lambda: False, usage, lambda: 0)
     assert not thread.is_at_work
     thread.start()
     assert looked.wait(BOUND_SECONDS)

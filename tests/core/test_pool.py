@@ -47,7 +47,7 @@ def test_i6_page_is_unmapped_only_after_its_fences(account: FakeAccount) -> None
     driver.launch(stream=1)
     pool.apply(Plan(1, (1,), (), 0), stream=1, also=(2,))
     assert pool.supply_thread.turn(0.0) == 0.001
-    assert pool.stats().pending == 1
+    assert pool.stats().deferred == 1
     driver.complete(driver.launched)
     assert pool.supply_thread.turn(0.0) is None
     assert pool.stats()._asdict() == {
@@ -68,10 +68,10 @@ def test_i6_a_fence_that_passed_is_not_asked_for_again_and_the_next_plans_is(acc
     driver.launch(offsets(last), stream=1)
     pool.apply(Plan(2, (last,), (), 0), stream=1)
     before = faulty.calls["passed"]
-    assert pool.retire() == 1
+    assert pool.unmap_deferred() == 1
     assert faulty.calls["passed"] - before == 2, "once for two rows, and once for the other plan"
     driver.complete(driver.launched)
-    assert pool.retire() == 0
+    assert pool.unmap_deferred() == 0
 
 
 def test_a_granule_mapped_again_cancels_its_unmap(account: FakeAccount) -> None:
@@ -79,11 +79,11 @@ def test_a_granule_mapped_again_cancels_its_unmap(account: FakeAccount) -> None:
     pool = grown(account, driver, 2)
     pool.apply(Plan(0, (), (1,), 0))
     pool.apply(Plan(1, (1,), (), 0))
-    mappings = dict(driver.book.mappings)
+    mappings = dict(driver.table.mappings)
     pool.apply(Plan(2, (), (1,), 0))
     driver.complete(driver.launched)
-    assert pool.retire() == 0
-    assert driver.book.mappings == mappings
+    assert pool.unmap_deferred() == 0
+    assert driver.table.mappings == mappings
     assert pool.stats().mapped == 2
 
 
@@ -94,7 +94,7 @@ def test_a_map_without_a_spare_takes_over_the_oldest_pending_unmap(account: Fake
     driver.launch()
     pool.apply(Plan(1, (1, 2), (7,), 0))
     stats = pool.stats()
-    assert (stats.mapped, stats.pending, stats.ahead, stats.spare, stats.created) == (2, 1, 0, 0, 3)
+    assert (stats.mapped, stats.deferred, stats.premapped, stats.spare, stats.created) == (2, 1, 0, 0, 3)
     assert driver.completed >= 1
     pool.check()
 
@@ -208,25 +208,25 @@ def test_first_lease_refused_says_the_numbers_and_leaves_nothing(account: FakeAc
     driver = FakeDriver(200)
     with pytest.raises(CapacityError, match="200 B of 200 B are free"):
         ElasticPool(driver, two_segments(), account)
-    assert not driver.book.ranges and not driver.book.sizes
+    assert not driver.table.ranges and not driver.table.sizes
     assert account.leased_bytes == 0
 
 
 def test_warm_up_puts_memory_behind_every_byte_and_takes_it_away(account: FakeAccount) -> None:
     driver = FakeDriver(1 << 20)
     pool = ElasticPool(driver, two_segments(), account)
-    ((base, reserved),) = driver.book.ranges.items()
-    before = dict(driver.book.mappings)
+    ((base, reserved),) = driver.table.ranges.items()
+    before = dict(driver.table.mappings)
     pool.begin_warm_up()
     end = base
-    for address, page in sorted(driver.book.mappings.items()):
+    for address, page in sorted(driver.table.mappings.items()):
         assert address == end
         end += page.size_bytes
     assert end == base + reserved >= base + 3200
     with pytest.raises(InvariantError):
         pool.apply(Plan(0, (), (1,), 0))
     pool.end_warm_up()
-    assert driver.book.mappings == before
+    assert driver.table.mappings == before
     assert driver.held_bytes() == 256
 
 
@@ -246,7 +246,7 @@ def test_a_failure_in_the_thread_is_raised_on_the_step_path(account: FakeAccount
     with pytest.raises(InvariantError, match="a bug"):
         pool.apply(Plan(0, (), (), 0))
     pool.close()
-    assert not driver.book.sizes
+    assert not driver.table.sizes
 
 
 def test_steps_and_the_thread_together_on_real_memory() -> None:

@@ -75,12 +75,12 @@ class Life:
         self.pool.check()
         if not self.faulty.injected:
             stats = self.pool.stats()
-            scratch = sum(len(arena._scratch) for arena in self.pool._arena._arenas)
+            scratch = sum(len(arena._scratch) for arena in self.pool._arenas._arenas)
             assert len(self.handles()) == 2 * (stats.created - stats.released) + scratch
 
     def handles(self) -> dict[int, int]:
         """Return the live handles of the driver underneath."""
-        sizes: dict[int, int] = getattr(self.faulty.inner, "book", None) or self.faulty.inner._book  # type: ignore[attr-defined]
+        sizes: dict[int, int] = getattr(self.faulty.inner, "table", None) or self.faulty.inner._table  # type: ignore[attr-defined]
         return sizes.sizes  # type: ignore[attr-defined,no-any-return]
 
     def turns(self, count: int) -> None:
@@ -112,7 +112,7 @@ class Life:
         pool = self.pool
         self.attempt(pool.begin_warm_up)
         self.attempt(pool.end_warm_up)
-        if pool._arena.is_warming_up:
+        if pool._arenas.is_warming_up:
             return  # the warm-up could not be ended: an engine does not start so
         self.account.want(5)
         self.turns(2)

@@ -80,8 +80,8 @@ class PoolMachine(RuleBasedStateMachine):
         creates = self.driver.creates
         if not self.attempt(lambda: self.pool.apply(plan, stream=1), fault):
             if early:
-                self.pool.retire()
-                self.pool.place_ahead()
+                self.pool.unmap_deferred()
+                self.pool.premap()
             self.pool.apply(plan, stream=1)
         assert self.driver.creates == creates, "I5: a plan never needs a create"
         self.live = kept | set(new)
@@ -139,7 +139,7 @@ class PoolMachine(RuleBasedStateMachine):
         surplus = self.account.created_most and stats.created - max(
             self.account.created_most, stats.released + 1
         )
-        if stats.pending or ((stats.released < self.let_go or surplus > 0) and stats.ahead):
+        if stats.deferred or ((stats.released < self.let_go or surplus > 0) and stats.premapped):
             assert timeout is not None and timeout <= 0.001, "nothing else will call"
         elif calm and self.account.wanted_bytes <= self.account.leased_bytes:
             assert timeout is None, "an idle thread does not spin"
@@ -150,15 +150,15 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(fault=FAULTS)
     def the_thread_places_ahead(self, fault: tuple[str, int] | None) -> None:
-        self.attempt(self.pool.place_ahead, fault)
+        self.attempt(self.pool.premap, fault)
 
     @rule(fault=FAULTS)
     def the_thread_retires(self, fault: tuple[str, int] | None) -> None:
-        self.attempt(self.pool.retire, fault)
+        self.attempt(self.pool.unmap_deferred, fault)
 
     @rule()
     def the_thread_releases(self) -> None:
-        self.pool._supply.release_owed()
+        self.pool._handles.release_owed()
 
     @rule(work=st.integers(1, 5))
     def the_device_gets_on(self, work: int) -> None:
@@ -173,9 +173,9 @@ class PoolMachine(RuleBasedStateMachine):
         """Kernels may touch any block, those ahead too, and what is ahead later is zero all the same."""
         with suppress(CapacityError):
             self.pool.begin_warm_up()
-        if not self.pool._arena.is_warming_up:
+        if not self.pool._arenas.is_warming_up:
             return  # no room for scratch memory
-        assert not self.pool.place_ahead() and not self.pool.stats().ahead
+        assert not self.pool.premap() and not self.pool.stats().premapped
         self.driver.launch()
         self.pool.end_warm_up()
 
@@ -191,7 +191,7 @@ class PoolMachine(RuleBasedStateMachine):
     def the_ledger_is_busy(self, calls: int) -> None:
         self.account.busy = calls
 
-    @precondition(lambda self: self.pool.stats().pending == 0)
+    @precondition(lambda self: self.pool.stats().deferred == 0)
     @rule()
     def with_room_and_calm_every_wish_is_met(self) -> None:
         """I10, the other half: enough turns with enough memory, and the wish is there."""
@@ -219,8 +219,8 @@ class PoolMachine(RuleBasedStateMachine):
         stats = self.pool.stats()
         assert stats.mapped == len(self.live)
         pages = len(self.geometry.starts)
-        assert len(self.driver.book.sizes) == (stats.created - stats.released) * pages, "I8: whole granules"
-        assert len(self.driver.book.mappings) == (stats.mapped + stats.pending + stats.ahead) * pages
+        assert len(self.driver.table.sizes) == (stats.created - stats.released) * pages, "I8: whole granules"
+        assert len(self.driver.table.mappings) == (stats.mapped + stats.deferred + stats.premapped) * pages
         assert stats.released <= self.let_go
         if not self.account.created_most:
             assert self.account.created_granules <= stats.created, "a granule is published once it exists"
@@ -233,7 +233,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.close()
         self.pool.close()
         self.pool.check()
-        assert not self.driver.book.sizes and not self.driver.book.ranges, "I11"
+        assert not self.driver.table.sizes and not self.driver.table.ranges, "I11"
         assert (self.account.leased_bytes, self.account.ready_bytes) == (0, 0), "I11"
         self.account.close()
         record("pool.steps", self.steps)

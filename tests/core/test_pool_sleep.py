@@ -23,7 +23,7 @@ def check_empty(pool: ElasticPool, account: FakeAccount, driver: FakeDriver) -> 
     """Granule 0 is all there is, and all say so."""
     pool.check()
     stats = pool.stats()
-    assert (stats.mapped, stats.pending, stats.ahead, stats.spare, stats.moving) == (1, 0, 0, 0, 0)
+    assert (stats.mapped, stats.deferred, stats.premapped, stats.spare, stats.moving) == (1, 0, 0, 0, 0)
     assert account.leased_bytes == account.ready_bytes == account.published[0] == GRANULE
     assert driver.memory().total_bytes - driver.memory().free_bytes == GRANULE
     assert account.created_granules - account.released_granules == 1
@@ -41,7 +41,7 @@ def test_whatever_was_mapped_pending_ahead_or_spare_only_the_first_granule_is_le
     pool.apply(Plan(0, (), tuple(range(1, 1 + mapped)), 0))
     pool.apply(Plan(1, tuple(range(1, 1 + min(unmapped, mapped))), (), 0))
     if ahead:
-        pool.place_ahead()
+        pool.premap()
     pool.sleep.begin()
     check_empty(pool, account, driver)
     pool.sleep.begin()
@@ -146,7 +146,7 @@ def test_a_device_that_does_not_finish_its_work_is_not_waited_for_for_ever() -> 
     driver: Driver = Stuck(COUNT * GRANULE)
     times = iter(range(0, 1000, 10))
     pool = ElasticPool(driver, GEOMETRY, account_of(), clock=lambda: float(next(times)))
-    pool._supply._account.want(3)  # type: ignore[attr-defined]
+    pool._handles._account.want(3)  # type: ignore[attr-defined]
     pool.sleep.take_turn()
     pool.apply(Plan(0, (), (1,), 0))
     with pytest.raises(DriverError, match="granules are still there"):

@@ -27,7 +27,7 @@ from tests.small_pool import PAGE, ROW, offsets, ready
 def test_i6_a_claim_follows_an_unfinished_zeroing(account: FakeAccount) -> None:
     driver = FakeDriver(1 << 20)
     pool = ready(account, driver, 1 + 3 * ROW)
-    pool.place_ahead()
+    pool.premap()
     first, second, third = (1 + row * ROW for row in range(3))
     driver.complete_own(2)  # the first row: one call in each segment
     pool.apply(Plan(0, (), (first,), 0), stream=7)
@@ -47,7 +47,7 @@ def test_a_claimed_granule_costs_no_driver_map_in_apply(account: FakeAccount) ->
     driver = FakeDriver(1 << 20)
     faulty = FaultyDriver(driver)
     pool = ready(account, faulty, 1 + 2 * ROW)
-    pool.place_ahead()
+    pool.premap()
     driver.complete_own(2)  # the first row
     before = Counter(faulty.calls)
     pool.apply(Plan(0, (), (ROW - 1, ROW, ROW + 1), 0))
@@ -61,12 +61,12 @@ def test_granules_in_a_row_are_one_call_in_each_segment(account: FakeAccount) ->
     faulty = FaultyDriver(driver)
     pool = ready(account, faulty, 1 + 4 * ROW)
     before = Counter(faulty.calls)
-    assert pool.place_ahead() is False and pool.stats().ahead == 4 * ROW
+    assert pool.premap() is False and pool.stats().premapped == 4 * ROW
     assert faulty.calls - before == {"map": 4 * 2, "record": 4, "own_stream": 8}
     ahead, rest = tuple(range(1, 1 + 4 * ROW)), (*range(40, 40 + ROW), 60)
     pool.apply(Plan(0, (), ahead, 0))
     account.want(1 + 5 * ROW + 1)
-    while pool._supply.grow(0.0, True) == 0.0:
+    while pool._handles.grow(0.0, True) == 0.0:
         pass
     before = Counter(faulty.calls)
     pool.apply(Plan(1, (), rest, 0))
@@ -74,7 +74,7 @@ def test_granules_in_a_row_are_one_call_in_each_segment(account: FakeAccount) ->
     driver.launch(offsets(*ahead, *rest))
     pool.apply(Plan(2, (*ahead[1:], *rest), (), 0))
     before = Counter(faulty.calls)
-    assert pool.retire() == 0
+    assert pool.unmap_deferred() == 0
     assert (faulty.calls - before)["unmap"] == 2 * (4 + 2), "15 in rows of 4, then the last plan's two"
     pool.check()
 
@@ -82,7 +82,7 @@ def test_granules_in_a_row_are_one_call_in_each_segment(account: FakeAccount) ->
 def test_i5_a_wrong_guess_gives_its_handles_back(account: FakeAccount) -> None:
     driver = FakeDriver(1 << 20, patience=2)
     pool = ready(account, driver, 4)
-    pool.place_ahead()
+    pool.premap()
     creates = driver.creates
     pool.apply(Plan(0, (), (9, 50, 30), 0))
     assert driver.creates == creates
@@ -90,9 +90,9 @@ def test_i5_a_wrong_guess_gives_its_handles_back(account: FakeAccount) -> None:
     driver.launch(offsets(0, 9, 30, 50))
     pool.apply(Plan(1, (50, 9), (), 0))
     driver.complete(driver.launched)
-    assert pool.retire() == 0
-    pool.place_ahead()
-    assert pool._ahead.granules() == {1, 2}, "the lowest, not those that were unmapped"
+    assert pool.unmap_deferred() == 0
+    pool.premap()
+    assert pool._premapped.granules() == {1, 2}, "the lowest, not those that were unmapped"
     pool.check()
 
 
@@ -100,7 +100,7 @@ def test_a_right_guess_is_not_given_up_for_a_wrong_one_of_the_same_plan(account:
     driver = FakeDriver(1 << 20)
     faulty = FaultyDriver(driver)
     pool = ready(account, faulty, 3)
-    pool.place_ahead()
+    pool.premap()
     driver.complete_own(driver.own.launched)
     before = Counter(faulty.calls)
     pool.apply(Plan(0, (), (9, 2), 0))
@@ -111,7 +111,7 @@ def test_a_right_guess_is_not_given_up_for_a_wrong_one_of_the_same_plan(account:
 def test_i5_a_step_waits_for_zeroing_if_all_handles_are_ahead(account: FakeAccount) -> None:
     driver = FakeDriver(1 << 20, patience=6)
     pool = ready(account, driver, 3)
-    pool.place_ahead()
+    pool.premap()
     pool.apply(Plan(0, (), (8, 9), 0))
     assert pool.stats()[:4] == (3, 0, 0, 0)
     with pytest.raises(InvariantError, match="I5"):
@@ -122,7 +122,7 @@ def test_nothing_is_mapped_ahead_while_a_step_waits_for_handles(account: FakeAcc
     """Else the thread could map the very granule for which the step is waiting."""
     driver = FakeDriver(1 << 20, patience=6)
     pool = ready(account, driver, 3)
-    pool.place_ahead()
+    pool.premap()
     waits, wait = [], pool._changed.wait
 
     def watched(timeout: float | None = None) -> bool:
@@ -150,17 +150,17 @@ def test_i8_place_that_fails_loses_no_handle(
     for _ in range(2 if forever else 1):
         faulty.nth = faulty.calls[verb] + (1 if faulty.injected else nth)
         with pytest.raises(type(error)):
-            pool.place_ahead()
+            pool.premap()
         stats = pool.stats()
-        assert stats.mapped == 1 and stats.ahead + stats.spare == 1 + 2 * ROW
-        assert len(driver.book.mappings) == 2 * (1 + stats.ahead), "whole granules"
+        assert stats.mapped == 1 and stats.premapped + stats.spare == 1 + 2 * ROW
+        assert len(driver.table.mappings) == 2 * (1 + stats.premapped), "whole granules"
         pool.check()
     faulty.heal()
     pool.apply(Plan(0, (), tuple(range(1, 2 + 2 * ROW)), 0))
     driver.launch(offsets(*range(2 + 2 * ROW)))
     assert pool.stats()[:4] == (2 + 2 * ROW, 0, 0, 0)
     pool.close()
-    assert not driver.book.sizes and not driver.book.ranges
+    assert not driver.table.sizes and not driver.table.ranges
     record("driver.injected_failures", faulty.injected)
 
 
@@ -172,14 +172,14 @@ def test_i8_a_claim_that_fails_changes_nothing(account: FakeAccount, verb: str) 
     if verb == "record":  # the fence is still to be recorded: the claim does it
         faulty.nth = faulty.calls["record"] + 1
         with pytest.raises(DriverError):
-            pool.place_ahead()
+            pool.premap()
     else:
-        pool.place_ahead()
+        pool.premap()
     faulty.verb, faulty.nth = verb, faulty.calls[verb] + 1
     before = pool.stats()
     with pytest.raises(DriverError):
         pool.apply(Plan(0, (), (1,), 0))
-    assert pool.stats() == before and 1 in pool._ahead
+    assert pool.stats() == before and 1 in pool._premapped
     pool.apply(Plan(0, (), (1,), 0))
     driver.launch(offsets(0, 1))
 
@@ -188,28 +188,28 @@ def test_owed_granules_are_withdrawn_the_highest_first_and_only_when_zeroed(acco
     driver = FakeDriver(1 << 20)
     pool = ready(account, driver, 5)
     assert pool.supply_thread.turn(0.0) is None
-    assert pool.stats().ahead == 4
+    assert pool.stats().premapped == 4
     account.want(2)
     pool.apply(Plan(0, (), (), 3))
     assert pool.supply_thread.turn(0.0, rung=False) == 0.001, "somebody has to come again"
-    assert pool.stats().ahead == 4
+    assert pool.stats().premapped == 4
     driver.complete_own(driver.own.launched)
     assert pool.supply_thread.turn(0.001, rung=False) is None
-    assert pool._ahead.granules() == {1}
+    assert pool._premapped.granules() == {1}
     assert (driver.held_bytes(), account.ready_bytes, account.released_granules) == (4 * PAGE, 4 * PAGE, 3)
 
 
 def test_no_more_is_mapped_ahead_than_a_step_maps_until_the_step_has_taken_it(
     account: FakeAccount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kvcached_core.worker.pool, "AHEAD_GRANULES", 2)
+    monkeypatch.setattr(kvcached_core.worker.pool, "MAX_PREMAPPED_GRANULES", 2)
     pool = ready(account, FakeDriver(1 << 20), 6)
-    assert not pool.place_ahead()
-    assert pool._ahead.granules() == {1, 2} and len(pool._supply.spare) == 3
+    assert not pool.premap()
+    assert pool._premapped.granules() == {1, 2} and len(pool._handles.spare) == 3
     pool.apply(Plan(0, (), (1, 2), 0))
     assert os.eventfd_read(pool.supply_thread._wake) > 0, "the thread is to map the next ones"
     pool.supply_thread.turn(0.0, rung=False)
-    assert pool._ahead.granules() == {3, 4}
+    assert pool._premapped.granules() == {3, 4}
     pool.check()
 
 
@@ -218,18 +218,18 @@ def test_what_is_owed_is_freed_and_not_mapped_before(account: FakeAccount) -> No
     pool = ready(account, driver, 5)
     account.want(2)
     pool.apply(Plan(0, (), (), 3))
-    assert not pool.place_ahead()
+    assert not pool.premap()
     assert pool.stats()[:4] == (1, 0, 0, 4)
-    pool._supply.release_owed()
-    pool._supply.settle()
-    pool.place_ahead()
+    pool._handles.release_owed()
+    pool._handles.settle()
+    pool.premap()
     assert pool.stats()[:4] == (1, 0, 1, 0)
 
 
 def test_warm_up_takes_back_what_is_ahead_and_nothing_comes_ahead_in_it(account: FakeAccount) -> None:
     driver = FakeDriver(1 << 20)
     pool = ready(account, driver, 3)
-    pool.place_ahead()
+    pool.premap()
     pool.begin_warm_up()
     assert pool.stats()[2:4] == (0, 2)
     driver.launch()
@@ -251,7 +251,7 @@ def test_ahead_granules_of_real_memory_read_zero_also_after_reuse() -> None:
     account.want(6)
     for turn in range(4):
         pool.supply_thread.turn(float(turn))
-        assert pool._ahead.granules() == {1, 2, 3, 4, 5}
+        assert pool._premapped.granules() == {1, 2, 3, 4, 5}
         maps = pool.usage().maps
         pool.apply(Plan(2 * turn, (), (1, 2, 3, 4, 5), 0))
         assert pool.usage().maps == maps

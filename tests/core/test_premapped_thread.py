@@ -60,7 +60,7 @@ def test_a_turn_that_only_retires_maps_ahead_and_then_the_thread_sleeps(account:
     driver.complete(driver.launched)
     leases = account.leases
     assert pool.supply_thread.turn(0.0, rung=False) is None
-    assert account.leases == leases and pool._ahead.granules() == {2}
+    assert account.leases == leases and pool._premapped.granules() == {2}
     maps = account.maps
     assert pool.supply_thread.turn(1.0, rung=False) is None
     assert account.maps == maps, "it would not move what is there already"
@@ -71,7 +71,7 @@ def test_a_turn_maps_a_slice_so_that_orders_never_wait_long(account: FakeAccount
     turns: list[float | None] = []
     while not turns or turns[-1] is not None:
         turns.append(pool.supply_thread.turn(0.0, rung=False))
-        assert pool.stats().ahead == min(len(turns) * SLICE_GRANULES, 89)
+        assert pool.stats().premapped == min(len(turns) * SLICE_GRANULES, 89)
     assert turns == [0.0, 0.0, None]
 
 
@@ -90,7 +90,7 @@ def test_a_failure_ahead_of_need_is_told_once_and_tried_again_when_the_bell_ring
     assert faulty.injected == 2
     faulty.heal()
     assert pool.supply_thread.turn(0.0, rung=True) is None
-    assert pool.stats().ahead == 2
+    assert pool.stats().premapped == 2
 
 
 class HeldDriver(FakeDriver):
@@ -114,7 +114,7 @@ def test_a_step_waits_for_one_row_at_most(account: FakeAccount) -> None:
     driver = HeldDriver(nth=1)
     pool = ready(account, driver, 20)
     driver.streams.clear()
-    thread = threading.Thread(target=pool.place_ahead)
+    thread = threading.Thread(target=pool.premap)
     step = threading.Thread(target=lambda: pool.apply(Plan(0, (), (9,), 0), stream=5))
     thread.start()
     assert driver.inside.wait(10)
@@ -143,7 +143,7 @@ class WatchedLock:
         self._lock.release()
 
 
-@pytest.mark.parametrize("work", ["place_ahead", "retire"])
+@pytest.mark.parametrize("work", ["premap", "unmap_deferred"])
 def test_the_thread_stands_behind_a_step_that_waits(account: FakeAccount, work: str) -> None:
     driver = FakeDriver(1 << 20, patience=0)
     pool = ready(account, driver, 4)
@@ -172,7 +172,7 @@ def test_i11_close_while_the_thread_maps_ahead_leaves_nothing(account: FakeAccou
     at_last(lambda: pool.supply_thread._stopping)
     driver.go_on.set()
     closing.join(10)
-    assert not driver.book.sizes and not driver.book.mappings and not driver.book.ranges
+    assert not driver.table.sizes and not driver.table.mappings and not driver.table.ranges
     assert (account.leased_bytes, account.ready_bytes) == (0, 0)
     pool.check()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvcached_core.histogram import MAP, RECLAIM, Buckets, Histogram, HistogramReading
+from kvcached_core.histogram import MAP_BUCKETS, RECLAIM_BUCKETS, Buckets, Histogram, HistogramReading
 from kvcached_core.ledger import Runtime, check
 from tests.ledger.helpers import GRANULE, attach, die, hold, leave, picture
 from tests.ledger.old_owner import OldOwner
@@ -62,12 +62,15 @@ def test_an_ask_that_lapsed_is_not_timed(runtime: Runtime, clock: Clock) -> None
 def test_the_times_are_there_again_in_a_ledger_that_was_lost(runtime: Runtime, clock: Clock) -> None:
     idle, _ = asked(runtime, clock)
     idle.give(14)
-    tally = Histogram(MAP)
+    tally = Histogram(MAP_BUCKETS)
     for seconds in (1e-5, 2e-5, 2.1e-5, 1.0):
         tally.add(seconds)
     idle.account.publish(GRANULE, 0, map_times=tally.words())
     before = picture(runtime).owners[0]
-    assert before.map_seconds == HistogramReading.of(MAP, tally.words()) and before.map_seconds.counts[0] == 2
+    assert (
+        before.map_seconds == HistogramReading.of(MAP_BUCKETS, tally.words())
+        and before.map_seconds.counts[0] == 2
+    )
     runtime.device("host").ledger.unlink()
     idle.account.acknowledge()
     after = picture(runtime).owners[0]
@@ -95,7 +98,7 @@ def test_an_owner_of_minor_1_shows_none_in_a_slot_that_had_some(runtime: Runtime
     old.leave()
 
 
-@pytest.mark.parametrize("buckets", [MAP, RECLAIM])
+@pytest.mark.parametrize("buckets", [MAP_BUCKETS, RECLAIM_BUCKETS])
 def test_a_bucket_ends_with_its_bound_and_all_of_them_are_the_total(buckets: Buckets) -> None:
     tally = Histogram(buckets)
     for bound in buckets.bounds_us:

@@ -62,7 +62,7 @@ class Sleeper:
     def held_bytes(self) -> int:
         """Bytes of the handles that exist."""
         driver: Any = self.memory._opened()
-        return int(sum(driver._book.sizes.values()))
+        return int(sum(driver._table.sizes.values()))
 
     def step(self) -> Any:
         """Run one step, and whatever the supply thread can do after it."""
@@ -125,7 +125,9 @@ class Sleeper:
         if self.scheduler.kv_memory._desk.released() > self.scheduler.kv_memory._governor.released:
             return  # it will look before it plans
         extent = self.scheduler.kv_memory.granules.extent
-        live = set(self.pool._arena.mapped) - self.pool._pending.granules() - self.pool._ahead.granules()
+        live = (
+            set(self.pool._arenas.mapped) - self.pool._deferred.granules() - self.pool._premapped.granules()
+        )
         assert set(extent.granules()) - extent._to_map | extent._to_unmap == live, "I5"
 
     def close(self) -> None:

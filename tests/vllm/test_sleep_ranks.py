@@ -141,10 +141,10 @@ def test_what_vllm_frees_is_offered_afterwards_and_claimed_before_it_restores_it
     start.refusal = None
     with sleep.waking(["weights"]):
         assert start.told[-1] == ("waits", 7)
-    assert start.told[-1] == ("awake", 7) and ranks.pools[0]._supply.asleep, "the KV cache sleeps on"
+    assert start.told[-1] == ("awake", 7) and ranks.pools[0]._handles.asleep, "the KV cache sleeps on"
     with sleep.waking(["kv_cache"]):
         pass
-    assert not ranks.pools[0]._supply.asleep
+    assert not ranks.pools[0]._handles.asleep
     ranks.close()
 
 

@@ -40,13 +40,13 @@ def _granules() -> tuple[Any, list[int]]:
     from sglang_kvcached import process_state
 
     pool = process_state.rank_memory().pool
-    return pool, [granule for granule in pool._arena.mapped if granule != 0]
+    return pool, [granule for granule in pool._arenas.mapped if granule != 0]
 
 
 def _unmap(*_: Any) -> None:
     pool, granules = _granules()
     for granule in granules:
-        pool._arena.unmap(granule)
+        pool._arenas.unmap(granule)
     print(f"rig: {len(granules)} granules unmapped", flush=True)
 
 

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from kvcached_core.histogram import MAP, RECLAIM, Buckets
+from kvcached_core.histogram import MAP_BUCKETS, RECLAIM_BUCKETS, Buckets
 
 WORD = 8
 MAGIC = int.from_bytes(b"KVLEDGER", "little")
@@ -173,8 +173,8 @@ SLOT = (
         "part of created_granules that the scheduler may use; the worker withdraws the rest; 0: all",
     ),
     Field("asked_since_ms", "any", True, "time at which the standing request to give back was first made"),
-    *_times(MAP, "histogram of the time to map a granule: a count for each bucket, and the sum"),
-    *_times(RECLAIM, "histogram of the time from a request to give back until it was met"),
+    *_times(MAP_BUCKETS, "histogram of the time to map a granule: a count for each bucket, and the sum"),
+    *_times(RECLAIM_BUCKETS, "histogram of the time from a request to give back until it was met"),
 )
 
 

@@ -123,7 +123,7 @@ class RankMemory:
             self._describe(geometry, is_one_of_two)
             self._pool = ElasticPool(
                 context.driver, geometry, context.account, private_bytes=context.private.now,
-                unit_pages=1 if is_one_of_two else None,
+                pages_per_ledger_granule=1 if is_one_of_two else None,
             )  # fmt: skip
             tensor = self._pool.tensor
         else:
