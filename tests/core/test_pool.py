@@ -14,6 +14,7 @@ from kvcached_core.geometry import Geometry, make_geometry
 from kvcached_core.plan import Plan
 from kvcached_core.worker.handle_pool import FIRST_RETRY_SECONDS
 from kvcached_core.worker.pool import ElasticPool
+from kvcached_core.worker.pool_stats import PoolStats
 from tests.fakes import FakeAccount, FakeDriver
 from tests.faults import FaultyDriver
 from tests.small_pool import ROW, offsets, ready
@@ -50,9 +51,9 @@ def test_i6_page_is_unmapped_only_after_its_fences(account: FakeAccount) -> None
     assert pool.stats().deferred == 1
     driver.complete(driver.launched)
     assert pool.supply_thread.turn(0.0) is None
-    assert pool.stats()._asdict() == {
-        **dict.fromkeys(("pending", "spare", "moving", "released"), 0), "mapped": 2, "ahead": 1, "created": 3,
-    }  # fmt: skip
+    assert pool.stats() == PoolStats(
+        mapped=2, deferred=0, premapped=1, spare=0, moving=0, created=3, released=0
+    )
     assert (account.published, account.maps, account.unmaps) == ((768, 0), 4, 1)
 
 

@@ -29,8 +29,8 @@ class Saboteur:
         faulthandler.enable()
         granules = self._granules()
         for granule in granules:
-            self.kv_memory._pool._arena.unmap(granule)
+            self.kv_memory._pool._arenas.unmap(granule)
         return len(granules)
 
     def _granules(self) -> list[int]:
-        return [granule for granule in self.kv_memory._pool._arena.mapped if granule != 0]
+        return [granule for granule in self.kv_memory._pool._arenas.mapped if granule != 0]
