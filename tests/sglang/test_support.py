@@ -16,7 +16,7 @@ from sglang_kvcached.process_state import RUN_VARIABLE
 
 def options(**changes: Any) -> dict[str, Any]:
     """Return SGLang's own arguments with some changed."""
-    given = support.given(ServerArgs(model_path="m"))
+    given = support.unresolved_options(ServerArgs(model_path="m"))
     assert not set(changes) - set(given), "SGLang has these arguments"
     return given | changes
 
@@ -125,9 +125,9 @@ def test_a_platform_with_its_own_pool_is_refused() -> None:
 def test_untested_features_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(support._log, "warning", lambda text, *values: said.append(text % values))
-    support.warn_of_untried(options())
+    support.warn_of_untested(options())
     assert said == []
-    support.warn_of_untried(options(enable_lora=True, dp_size=2))
+    support.warn_of_untested(options(enable_lora=True, dp_size=2))
     assert [text.partition("with ")[2].partition(";")[0] for text in said] == ["data parallelism", "LoRA"]
 
 

@@ -3,10 +3,10 @@
 Units of this plugin, from small to large:
 
 - slot: the KV cache of one token, SGLang's unit;
-- page: `page_size` slots, what SGLang's allocators hand out;
+- page: `page_size` slots, the unit that SGLang's allocators hand out;
 - granule: the pages of one pool that are mapped together, one physical page in every buffer of the pool;
-- ledger granule: what the ledger leases. A granule of a pool is `ledger_granules_each` of them;
-- ledger block: what the ledger shows usage in. With one pool it is a page; with two it is a common divisor.
+- ledger granule: the unit that the ledger leases. A granule of a pool is `ledger_granules_each` of them;
+- ledger block: the unit in which the ledger shows usage: a page, or with two pools a divisor of both pages.
 
 A physical page is one allocation handle of the driver; `Geometry.page_bytes` is its size.
 """
@@ -39,7 +39,7 @@ class JointChanges:
         return any(page_pool.extent.gives_back for page_pool in self._page_pools)
 
     def take_change(self) -> Change:
-        """Return what changed since the last call."""
+        """Return the granules that were mapped and unmapped since the last call."""
         unmap: list[int] = []
         mapped: list[int] = []
         base = 0
@@ -161,7 +161,7 @@ class PoolAccounting:
         """Return pages of each pool in blocks."""
         return sum(count * blocks for count, blocks in zip(pages, self._blocks, strict=True))
 
-    # -- what may be taken -------------------------------------------------------------------------------
+    # -- pages that may be taken -------------------------------------------------------------------------
 
     def set_budget(self, granules: int) -> None:
         """Set how many granules may be mapped; between steps only."""
@@ -173,7 +173,7 @@ class PoolAccounting:
         return max(0, self.budget - self.mapped)
 
     def available_pages(self, at: int) -> int:
-        """Return the free pages of pool number `at`, and those that the rest of the budget would add."""
+        """Return the free pages of pool number `at`, plus the pages that the rest of the budget would add."""
         page_pool = self.page_pools[at]
         return page_pool.free + page_pool.addable_pages(self.spare)
 

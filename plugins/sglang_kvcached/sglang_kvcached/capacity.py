@@ -17,7 +17,7 @@ class BudgetedAllocator:
     page_size: int
 
     def create_prefill_budget(self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0) -> Any:
-        """Set the step's budget, and return what decides which requests may begin in it."""
+        """Set the step's budget, and return the prefill budget that admits its requests."""
         memory = process_state.scheduler_memory()
         memory.settle()
         memory.forget_refused()
@@ -62,7 +62,7 @@ class BudgetedAllocator:
         return answer
 
     def verify_byte_accounting(self) -> list[str]:
-        """Set the budget of an idle scheduler; return what does not add up, as sentences."""
+        """Set the budget of an idle scheduler; return a sentence for each inconsistency."""
         return process_state.scheduler_memory().settle_idle()
 
     def _pages(self, memory: SchedulerMemory, tokens: int) -> list[int]:

@@ -47,7 +47,7 @@ def read_flag(
             prepare()
         server_args = original(owner, args)
         if chosen:
-            support.refuse(support.given(server_args))
+            support.refuse(support.unresolved_options(server_args))
     except KVCachedError as error:
         print(f"sglang: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

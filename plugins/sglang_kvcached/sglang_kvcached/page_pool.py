@@ -37,7 +37,7 @@ class MappedGranule(NamedTuple):
 
 
 class PagePool:
-    """Pages 1 <= p <= `page_count` of one pool; page 0 takes what padding writes.
+    """Pages 1 <= p <= `page_count` of one pool; padding tokens write to page 0.
 
     Pages of mapped granules are listed: listed = free + owned, where requests and the prefix cache own pages.
     """

@@ -71,7 +71,7 @@ class _BudgetedPrefill(PrefillBudget if TYPE_CHECKING else object):  # type: ign
         if not fits and self._may_begin_alone(input_tokens):
             fits, limit = True, chunk_limit
         tokens = extend_input_len if limit is None else min(extend_input_len, limit)
-        if not fits or not self._get(self.ceil_paged_tokens(tokens) + self.page_size):
+        if not fits or not self._await_memory(self.ceil_paged_tokens(tokens) + self.page_size):
             return self._refuse(total_tokens), None
         return True, limit
 
@@ -82,7 +82,7 @@ class _BudgetedPrefill(PrefillBudget if TYPE_CHECKING else object):  # type: ign
         may_begin = is_chunk or not self._has_unfinished
         if (
             may_begin
-            and self._get(paged_input)
+            and self._await_memory(paged_input)
             and super().can_allocate_prefill(paged_input=paged_input, **rest)
         ):
             return True
@@ -108,16 +108,16 @@ class _BudgetedPrefill(PrefillBudget if TYPE_CHECKING else object):  # type: ign
         if self._memory.must_retract and self._memory.demand.running:
             return None  # a chunk would take the memory that retraction is to free
         wanted = super().available_chunk_tokens(chunk_limit)
-        if wanted is not None and not self._get(self.ceil_paged_tokens(wanted) + self.page_size):
-            # All page pools share one budget: they cannot all have what each could have alone.
+        if wanted is not None and not self._await_memory(self.ceil_paged_tokens(wanted) + self.page_size):
+            # All page pools share one budget, so together they may have fewer pages than each alone.
             most = range(1, int(wanted) // self.page_size + 1)
             wanted = self.page_size * bisect_left(
                 most, True, key=lambda pages: any(self._missing_pages((pages + 1) * self.page_size))
             )
         return wanted if wanted is not None and wanted > 0 else None
 
-    def _get(self, tokens: int) -> bool:
-        """Say whether memory for so many tokens is here; wait briefly if it is on its way."""
+    def _await_memory(self, tokens: int) -> bool:
+        """Say whether memory for so many tokens is here, after a short wait if it is on its way."""
         if not any(self._missing_pages(tokens)):
             return True
         self._memory.wait_for_pages(self._pages(tokens))

@@ -78,7 +78,7 @@ class SchedulerMemory:
         self._update(True)
 
     def settle_idle(self) -> list[str]:
-        """Set the budget of a scheduler without requests; return what does not add up, as sentences.
+        """Set the budget of a scheduler without requests; return a sentence for each inconsistency.
 
         Cheap if nothing has happened, because SGLang's loop spins.
         """
@@ -132,7 +132,7 @@ class SchedulerMemory:
         return self.accounting.map_pages(at, pages)
 
     def apply_plan(self) -> None:
-        """Map and unmap what changed; kernels launched after this see the memory."""
+        """Map and unmap the granules that changed; kernels launched after this see the memory."""
         if self.governor.owes:
             plan = self.governor.take_plan()
             if plan is not None:
@@ -150,7 +150,7 @@ class SchedulerMemory:
         """Forget the refused request: SGLang looks at its queue now and will refuse it again if it must."""
         self._refused_pages = None
 
-    # -- what may be had ---------------------------------------------------------------------------------
+    # -- memory that requests may get --------------------------------------------------------------------
 
     @property
     def must_retract(self) -> bool:

@@ -45,7 +45,7 @@ def require(seams: Iterable[Seam] | None = None) -> None:
     problems = [problem for seam in (SEAMS if seams is None else seams) if (problem := missing(seam))]
     if problems:
         raise UnsupportedError(
-            f"SGLang {installed} lacks names that sglang-kvcached needs: {'; '.join(problems)}. "
+            f"SGLang {installed} does not fit this sglang-kvcached: {'; '.join(problems)}. "
             f"Use a version from {_dotted(OLDEST)} to {_dotted(NEWEST_TESTED)}, upgrade sglang-kvcached, or "
             f"start without --kv-cache-backend kvcached and ENABLE_KVCACHED"
         )

@@ -47,7 +47,7 @@ def rank(server_args: Any, port_args: Any) -> Iterator[RankStart]:
     options = server_args.resolved_dict()
     try:
         support.refuse(options)
-        support.warn_of_untried(options)
+        support.warn_of_untested(options)
         _current = RankStart(options, port_args)
         process_state.use(RankMemory(_current))
         _current.make_room_for_context()
@@ -63,13 +63,16 @@ def finish(scheduler: Any) -> None:
     """End the start of a complete scheduler. Raises InvariantError if it is not elastic."""
     start = current()
     begin_settling(scheduler, start)
-    if problem := start.problem() or startup_check.why_not_elastic(scheduler):
+    if problem := start.missing_step() or startup_check.why_not_elastic(scheduler):
         raise InvariantError(f"this engine was asked to be elastic and is not: {problem}")
     start.end()
 
 
 def begin_settling(scheduler: Any, start: RankStart, clock: Callable[[], float] = time.monotonic) -> None:
-    """Make the memory of a complete scheduler; from now on memory comes and goes. Every rank calls this."""
+    """Make the scheduler memory of a complete scheduler, which maps and unmaps from now on.
+
+    Every rank calls this.
+    """
     rank_memory = process_state.rank_memory()
     if not rank_memory.has_owner:
         return  # why_not_elastic() names the reason
@@ -139,8 +142,8 @@ class RankStart:
         self._driver: Driver | None = None
         self._virtual_bytes = 0
         name = options["served_model_name"] or options["model_path"]
-        who = Rank("sglang", self.instance, self.rank, str(name), str(options["model_path"]))
-        self._start = Start(self.settings, who, self._gather)
+        identity = Rank("sglang", self.instance, self.rank, str(name), str(options["model_path"]))
+        self._start = Start(self.settings, identity, self._gather)
 
     # -- for other modules -------------------------------------------------------------------------------
 
@@ -244,8 +247,8 @@ class RankStart:
             self.on_host,
         )
 
-    def problem(self) -> str:
-        """Say which step of the start did not happen, or return an empty text."""
+    def missing_step(self) -> str:
+        """Return a sentence on the step of the start that did not happen, or an empty text."""
         if self._driver is None:
             return "it loaded its weights without waiting for its turn"
         if not self._virtual_bytes:

@@ -63,7 +63,7 @@ def adopt_logging() -> None:
         logging.getLogger(name).setLevel(logging.getLogger().level)
 
 
-def given(server_args: Any) -> dict[str, Any]:
+def unresolved_options(server_args: Any) -> dict[str, Any]:
     """Return the arguments of a command line by field, before SGLang resolves them."""
     return {name: getattr(server_args, name) for name in server_args.__struct_fields__}
 
@@ -72,7 +72,7 @@ def refuse(options: Mapping[str, Any]) -> None:
     """Raise UnsupportedError, with every reason, for options that cannot be combined with this backend."""
     reasons = [reason for name, reason in _SWITCHES.items() if options.get(name)]
     reasons += [
-        f"{name} {what}: unset it" for name, what in _VARIABLES.items()
+        f"{name} {effect}: unset it" for name, effect in _VARIABLES.items()
         if os.environ.get(name, "").lower() in _ON
     ]  # fmt: skip
     mode = options.get("disaggregation_mode", "null")
@@ -96,7 +96,7 @@ def refuse(options: Mapping[str, Any]) -> None:
         raise UnsupportedError(f"--kv-cache-backend kvcached: {'; '.join(reasons)}")
 
 
-def warn_of_untried(options: Mapping[str, Any]) -> None:
+def warn_of_untested(options: Mapping[str, Any]) -> None:
     """Log a warning for each feature that has not been tested with this backend."""
     checks = {
         "speculative decoding": options.get("speculative_algorithm") is not None,
@@ -104,9 +104,9 @@ def warn_of_untried(options: Mapping[str, Any]) -> None:
         "LoRA": bool(options.get("enable_lora")),
         "prefill context parallelism": options.get("attn_cp_size", 1) > 1,
     }
-    for what, applies in checks.items():
+    for feature, applies in checks.items():
         if applies:
-            _log.warning("kvcached has not been tested with %s; please report what you see", what)
+            _log.warning("kvcached has not been tested with %s; please report what you see", feature)
 
 
 def refuse_model(configurator: Any) -> None:
