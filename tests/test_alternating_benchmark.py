@@ -54,7 +54,7 @@ def played(monkeypatch: pytest.MonkeyPatch, profile: dict[str, Any] | Exception)
     for one, other in (contenders, contenders[::-1]):
         one.others = [other]
     monkeypatch.setattr("benchmarks.engine.alternating.Contender", FakeContender)
-    Play(contenders, Shape(32, 512, 128), 2, found).run(profiles=True)
+    Play(contenders, Shape(32, 512, 128), 2, found, free_bytes=lambda: 7).run(profiles=True)
     return did, found
 
 
@@ -75,6 +75,8 @@ def test_contenders_take_turns_and_begin_every_phase_in_its_state(monkeypatch: p
     for phase in PHASES:
         assert found.samples[f"{phase}_tokens_per_second_kvcached"] == [99.0, 99.0]
         assert found.samples[f"{phase}_tokens_per_second_stock"] == [100.0, 100.0]
+        for when in ("before", "after"):
+            assert found.samples[f"{phase}_{when}_free_bytes_stock"] == [7, 7]
     assert set(found.profiles) == {f"{p}_{e}" for p in ("growing", "steady") for e in ("stock", "kvcached")}
 
 

@@ -132,3 +132,9 @@ def test_pooled_runs_keep_every_sample_and_their_ratios_follow() -> None:
     assert check_result(result) == []
     with pytest.raises(ValueError, match="differ in commit"):
         pooled([one, two | {"commit": "0" * 40}])
+
+
+def test_a_result_is_written_with_one_line_for_each_sample_and_reads_back_equal() -> None:
+    text = record.compact(GOOD)
+    assert json.loads(text) == GOOD
+    assert '  "stock": [2.0, 4.0, 3.0],' in text.splitlines()

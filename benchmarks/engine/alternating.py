@@ -1,13 +1,21 @@
-"""Stock against elastic on one GPU, both resident, round about: a drift of the machine meets both alike.
+"""Compare stock and elastic engines that are both resident on one GPU and run alternately.
 
     python -m benchmarks.engine.alternating --engine vllm --out benchmarks/results/vllm_alternating.json
 
-Of the shape of Llama-8B. While one works the other is idle. On a GPU whoever works has the first half of the
-CPUs, the idle one the rest: an SGLang that is idle spins. A round is `--requests` new prompts at once;
-`growing` begins with no memory mapped, after a pause that stock has as well; `full` evicts with every block,
-in `steady` memory is there and clean; `prefill` is steady with one token each, `decode` with short prompts
-and many. At the end one growing and one steady round of each are profiled. Without a GPU (or with `--host
---model FOLDER`) all is small.
+Both engines have the shape of Llama-8B. They run alternately in one session, so differences between starts
+and slow drift of the machine cancel out. On a GPU the running engine has half of the CPUs and the idle
+engine the other half, because an idle SGLang spins. A round sends `--requests` new prompts at once. The
+phases:
+
+    growing   begins with no memory mapped, after a pause that stock has as well
+    full      every new block evicts an old one
+    steady    the memory is mapped already, and nothing is cached
+    prefill   as steady, with one generated token for each prompt
+    decode    as steady, with short prompts and many generated tokens
+
+On a GPU the driver's free memory is recorded before and after each round; both engines' memory is counted
+in it. With `--profile`, kernels of one growing and one steady round of each engine are recorded at the end.
+Without a GPU (or with `--host --model FOLDER`) everything is small.
 """
 
 from __future__ import annotations
@@ -15,20 +23,19 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.lib import cpus, engines
+from benchmarks.lib import options as options_of
 from benchmarks.lib.engines import Engine, EngineDiedError, Scale, owner_of
 from benchmarks.lib.record import Ratio, write
+from benchmarks.lib.runtime import own_runtime
 from benchmarks.lib.sglang_engine import BYTES_PER_TOKEN
 from devkit.polling import until
 from devkit.statistics import pairwise
@@ -123,10 +130,14 @@ class Play:
     def __init__(
         self, contenders: list[Contender], shape: Shape, rounds: int, found: Found,
         phases: Sequence[str] = PHASES, save: Callable[[], None] = lambda: None,
+        free_bytes: Callable[[], int] | None = None,
     ) -> None:  # fmt: skip
-        """`save` is called after each round of all: what was measured is not lost by what comes later."""
+        """`save` is called after each round of all engines, so a later failure loses no measurement.
+
+        `free_bytes` returns the free memory of the device, where it can be asked.
+        """
         self._contenders, self._shape, self._rounds, self._found = contenders, shape, rounds, found
-        self._phases, self._save = phases, save
+        self._phases, self._save, self._free_bytes = phases, save, free_bytes
 
     def run(self, profiles: bool) -> None:
         """Play the phases."""
@@ -177,6 +188,8 @@ class Play:
     def _bytes(self, contender: Contender, when: str) -> None:
         if owner := contender.owner:
             self._found.note(contender.name, **{f"{when}_ready_bytes": owner().ready_bytes})
+        if self._free_bytes:
+            self._found.note(contender.name, **{f"{when}_free_bytes": self._free_bytes()})
 
     def _profiles(self) -> None:
         for name, before in (("growing", self._rest), ("steady", Contender.flush)):
@@ -206,7 +219,7 @@ def contestants(options: argparse.Namespace, scale: Scale) -> list[Engine]:
     """Start a stock and an elastic engine, the KV cache of either bounded alike."""
     size_bytes = HOST_BUDGET * scale.gib if scale.on_host else int(options.kv_gib * scale.gib)
     settings = {"headroom": "16MiB", "host_capacity": str(2 * size_bytes)} if scale.on_host else {}
-    settings |= dict(pair.split("=", 1) for pair in options.option)
+    settings |= options_of.settings(options)
     arguments: dict[str, Any]
     if options.engine == "sglang":
         settings |= {"limit": str(size_bytes)}
@@ -241,7 +254,8 @@ def run(options: argparse.Namespace, scale: Scale, runtime: Runtime, found: Foun
             for engine in parties
         ]  # fmt: skip
         shape = Shape(options.requests, options.prompt, options.generate)
-        Play(contenders, shape, options.rounds, found, options.phases, save).run(options.profile)
+        free_bytes = None if scale.on_host else engines.free_of(runtime, on_host=False)
+        Play(contenders, shape, options.rounds, found, options.phases, save, free_bytes).run(options.profile)
     finally:
         for engine in parties:
             engine.kill()
@@ -249,22 +263,14 @@ def run(options: argparse.Namespace, scale: Scale, runtime: Runtime, found: Foun
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--logs", type=Path, default=Path("build/bench/alternating"))
-    parser.add_argument("--host", action="store_true", default=not engines.has_gpu(), help="on the CPU")
-    parser.add_argument("--model", type=Path, help="a folder; default: one is made, as Llama-8B")
-    parser.add_argument("--kv-gib", type=float, default=20.0, help="of each; both have to fit on the GPU")
-    parser.add_argument("--requests", type=int, default=224)
-    parser.add_argument("--prompt", type=int, default=512, help="tokens")
-    parser.add_argument("--generate", type=int, default=128, help="tokens")
-    parser.add_argument("--rounds", type=int, default=6, help="of each phase and engine")
+    parser = options_of.parser("engine.alternating", __doc__)
+    options_of.add_engine(parser)
+    options_of.add_engines(parser, "alternating")
+    options_of.add_requests(parser, 224, 20.0)
+    parser.add_argument("--rounds", type=int, default=6, help="rounds of each phase and engine")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
     parser.add_argument("--profile", action="store_true", help="record kernels of two rounds of each")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of kvcached")
+    options_of.add_settings(parser)
     return parser.parse_args()
 
 
@@ -280,15 +286,8 @@ def main() -> None:
         ratios = {phase: Ratio(*names) for phase, names in rates.items() if names[0] in found.samples}
         write(options.out, sys.argv, found.samples, ratios, started, {"profiles": found.profiles})
 
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
-        os.environ["KVCACHED_RUNTIME_DIR"] = folder
-        run(
-            options,
-            engines.scale(options.host, options.model, options.engine),
-            Runtime.open(folder),
-            found,
-            save,
-        )
+    with own_runtime() as runtime:
+        run(options, engines.scale(options.host, options.model, options.engine), runtime, found, save)
     print(json.dumps(json.loads(options.out.read_text())["ratios"], indent=1))
 
 

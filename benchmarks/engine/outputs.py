@@ -1,10 +1,11 @@
-"""Whether an elastic engine says what the stock one says, on a GPU: growing, then full and evicting.
+"""Compare an elastic engine's answers with the stock engine's on a GPU, while the cache grows and evicts.
 
     python -m benchmarks.engine.outputs --engine vllm --out benchmarks/results/vllm_outputs.json
 
-bf16 results depend on what else is in a batch, in stock engines too. So two outputs agree if they are equal
-up to a token at which the best two candidates are within `--gap` (a difference of log probabilities);
-stock against stock is the control.
+Results in bf16 depend on the other requests of a batch, in stock engines too. So two answers agree if they
+are equal up to a token at which the two best candidates are within `--gap`, a difference of log
+probabilities. A second stock run is the control. The exit status is 1 if an elastic answer differs by more
+than the gap.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.lib import options as options_of
 from benchmarks.lib import vllm_engine
 from benchmarks.lib.record import write
 
@@ -37,8 +39,8 @@ def _ids(count: int, length: int, seed: int) -> list[list[int]]:
 
 
 def settings(options: argparse.Namespace) -> dict[str, str]:
-    """Return the settings of kvcached, those of the command line before ours."""
-    return {"spare": "64MiB"} | dict(pair.split("=", 1) for pair in options.option)
+    """Return the kvcached settings; the command line's replace ours."""
+    return {"spare": "64MiB"} | options_of.settings(options)
 
 
 def first_differences(reference: list[Answer], other: list[Answer]) -> list[float]:
@@ -89,20 +91,19 @@ def compare(options: argparse.Namespace) -> int:
 
 def main() -> int:
     """Compare, or run one engine for a comparison."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm")
-    parser.add_argument("--out", type=Path)
+    parser = options_of.parser("engine.outputs", __doc__, required=False)
+    options_of.add_engine(parser)
     parser.add_argument("--backend", choices=vllm_engine.BACKENDS, help=argparse.SUPPRESS)
     parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, default=Path("build/bench/llama-8b"))
     parser.add_argument("--logs", type=Path, default=Path("build/bench"))
-    parser.add_argument("--requests", type=int, default=64, help="in a round")
+    parser.add_argument("--requests", type=int, default=64, help="requests of a round")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--kv-gib", type=float, default=8.0, help="on each rank")
-    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="RANKS")
-    parser.add_argument("--gap", type=float, default=0.01)
+    options_of.add_kv_gib(parser, 8.0)
+    options_of.add_ranks(parser)
+    parser.add_argument("--gap", type=float, default=0.01, help="tolerated difference of log probabilities")
     parser.add_argument("--deviation", type=float, default=0.05, help="of the random weights")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of kvcached")
+    options_of.add_settings(parser)
     options = parser.parse_args()
     if options.backend is None:
         return compare(options)

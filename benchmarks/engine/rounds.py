@@ -1,7 +1,8 @@
-"""The rounds of a throughput benchmark, whatever the engine: growing, full, and with memory already there.
+"""The rounds of benchmarks.engine.throughput for either engine: growing, full and steady.
 
-A round is `--requests` prompts at once. Growing rounds begin with no memory mapped; full rounds go on with
-new prompts when nothing is left and what was cached has to go.
+A round sends `--requests` prompts at once. Growing rounds begin with no memory mapped. Full rounds send new
+prompts when no memory is left, so cached blocks are evicted. Steady rounds run on memory that is mapped
+already.
 """
 
 from __future__ import annotations
@@ -13,26 +14,23 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lib import options as options_of
 from benchmarks.lib import vllm_engine
 
 SETTLE_SECONDS = 5.0  # two idle periods and a bit
 
 
-def arguments(description: str | None) -> argparse.Namespace:
+def arguments(module: str, description: str | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = options_of.parser(module, description)
     parser.add_argument("--backend", choices=vllm_engine.BACKENDS, required=True)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=Path("build/bench/llama-8b"))
-    parser.add_argument("--requests", type=int, default=256)
-    parser.add_argument("--prompt", type=int, default=512, help="tokens")
-    parser.add_argument("--generate", type=int, default=128, help="tokens")
+    options_of.add_requests(parser, 256, 24.0)
     parser.add_argument("--growing", type=int, default=3, help="rounds")
     parser.add_argument("--full", type=int, default=4, help="rounds")
     parser.add_argument("--steady", type=int, default=2, help="rounds")
-    parser.add_argument("--kv-gib", type=float, default=24.0, help="on each rank")
-    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="RANKS")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of kvcached")
+    options_of.add_ranks(parser)
+    options_of.add_settings(parser)
     return parser.parse_args()
 
 
@@ -42,7 +40,7 @@ class Rounds(ABC):
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self._seed = 0
-        settings = dict(pair.split("=", 1) for pair in options.option)
+        settings: dict[str, Any] = {**options_of.settings(options)}
         started = time.monotonic()
         self.start(int(options.kv_gib * 2**30), settings)
         self.seen: dict[str, Any] = {"load_seconds": time.monotonic() - started}

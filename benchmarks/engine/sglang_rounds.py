@@ -36,4 +36,4 @@ class SglangRounds(Rounds):
 
 
 if __name__ == "__main__":
-    SglangRounds(arguments(__doc__)).run()
+    SglangRounds(arguments("engine.sglang_rounds", __doc__)).run()

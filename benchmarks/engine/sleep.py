@@ -1,21 +1,18 @@
-"""An engine sleeps, another grows into its memory, and the first one wakes: seconds, bytes, same answers.
+"""Measure sleep mode: one engine sleeps, another grows into its memory, and the first one wakes.
 
     python -m benchmarks.engine.sleep --out benchmarks/results/sleep.json
 
-Two engines of the shape of Llama-8B on one GPU. In every round A answers, fills the device with its cache and
-sleeps (level 1: its weights go to host memory); B fills the device with its own; A wakes, for which B has to
-make room, and answers again. Free memory is what the driver says. The exit status is 1 if a check failed.
-Without a GPU (or with `--host --model FOLDER`) all is small, only the KV cache comes and goes, and free
-memory is what the ledger says.
+Two vLLM engines of the shape of Llama-8B run on one GPU. In every round engine A answers, fills the device
+with its cache and sleeps (level 1: its weights go to host memory); engine B fills the device with its own
+cache; A wakes, for which B has to make room, and must answer as before. Free memory is the driver's. The
+exit status is 1 if a check failed. Without a GPU (or with `--host --model FOLDER`) everything is small,
+only the KV cache is freed, and free memory is the ledger's.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,10 +20,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.lib import engines
+from benchmarks.lib import options as options_of
 from benchmarks.lib.engines import Engine, Scale
-from benchmarks.lib.record import write
-from kvcached_core.driver import nvml
-from kvcached_core.ledger import OwnerSnapshot, Runtime, snapshot
+from benchmarks.lib.record import print_checks, write
+from benchmarks.lib.runtime import own_runtime
+from kvcached_core.ledger import OwnerSnapshot, Runtime
 
 START_SECONDS, ANSWER_SECONDS = 300.0, 240.0
 PROBES, PROBE_TOKENS = 6, 48
@@ -130,18 +128,6 @@ class Played:
         return self._engine.result(asked, ANSWER_SECONDS)
 
 
-def free_of(runtime: Runtime, on_host: bool) -> Callable[[], int]:
-    """Return what says how much of the device is free: the driver, on the host the ledger."""
-
-    def free_bytes() -> int:
-        (device,) = snapshot(runtime)
-        if on_host:
-            return device.capacity_bytes - device.leased_bytes
-        return nvml.memory_of(device.uuid).free_bytes
-
-    return free_bytes
-
-
 def run(
     scale: Scale, logs: Path, runtime: Runtime, rounds: int, found: Found, headroom: str | None = None
 ) -> None:
@@ -158,7 +144,7 @@ def run(
         for engine in parties:
             engine.wait_ready(START_SECONDS)
         a.randomize()
-        play(a, b, free_of(runtime, scale.on_host), rounds, found)
+        play(a, b, engines.free_of(runtime, scale.on_host), rounds, found)
     finally:
         for engine in parties:
             engine.kill()
@@ -166,26 +152,18 @@ def run(
 
 def main() -> int:
     """Play and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--host", action="store_true", default=not engines.has_gpu(), help="on the CPU")
-    parser.add_argument("--model", type=Path, help="a folder; default: one is made, as Llama-8B")
-    parser.add_argument("--logs", type=Path, default=Path("build/bench/sleep"))
+    parser = options_of.parser("engine.sleep", __doc__)
+    options_of.add_engines(parser, "sleep")
+    options_of.add_headroom(parser)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--headroom", help="what both leave of a GPU: a smaller part of it is played on")
     options = parser.parse_args()
     started, found = time.time(), Found()
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
-        os.environ["KVCACHED_RUNTIME_DIR"] = folder
+    with own_runtime() as runtime:
         scale = engines.scale(options.host, options.model)
-        run(scale, options.logs, Runtime.open(folder), options.rounds, found, options.headroom)
+        run(scale, options.logs, runtime, options.rounds, found, options.headroom)
     notes = {"rounds": options.rounds, "rounds_in_which_a_check_failed": found.broken}
     write(options.out, sys.argv, found.samples, {}, started, notes)
-    for what, count in found.broken.items():
-        print(f"{'NO ' if count else 'yes'}  {what}")
-    return 1 if any(found.broken.values()) else 0
+    return print_checks({what: not count for what, count in found.broken.items()})
 
 
 if __name__ == "__main__":

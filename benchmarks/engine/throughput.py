@@ -1,14 +1,14 @@
-"""Stock against elastic on one GPU: throughput while memory grows, when it is full, when it is there.
+"""Compare throughput and free memory of a stock and an elastic engine, each alone on the GPU.
 
     python -m benchmarks.engine.throughput --engine vllm --out benchmarks/results/vllm_throughput.json
 
-Engines alternate (stock, kvcached, kvcached, stock), each in a process of its own, so that a drift of the
-machine meets both. Arguments after `--` go to vllm_rounds or sglang_rounds in this folder.
+Each run is a process of its own, in the order stock, kvcached, kvcached, stock, so that slow drift of the
+machine affects both. Rounds grow from no memory, are full, or are steady (the memory is mapped already).
+Arguments after `--` go to vllm_rounds or sglang_rounds in this folder.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lib import options as options_of
 from benchmarks.lib.record import Ratio, write
 
 PHASES = ("growing", "full", "steady")
@@ -49,13 +50,12 @@ def collect(seen: list[tuple[str, dict[str, Any]]]) -> dict[str, list[float]]:
 
 def main() -> None:
     """Run, write the JSON and print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = options_of.parser("engine.throughput", __doc__)
+    options_of.add_engine(parser)
     parser.add_argument("--logs", type=Path, default=Path("build/bench"))
     parser.add_argument("--order", nargs="+", default=ORDER)
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of kvcached")
-    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="RANKS")
+    options_of.add_settings(parser)
+    options_of.add_ranks(parser)
     parser.add_argument("more", nargs="*", help="arguments of the rounds, after --")
     options = parser.parse_args()
     started = time.time()

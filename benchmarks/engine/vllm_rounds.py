@@ -34,4 +34,4 @@ class VllmRounds(Rounds):
 
 
 if __name__ == "__main__":
-    VllmRounds(arguments(__doc__)).run()
+    VllmRounds(arguments("engine.vllm_rounds", __doc__)).run()

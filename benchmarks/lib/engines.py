@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.lib import vllm_engine
 from devkit.process_groups import kill_group
+from kvcached_core.driver import nvml
 from kvcached_core.ledger import OwnerSnapshot, Runtime, snapshot
 from kvcached_core.units import GIB, MIB
 
@@ -214,6 +215,18 @@ def owner_of(name: str, runtime: Runtime) -> OwnerSnapshot:
     """Return what the ledger shows of an engine of one rank. Raises StopIteration if nothing."""
     owners = (owner for device in snapshot(runtime) for owner in device.owners if owner.live)
     return next(owner for owner in owners if owner.name == name)
+
+
+def free_of(runtime: Runtime, on_host: bool) -> Callable[[], int]:
+    """Return a function for the free bytes of the device: the driver's figure, on the host the ledger's."""
+
+    def free_bytes() -> int:
+        (device,) = snapshot(runtime)
+        if on_host:
+            return device.capacity_bytes - device.leased_bytes
+        return nvml.memory_of(device.uuid).free_bytes
+
+    return free_bytes
 
 
 def block_bytes(owner: OwnerSnapshot) -> int:

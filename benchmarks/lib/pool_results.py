@@ -1,17 +1,17 @@
-"""Pool runs of one benchmark that were made in several calls into one result, ratios computed anew.
+"""Pool several runs of one benchmark into one result, with ratios computed anew.
 
     python -m benchmarks.lib.pool_results RUN.json RUN.json --out benchmarks/results/NAME.json
 
-The runs must be of one commit, one device and the same versions.
+The runs must have the same commit, device and versions.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lib import options as options_of
 from benchmarks.lib.record import save, valued
 
 _SAME = ("schema", "commit", "clean", "device", "versions")
@@ -41,11 +41,8 @@ def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Pool and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = options_of.parser("lib.pool_results", __doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN.json")
     options = parser.parse_args()
     result = pooled([json.loads(path.read_text()) for path in options.runs])
     save(options.out, result)

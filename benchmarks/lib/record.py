@@ -1,4 +1,4 @@
-"""How a benchmark writes its result: raw samples, and all else computed from them or asked of the machine."""
+"""Write a benchmark's result: raw samples, ratios computed from them, and the machine that was measured."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from devkit.statistics import ratio
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 SCHEMA = 1
 PACKAGES = (
     "kvcached-core",
@@ -32,7 +33,7 @@ PACKAGES = (
 
 
 class Ratio(NamedTuple):
-    """A ratio to publish: statistic (`median`, `mean` or `min`) of one sample over that of another."""
+    """A published ratio: a statistic of one sample over the same statistic of another sample."""
 
     numerator: str
     denominator: str
@@ -40,15 +41,15 @@ class Ratio(NamedTuple):
 
 
 def commit() -> tuple[str, bool]:
-    """Return the commit that is measured and whether the tree is exactly that.
+    """Return the commit that is measured, and whether the working tree equals it.
 
-    Without git, `BENCHMARK_COMMIT` names the commit (40 hex digits) and `BENCHMARK_COMMIT_CLEAN=1` vouches
-    for the tree.
+    In a tree without git, `BENCHMARK_COMMIT` names the commit (40 hex digits), and `BENCHMARK_COMMIT_CLEAN=1`
+    says that the tree equals it.
     """
     if not (ROOT / ".git").exists():
         return os.environ.get("BENCHMARK_COMMIT", ""), os.environ.get("BENCHMARK_COMMIT_CLEAN") == "1"
     head = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
-    # results are what a benchmark leaves behind: they do not change what was measured
+    # results are written by benchmarks: a changed result does not change the measured code
     changed = _output("git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!benchmarks/results")
     return head, not changed
 
@@ -65,7 +66,7 @@ def device() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that are installed and matter."""
+    """Return the versions of Python and of those PACKAGES that are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -85,7 +86,7 @@ def write(
 ) -> None:
     """Write a result as JSON, whole or not at all.
 
-    `samples` are raw numbers by name, units in the names; `started` is the `time.time()` of the beginning.
+    `samples` are raw numbers by name, with the unit in the name; `started` is `time.time()` at the start.
     Raises KeyError for a ratio of unknown samples, ValueError for an unknown statistic or an empty sample.
     """
     head, clean = commit()
@@ -126,8 +127,28 @@ def save(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
+    part.write_text(compact(result))
     os.replace(part, path)
+
+
+def compact(result: Mapping[str, Any]) -> str:
+    """Return a result as JSON text, with one line for each sample, ratio and note."""
+    fields = (f" {json.dumps(name)}: {_field(value)}" for name, value in result.items())
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
+def _field(value: Any) -> str:
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value)
+    entries = (f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
+    return "{\n" + ",\n".join(entries) + "\n }"
+
+
+def print_checks(checks: Mapping[str, bool]) -> int:
+    """Print each check with yes or NO; return the exit status, 1 if a check failed."""
+    for what, holds in checks.items():
+        print(f"{'yes' if holds else 'NO '}  {what}")
+    return int(not all(checks.values()))
 
 
 def _output(*command: str) -> str:

@@ -10,18 +10,16 @@ unpacks a burst's requests: each call of the driver gives the interpreter lock a
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from statistics import median
 
+from benchmarks.lib import options as options_of
 from benchmarks.lib import record
-from benchmarks.lib.engines import has_gpu
 from benchmarks.lib.taker import Taker
 from kvcached_core.driver.base import Driver
 from kvcached_core.driver.registry import open_driver
@@ -96,13 +94,9 @@ def measure(driver: Driver, page_bytes: int, rounds: int) -> dict[str, list[floa
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, write and print the medians."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.micro.burst", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True)
+    parser = options_of.parser("micro.burst", __doc__)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--host", action="store_true", default=not has_gpu(), help="on the CPU")
+    options_of.add_host(parser)
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds is {options.rounds}: at least one is needed")

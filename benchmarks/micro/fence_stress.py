@@ -1,10 +1,11 @@
-"""Unmapping behind fences while kernels provably run, thousands of times, in a child process.
+"""Unmap granules behind fences while kernels provably run, thousands of times, in a child process.
 
     python -m benchmarks.micro.fence_stress --rounds 10000 --out benchmarks/results/fence_stress.json
 
-In every round the granule that the last round's kernels wrote to is unmapped as soon as its fence has passed,
-while this round's kernels run on another granule: an event behind them has not completed at the moment of the
-unmap. A control runs the same without waiting for the fence and has to fail.
+Every round unmaps the granule that the previous round's kernels wrote to, as soon as its fence has passed,
+while this round's kernels run on another granule. An event behind these kernels has not completed at the
+moment of the unmap, so they provably run. A control does not wait for the fences and has to fail. Needs a
+GPU.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from benchmarks.lib import options as options_of
 from benchmarks.lib.record import write
 from kvcached_core.units import MIB
 
@@ -160,9 +161,8 @@ def child_main(rounds: int, skip_fences: bool) -> None:
 
 def main() -> int:
     """Run the rounds and the control, and judge."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options_of.parser("micro.fence_stress", __doc__, required=False)
     parser.add_argument("--rounds", type=int, default=10_000)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--skip-fences", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

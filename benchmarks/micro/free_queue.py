@@ -14,7 +14,6 @@ as the scheduler does. Workloads, in a steady state: whenever a request begins, 
 
 from __future__ import annotations
 
-import argparse
 import gc
 import random
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.lib import options as options_of
 from benchmarks.lib import record
 from kvcached_core.scheduler.granules import Granules
 
@@ -38,7 +38,6 @@ BLOCKS_PER_GRANULE = 8
 REQUEST = 32  # blocks: 512 tokens in blocks of 16
 ALIVE = 64  # requests
 ROUNDS = 500  # requests that come and go in one sample
-OUTPUT = record.ROOT / "benchmarks" / "results" / "free_queue.json"
 
 Blocks = list[Any]
 
@@ -213,10 +212,9 @@ def draw(samples: dict[str, list[float]], sizes: Sequence[int], path: Path) -> N
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, write and draw; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.free_queue")
+    parser = options_of.parser("micro.free_queue", __doc__, "free_queue.json", options_of.PICTURE_TOO)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="blocks in the pools")
-    parser.add_argument("--repeats", type=int, default=31, help="samples of each")
-    parser.add_argument("--out", type=Path, default=OUTPUT, help="JSON file; the picture goes beside it")
+    parser.add_argument("--repeats", type=int, default=31, help="samples of each case")
     options = parser.parse_args(arguments)
     least = 4 * ALIVE * REQUEST
     if min(options.sizes) < least or options.repeats < 1:

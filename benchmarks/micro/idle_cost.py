@@ -7,7 +7,6 @@ the end the doorbell is rung once, to see that they listen. The engine's own idl
 
 from __future__ import annotations
 
-import argparse
 import resource
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.lib import options as options_of
 from benchmarks.lib import record
 from kvcached_core.driver.host import HostDriver
 from kvcached_core.geometry import Geometry
@@ -23,7 +23,6 @@ from kvcached_core.ledger import Account, EngineUsage, Runtime, SchedulerView
 from kvcached_core.scheduler.idle_waker import IdleWaker
 from kvcached_core.worker.pool import ElasticPool
 
-OUTPUT = record.ROOT / "benchmarks" / "results" / "idle_cost.json"
 PAGE, GRANULES, HELD = 1 << 20, 64, 16
 GOAL_SHARE = 0.001  # of a core
 BOUND_SECONDS = 10.0
@@ -80,9 +79,8 @@ def measure(seconds: float) -> dict[str, list[float]]:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure and write; exit status 1 if the goal is missed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.idle_cost")
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--out", type=Path, default=OUTPUT)
+    parser = options_of.parser("micro.idle_cost", __doc__, "idle_cost.json")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time to measure")
     options = parser.parse_args(arguments)
     started = time.time()
     samples = measure(options.seconds)

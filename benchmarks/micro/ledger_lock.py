@@ -11,7 +11,6 @@ none has an engine or a device. Times are in milliseconds.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import random
@@ -24,6 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lib import options as options_of
 from benchmarks.lib import record
 from devkit.statistics import percentile
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
@@ -31,7 +31,6 @@ from kvcached_core.errors import BusyError
 from kvcached_core.ledger import Account, Runtime, check, snapshot
 from kvcached_core.ledger.file.lock import LedgerLock
 
-OUTPUT = record.ROOT / "benchmarks" / "results" / "ledger_lock.json"
 GRANULE = 16 << 20
 CAPACITY = 5120 * GRANULE
 MEMORY = MemoryInfo(CAPACITY, CAPACITY)
@@ -211,8 +210,7 @@ def thinned(ordered: Sequence[float]) -> list[float]:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure and write; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.ledger_lock")
-    parser.add_argument("--out", type=Path, default=OUTPUT)
+    parser = options_of.parser("micro.ledger_lock", __doc__, "ledger_lock.json")
     options = parser.parse_args(arguments)
     started = time.time()
     steady, steady_told = crowd(STEADY_LEASES, STEADY_PER_SECOND)

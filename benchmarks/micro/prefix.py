@@ -14,22 +14,20 @@ prompt tokens, of the 100 requests `right_after` the reclaim and of the `later` 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import random
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.lib import options as options_of
 from benchmarks.lib import record
 from benchmarks.plots.ledger import prefix
 from devkit.statistics import ratio
 from kvcached_core.scheduler.granules import Granules
 
-OUTPUT = record.ROOT / "benchmarks" / "results" / "prefix.json"
 PERCENTS = (10, 25, 50, 75)
 GIVERS, KINDS, WHENS = ("idle", "busy"), ("stock", "reclaimed"), ("right_after", "later")
 BLOCK_TOKENS, BLOCKS_PER_GRANULE, BLOCKS = 16, 8, 8192
@@ -236,9 +234,8 @@ def _rate(found: Sequence[Found]) -> float:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, write and draw; returns 1 if the goal is missed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.prefix")
+    parser = options_of.parser("micro.prefix", __doc__, "prefix.json", options_of.PICTURE_TOO)
     parser.add_argument("--seeds", type=int, default=5, help="traces")
-    parser.add_argument("--out", type=Path, default=OUTPUT, help="JSON file; the picture goes beside it")
     options = parser.parse_args(arguments)
     started = time.time()
     samples = measure(options.seeds)

@@ -1,23 +1,22 @@
-"""SGLang's Triton kernels over three layouts of a KV cache: whether they answer alike, and what they cost.
+"""Compare the answers and the speed of SGLang's Triton kernels over three layouts of a KV cache.
 
     python -m benchmarks.micro.sglang_layouts --out benchmarks/results/sglang_layouts.json
 
-Of the shape of Llama-8B, on a GPU, without an engine. `stock` is a buffer for the keys of each layer and one
-for its values; `layer` has both of a layer together; `block` has all layers of a token in one row.
-Slots are stored, attended to and moved, also at the end of 24 GiB, where offsets in a buffer of `block` take
-over 32 bits. Then decode attention of all layers is timed: slots in order, in shuffled pages of 16, and all
-shuffled. The exit status is 1 if an answer differs.
+The cache has the shape of Llama-8B; no engine runs. Layout `stock` has one buffer for the keys of each
+layer and one for its values; `layer` holds keys and values of a layer together; `block` holds all layers of
+a token in one row. Slots are stored, attended to and moved, also at the end of 24 GiB, where offsets in a
+`block` buffer exceed 32 bits. Then decode attention of all layers is timed with slots in order, in shuffled
+pages of 16, and all shuffled. The exit status is 1 if an answer differs. Needs a GPU.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.lib import options as options_of
 from benchmarks.lib.record import Ratio, write
 from sglang_kvcached import layouts
 
@@ -158,10 +157,7 @@ def milliseconds(layout: str, requests: int, tokens: int, splits: int) -> dict[s
 
 def main() -> int:
     """Compare, time, write the JSON and say what was found."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
+    parser = options_of.parser("micro.sglang_layouts", __doc__)
     options, started = parser.parse_args(), time.time()
     import torch
 

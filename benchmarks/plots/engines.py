@@ -14,7 +14,7 @@ GIB = 2**30
 COLOURS = {"stock": "#8c8c8c", "kvcached": "#2f6fb7"}
 
 
-def side_by_side(result: dict[str, Any], out: Path) -> None:
+def held_over_time(result: dict[str, Any], out: Path) -> None:
     """Draw what two engines held over time, one upon the other, with the events; what was free, as a line."""
     samples, notes = result["samples"], result["notes"]
     times, names = samples["time_seconds"], notes.get("engines", {"a": "A", "b": "B"})
@@ -88,8 +88,7 @@ def _save(figure: Figure, out: Path) -> None:
 
 
 PICTURES = {
-    "side_by_side": side_by_side,
-    "beside": side_by_side,
+    "beside": held_over_time,
     "vllm_throughput": throughput,
     "sglang_throughput": throughput,
     "vllm_alternating": alternating,

@@ -1,12 +1,13 @@
-"""A vLLM and an SGLang server on one device, with staggered peaks: memory goes to the one that has requests.
+"""Run a vLLM and an SGLang server with staggered peaks on one device, and check that memory moves.
 
     python -m benchmarks.sharing.beside --vllm-python PYTHON --sglang-python PYTHON --out FILE
 
-The SGLang server answers alone, then the vLLM server comes beside it. vLLM bursts, SGLang bursts, vLLM once
-more, both at once; each answers while the other bursts; both are idle; SGLang is killed in its peak, and vLLM
-answers alone. What each holds is sampled from the ledger throughout, free memory from the driver (on the host
-from the ledger). Run it with a Python that has httpx and, for the picture, matplotlib; on a GPU also NVML.
-The shape of Llama-8B on a GPU, the tiny model on the CPU. The exit status is 1 if a check failed.
+The SGLang server answers alone, then the vLLM server starts beside it. vLLM bursts, SGLang bursts, vLLM
+bursts again, then both at once. Each server answers while the other bursts. Both rest. SGLang is killed in
+its peak, and vLLM answers alone. The ledger's figures for each server are sampled throughout, and free
+memory from the driver (on the host from the ledger). Run it with a Python that has httpx and, for the
+picture, matplotlib; on a GPU also NVML. The model has the shape of Llama-8B on a GPU and is tiny on the
+CPU. The exit status is 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import argparse
 import itertools
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks.lib import engines
+from benchmarks.lib import options as options_of
 from benchmarks.lib.ledger_watch import Moment
-from benchmarks.lib.record import write
+from benchmarks.lib.record import print_checks, write
+from benchmarks.lib.runtime import own_runtime
 from benchmarks.plots import engines as plots
 from benchmarks.sharing import beside_servers
 from benchmarks.sharing.beside_servers import Served, Where
@@ -240,16 +242,13 @@ def run(options: argparse.Namespace, where: dict[str, Where], folder: Path, foun
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
+    parser = options_of.parser("sharing.beside", __doc__, out_help=options_of.PICTURE_TOO)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if engines.has_gpu() else "cpu")
-    for name in ("vllm", "sglang"):
+    for name in engines.CHILDREN:
         parser.add_argument(f"--{name}-python", default=sys.executable)
-        parser.add_argument(f"--{name}-site", type=Path, help="a folder of packages for it alone")
+        parser.add_argument(f"--{name}-site", type=Path, help="folder of packages for this engine alone")
     parser.add_argument("--model", type=Path, default=Path("build/bench/llama-8b-weights"), help="on a GPU")
-    parser.add_argument("--headroom", help="what both leave of a GPU: a smaller part of it is played on")
+    options_of.add_headroom(parser)
     return parser.parse_args()
 
 
@@ -259,17 +258,15 @@ def main() -> int:
     where = {A: Where(options.vllm_python, options.vllm_site),
              B: Where(options.sglang_python, options.sglang_site)}  # fmt: skip
     interrupt_on_signals()
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
-        sight = run(options, where, Path(folder), found)
+    with own_runtime() as runtime:
+        sight = run(options, where, runtime.path, found)
     series = sight.watch.series((A, B), SERIES_SECONDS)
     notes = {"events": sight.watch.events, "checks": found.checks, "violations": sight.violations[:20],
              "engines": {A: "vLLM", B: "SGLang"}, "title": "A vLLM and an SGLang server",
              "versions": {name: one.versions() for name, one in where.items()}}  # fmt: skip
     write(options.out, sys.argv, series | found.samples, {}, started, notes)
-    plots.side_by_side(json.loads(options.out.read_text()), options.out.with_suffix(".png"))
-    for what, holds in found.checks.items():
-        print(f"{'yes' if holds else 'NO '}  {what}")
-    return 0 if all(found.checks.values()) else 1
+    plots.held_over_time(json.loads(options.out.read_text()), options.out.with_suffix(".png"))
+    return print_checks(found.checks)
 
 
 if __name__ == "__main__":

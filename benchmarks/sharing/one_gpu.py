@@ -1,30 +1,28 @@
-"""Engines of the shape of Llama-8B that share one GPU, each with vLLM's default share of it (0.9).
+"""Share one GPU between four vLLM engines of the shape of Llama-8B, each with vLLM's default share (0.9).
 
     python -m benchmarks.sharing.one_gpu --out benchmarks/results/sharing.json
 
-Three start in the same second and have peaks, in turn and at once; one is killed in its peak; a fourth starts
-while another has filled the device with its prefix cache; a full-size prefill runs beside a full cache. One
-engine answers the same prompts at the start, in the middle and at the end. A scene that fails is noted and
-the next one goes on; the exit status is 1 if any failed, or a check of any. Takes 4 minutes on an H100.
-Without a GPU (or with `--host --model FOLDER`) all is small and runs on the CPU.
+Three engines start in the same second and have peaks, in turn and at once. One is killed in its peak. A
+fourth starts while another has filled the device with its prefix cache. A prefill of full size runs beside
+a full cache. One engine answers the same prompts at the start, in the middle and at the end. After a failed
+scene the next one is played; the exit status is 1 if a scene or a check failed. Takes 4 minutes on an H100.
+Without a GPU (or with `--host --model FOLDER`) everything is small and runs on the CPU.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from benchmarks.lib import engines
+from benchmarks.lib import options as options_of
 from benchmarks.lib.ledger_watch import Moment
-from benchmarks.lib.record import write
+from benchmarks.lib.record import print_checks, write
+from benchmarks.lib.runtime import own_runtime
 from benchmarks.sharing.stage import NAMES, Stage
-from kvcached_core.ledger import Runtime, snapshot
+from kvcached_core.ledger import snapshot
 
 KILL_SECONDS = 20.0
 SERIES_SECONDS = 0.25
@@ -190,18 +188,9 @@ SCENES: dict[str, Callable[[Stage], None]] = {
 
 def main() -> int:
     """Play and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--host", action="store_true", default=not engines.has_gpu(), help="on the CPU, small"
-    )
-    parser.add_argument(
-        "--model", type=Path, help="a folder; default: one is made with the shape of Llama-8B"
-    )
-    parser.add_argument("--logs", type=Path, default=Path("build/bench/sharing"))
-    parser.add_argument("--most-seconds", type=float, default=480.0, help="for everything")
+    parser = options_of.parser("sharing.one_gpu", __doc__)
+    options_of.add_engines(parser, "sharing")
+    options_of.add_time_limit(parser, 480.0)
     options = parser.parse_args()
     started = time.time()
     scale = engines.scale(options.host, options.model)
@@ -212,13 +201,10 @@ def main() -> int:
                  "unit_bytes": scale.gib}  # fmt: skip
         write(options.out, sys.argv, samples, {}, started, notes)
 
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
-        os.environ["KVCACHED_RUNTIME_DIR"] = folder
-        stage = Stage(scale, options.logs, Runtime.open(folder), options.most_seconds)
+    with own_runtime() as runtime:
+        stage = Stage(scale, options.logs, runtime, options.most_seconds)
         play(stage, save, SCENES)
-    for what, holds in stage.checks.items():
-        print(f"{'yes' if holds else 'NO '}  {what}")
-    return 1 if stage.failures or not all(stage.checks.values()) else 0
+    return max(print_checks(stage.checks), int(bool(stage.failures)))
 
 
 if __name__ == "__main__":

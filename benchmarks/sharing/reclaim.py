@@ -1,31 +1,31 @@
-"""How fast memory that an engine's requests have cached becomes another owner's: 10 GiB, round after round.
+"""Measure how fast memory cached by one engine's requests becomes another owner's: 10 GiB, round after round.
 
     python -m benchmarks.sharing.reclaim --out benchmarks/results/reclaim.json
 
-The giver is vLLM in the shape of Llama-8B; real requests fill all that can be leased with its prefix cache.
+The giver is vLLM in the shape of Llama-8B; real requests fill all leasable memory with its prefix cache.
 The taker is this process: an elastic pool on the same ledger that wants 640 granules of 16 MiB at once, and
 gives them back while the giver caches anew. In half of the rounds the giver was idle for 5 seconds, in the
-other half it decodes all the time. Words of the ledger, read every 0.2 ms, say when what happened; all times
-count from the wish. The exit status is 1 if a round failed; a goal that is missed is reported as missed.
-Takes 7 minutes on an H100. Without a GPU (or with `--host --model FOLDER`) all is small and runs on the CPU.
+other half it decodes all the time. Words of the ledger, read every 0.2 ms, show the stages of a round; all
+times count from the moment the taker wants the memory. The exit status is 1 if a round failed; a missed
+goal is reported as missed. Takes 7 minutes on an H100. Without a GPU (or with `--host --model FOLDER`)
+everything is small.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.lib import engines
+from benchmarks.lib import options as options_of
 from benchmarks.lib.engines import Engine, EngineDiedError, Scale
 from benchmarks.lib.ledger_watch import Trace, Word, owner_named
+from benchmarks.lib.runtime import own_runtime
 from benchmarks.lib.taker import POLL_SECONDS, Taker, edit_seconds
 from benchmarks.sharing import reclaim_report
 from benchmarks.sharing.reclaim_round import (
@@ -214,25 +214,17 @@ class Bench:
 
 def main() -> int:
     """Play, write and judge."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=30, help="of either kind")
+    parser = options_of.parser("sharing.reclaim", __doc__)
+    options_of.add_engines(parser, "reclaim")
+    parser.add_argument("--rounds", type=int, default=30, help="with an idle giver, and with a busy one")
     parser.add_argument("--idle-seconds", type=float, default=5.0)
-    parser.add_argument("--most-seconds", type=float, default=540.0, help="for everything")
-    parser.add_argument(
-        "--host", action="store_true", default=not engines.has_gpu(), help="on the CPU, small"
-    )
-    parser.add_argument("--model", type=Path, help="a folder; default: made, with the shape of Llama-8B")
-    parser.add_argument("--logs", type=Path, default=Path("build/bench/reclaim"))
+    options_of.add_time_limit(parser, 540.0)
     options = parser.parse_args()
     started = time.time()
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
-        os.environ["KVCACHED_RUNTIME_DIR"] = folder
+    with own_runtime() as runtime:
         give_up_at = time.monotonic() + options.most_seconds
         scale = engines.scale(options.host, options.model)
-        bench = Bench(scale, options.logs, Runtime.open(folder), give_up_at)
+        bench = Bench(scale, options.logs, runtime, give_up_at)
 
         def save() -> None:
             reclaim_report.save(options.out, bench.rounds, bench.samples, bench.notes, started)

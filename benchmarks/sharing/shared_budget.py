@@ -1,16 +1,15 @@
-"""Two engines on one budget of host memory: shared, against a static split of half and half.
+"""Compare one shared budget of host memory with a static split of half and half, for two engines.
 
     python -m benchmarks.sharing.shared_budget [--rounds N] [--out FILE]
 
-Two `vllm serve` of the tiny model run throughout. A round plays one open-loop trace: a burst on A, one on
-B, and so on in turn, then one on both at once. Half of the budget is too small for a burst, the whole is
-enough. Each round is played with limits of 50 % and with none, both on empty prefix caches. Times to first
-token count from when a request was due. Writes the JSON and a picture beside it.
+Two `vllm serve` of the tiny model run throughout. A round plays one open-loop trace: bursts on A and on B
+in turn, then a burst on both at once. Half of the budget is too small for a burst, the whole is enough.
+Each round is played with limits of 50 % and without limits, both on empty prefix caches. Times to first
+token count from the moment a request was due.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import random
@@ -23,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from benchmarks.lib import options as options_of
 from benchmarks.lib import record
 from benchmarks.lib.open_loop import Arrival, Served, Shape, burst, failures, play
 from benchmarks.plots import shared_budget
@@ -45,7 +45,6 @@ SHAPE = Shape(requests=20, seconds=2.0, prompt_tokens=900, max_tokens=300)
 BURSTS, PERIOD_SECONDS = 4, 15.0  # out of phase, then one at once
 SAMPLE_SECONDS, REST_SECONDS = 0.2, 30.0
 SEED = 7
-OUTPUT = record.ROOT / "benchmarks" / "results" / "shared_budget.json"
 
 Samples = dict[str, list[float]]
 
@@ -174,9 +173,8 @@ def ratios() -> dict[str, record.Ratio]:
 
 def main() -> int:
     """Run, write and draw; returns 1 if a request failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sharing.shared_budget", description=__doc__)
+    parser = options_of.parser("sharing.shared_budget", __doc__, "shared_budget.json", options_of.PICTURE_TOO)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=OUTPUT)
     options = parser.parse_args()
     interrupt_on_signals()
     started = time.time()

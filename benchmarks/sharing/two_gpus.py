@@ -1,12 +1,13 @@
-"""Tensor parallelism on two GPUs: outputs and throughput against stock, and what engines do to each other.
+"""Check tensor parallelism on two GPUs: answers, throughput, and how engines share both devices.
 
     python -m benchmarks.sharing.two_gpus --engine vllm --out benchmarks/results/two_gpus_vllm.json
 
-`outputs` and `throughput` are benchmarks of those names with two ranks. `sharing` plays scenes: another
-process takes 20 GiB of device 1 only and leaves; two engines of two ranks have bursts in turn; one rank of
-one is killed, as one of a stock engine was before; one of two ranks and two of one have bursts in turn. The
-exit status is 1 if a step or a check failed. Without a GPU (or with `--host --model FOLDER`) only the scenes
-are played, small, in one ledger. A step may be run alone: `--steps sharing`.
+The steps `outputs` and `throughput` run the benchmarks of those names with two ranks. The step `sharing`
+plays scenes: another process takes 20 GiB of device 1 only and leaves; two engines of two ranks have bursts
+in turn; one rank of an engine is killed, and its end is compared with that of a stock engine; an engine of
+two ranks and two engines of one rank have bursts in turn. The exit status is 1 if a step or a check failed.
+Without a GPU (or with `--host --model FOLDER`) only the scenes are played, small, in one ledger. `--steps
+sharing` runs one step.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lib import engines
-from benchmarks.lib.record import Ratio, write
+from benchmarks.lib import options as options_of
+from benchmarks.lib.record import Ratio, print_checks, write
+from benchmarks.lib.runtime import own_runtime
 from benchmarks.sharing import two_gpus_scenes
 from benchmarks.sharing.one_gpu import SERIES_SECONDS, play
 from benchmarks.sharing.two_gpus_scenes import RANKS, Pairs
-from kvcached_core.ledger import Runtime
 from kvcached_core.units import GIB
 
 GOAL = 0.99  # of stock's throughput
@@ -96,10 +97,9 @@ def run_scenes(options: argparse.Namespace, result: Result, started: float) -> N
                          "unit_bytes": stage.scale.gib}  # fmt: skip
         result.save(options.out, started)
 
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
-        os.environ["KVCACHED_RUNTIME_DIR"] = folder
+    with own_runtime() as runtime:
         scale = engines.scale(options.host, options.model, options.engine)
-        stage = Pairs(scale, options.logs, Runtime.open(folder), options.most_seconds, options.engine)
+        stage = Pairs(scale, options.logs, runtime, options.most_seconds, options.engine)
         try:
             play(stage, save, two_gpus_scenes.SCENES)
         finally:
@@ -119,16 +119,11 @@ def require_devices(host: bool, steps: Iterable[str]) -> None:
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--engine", choices=tuple(engines.CHILDREN), default="vllm")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = options_of.parser("sharing.two_gpus", __doc__)
+    options_of.add_engine(parser)
+    options_of.add_engines(parser, "two_gpus")
     parser.add_argument("--steps", nargs="+", choices=STEPS)
-    parser.add_argument("--host", action="store_true", default=not engines.has_gpu(), help="on the CPU")
-    parser.add_argument("--model", type=Path, help="of the scenes; default: one is made, as Llama-8B")
-    parser.add_argument("--logs", type=Path, default=Path("build/bench/two_gpus"))
-    parser.add_argument("--most-seconds", type=float, default=1200.0, help="for the scenes")
+    options_of.add_time_limit(parser, 1200.0)
     options = parser.parse_args()
     options.steps = options.steps or (["sharing"] if options.host else list(STEPS))
     return options
@@ -147,9 +142,7 @@ def main() -> int:
         else:
             run_benchmark(step, options.engine, options.logs, result)
             result.save(options.out, started)
-    for what, holds in result.checks.items():
-        print(f"{'yes' if holds else 'NO '}  {what}")
-    return 0 if all(result.checks.values()) else 1
+    return print_checks(result.checks)
 
 
 if __name__ == "__main__":

@@ -18,22 +18,20 @@ rise meanwhile. Whoever gives a share lets its requests end, which take 0.8 to 2
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.lib import options as options_of
 from benchmarks.lib import record
 from benchmarks.plots.ledger import simulation
 from benchmarks.simulation import decisions, scenes, traffic, watch
 from benchmarks.simulation.scenes import CAPACITY_GRANULES, Played, Scene
 from devkit.statistics import percentile
 
-OUTPUT = record.ROOT / "benchmarks" / "results" / "ledger_simulation.json"
 OWNERS = (2, 4, 8, 16)
 LEASING_OWNERS = (2, 4, 8, 16, 32, 64)
 REPEATS = 200
@@ -104,11 +102,12 @@ def summary(played: Played, samples: Samples) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     """Simulate, write and draw; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.simulation.ledger_simulation")
+    name = "ledger_simulation"
+    parser = options_of.parser(f"simulation.{name}", __doc__, f"{name}.json", options_of.PICTURE_TOO)
     parser.add_argument(
-        "--seconds", type=float, default=40.0, help="simulated, of each scene; twice as much of floors_4"
-    )
-    parser.add_argument("--out", type=Path, default=OUTPUT, help="JSON file; the picture goes beside it")
+        "--seconds", type=float, default=40.0,
+        help="simulated seconds of each scene; floors_4 takes twice as many",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     if options.seconds < 2 * traffic.STAGE_SECONDS:
         parser.error(f"expected at least {2 * traffic.STAGE_SECONDS:g} seconds")
