@@ -74,7 +74,7 @@ def work(folder: str, number: int, leases: int, per_second: float, pipe: Connect
     """Lease and give back, when told to begin; send the waits and how often the lock was not to be had."""
     runtime, chance = Runtime.open(folder), random.Random(number)
     account = attach(runtime, f"p{number}")
-    account._lock = lock = TimedLock(runtime.device("host").lock)
+    account._membership.lock = lock = TimedLock(runtime.device("host").lock)
     pipe.send("ready")
     pipe.recv()
     due, busy = time.perf_counter(), 0
@@ -144,7 +144,7 @@ def after_death() -> list[float]:
                     os.kill(holder, signal.SIGKILL)  # noqa: B023
                 time.sleep(seconds)
 
-            account._lock = LedgerLock(path, sleep=pause)
+            account._membership.lock = LedgerLock(path, sleep=pause)
             granted = account.lease(GRANULE, MEMORY)
             found.append((time.perf_counter() - killed_at) * 1e3)
             account.give_back(bytes_never_ready=granted)

@@ -1,35 +1,174 @@
-"""An account: what one worker holds of one device, as it promises, creates and gives back.
+"""An account: the worker's side of the ledger.
 
-Only a lease, which could promise too much, takes the lock. A number that falls, or that follows a driver
-call, has one writer and is one aligned store. The stores are in such an order that whoever dies, or reads,
-between two of them sees too much held rather than too little, and mapped <= ready <= leased <= ceiling.
+Each part of it has a module: `membership` (slot, lock, the worker's own fields), `applied_controls` (limit,
+floor, weight), `start_queue`, `leasing` (promises) and `holdings` (memory that exists).
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Collection, Mapping, Sequence
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Self
 
-from kvcached_core.driver.base import MemoryInfo
-from kvcached_core.errors import BusyError, InvariantError
-from kvcached_core.histogram import MAP_BUCKETS, RECLAIM_BUCKETS
-from kvcached_core.ledger.file.layout import CONTROLS, OWNER_WORDS, UNHEARD
-from kvcached_core.ledger.file.storage import LedgerFile, Row
-from kvcached_core.ledger.owned_slot import ring_waiting, sweep
-from kvcached_core.ledger.peers import Peers
-from kvcached_core.ledger.policy import arbiter, shares
-from kvcached_core.ledger.policy.external_usage import Outside
-from kvcached_core.ledger.start_queue import Starter
+from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
+from kvcached_core.errors import InvariantError, LedgerError
+from kvcached_core.ledger.applied_controls import AppliedControls
+from kvcached_core.ledger.file.doorbells import drain_bell
+from kvcached_core.ledger.file.layout import CONTROLS, OWNER_WORDS
+from kvcached_core.ledger.file.runtime import Runtime
+from kvcached_core.ledger.holdings import Holdings
+from kvcached_core.ledger.leasing import Leasing
+from kvcached_core.ledger.membership import Membership
+from kvcached_core.ledger.start_queue import StartQueue, Turn
 
 
-class Account(Starter):
-    """The worker's side of the ledger. Thread-safe. Made by `attach`; sizes are bytes of this rank."""
+class Account:
+    """One worker's account at one device. Thread-safe. Made by `attach`; sizes are bytes of this rank."""
 
-    granule_bytes = 0  # of one granule on this rank; 0 before describe()
-    _is_short = False  # since a lease got less than it asked for, until all that is wanted is there
-    _met_since_ms = 0  # the ask that was met last
-    _peers: Peers | None = None
-    _outside: Outside | None = None
+    def __init__(self, membership: Membership, keep_ms: int) -> None:
+        self.granule_bytes = 0  # of one granule on this rank; 0 before describe()
+        self._membership = membership
+        self._own = membership.own
+        self._slot = membership.slot
+        self._controls = AppliedControls(membership)
+        self._queue = StartQueue(membership)
+        self._leasing = Leasing(membership, self._controls, self._queue, keep_ms)
+        self._holdings = Holdings(membership)
+
+    @classmethod
+    def attach(cls, runtime: Runtime, device: DeviceIdentity, capacity_bytes: int, headroom_bytes: int, *,
+               instance: str, rank: int, name: str, engine: str = "", model: str = "",
+               limit_bytes: int | None = None, floor_bytes: int = 0, weight: int = 100,
+               keep_seconds: float = 1.0,
+               clock: Callable[[], float] = time.monotonic,
+               sleep: Callable[[float], None] = time.sleep) -> Self:  # fmt: skip
+        """Claim a slot in the device's ledger, which is made if there is none.
+
+        Without `limit_bytes` the limit is the device. For `keep_seconds`, memory that this engine waited for
+        and its requests need can be reclaimed only for another engine's floor. Slots of the dead are freed
+        first. If another living instance has this name, the engine is called `name-2`. Raises CapacityError
+        if the floors no longer fit (I3), LedgerError if the ledger cannot be used, BusyError.
+        """
+        if not instance or len(instance.encode()) > 64 or "\0" in instance:
+            raise LedgerError(f"instance id {instance!r}: expected 1 to 64 bytes of utf-8")
+        own = dict.fromkeys((field for field in OWNER_WORDS if not field.endswith("claim")), 0)
+        limit = capacity_bytes if limit_bytes is None else limit_bytes
+        own |= {"rank": rank, "worker_pid": os.getpid()}
+        for control, value in zip(CONTROLS, (limit, floor_bytes, weight), strict=True):
+            own[f"{control}_applied"] = value
+        texts = {"instance": instance, "engine": engine, "model": model}
+        membership = Membership(runtime, device, own, texts, clock, sleep)
+        account = cls(membership, round(keep_seconds * 1000))
+        membership.join(name, capacity_bytes, headroom_bytes)
+        return account
+
+    def detach(self) -> None:
+        """Leave the ledger; may be repeated. Never fails because the lock is busy.
+
+        Raises InvariantError while anything is leased: memory that may exist is counted until the process
+        ends.
+        """
+        if self.leased_bytes and self.fileno() >= 0:
+            raise InvariantError(f"detach() with {self.leased_bytes} bytes leased")
+        self._leasing.close()
+        self._membership.leave()
+
+    # -- the slot ----------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The engine's name for tools."""
+        return self._membership.name
+
+    @property
+    def device(self) -> DeviceIdentity:
+        return self._membership.device
+
+    @property
+    def ledger_path(self) -> str:
+        """The file that engines on this device share."""
+        return str(self._membership.folder.ledger)
+
+    @property
+    def device_key(self) -> str:
+        """A name of the device that is unique among all machines and the same for all engines on it."""
+        return f"{self.device.uuid} {self._slot.file.header.generation}"
+
+    @property
+    def slot(self) -> int:
+        """The number of this worker's slot."""
+        return self._slot.index
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Memory of the device that engines share, as its ledger states it."""
+        return self._membership.capacity_bytes
+
+    def fileno(self) -> int:
+        """Return the doorbell to poll; always the same number."""
+        return self._slot.bell_fd
+
+    def drain(self) -> None:
+        """Empty the doorbell."""
+        drain_bell(self._slot.bell_fd)
+
+    # -- what tools and the scheduler have set -----------------------------------------------------------
+
+    @property
+    def limit_bytes(self) -> int:
+        """The limit that this worker goes by."""
+        return self._own["limit_applied"]
+
+    @property
+    def floor_bytes(self) -> int:
+        """Memory that this worker can always get back."""
+        return self._own["floor_applied"]
+
+    @property
+    def wanted_bytes(self) -> int:
+        """Bytes that the scheduler wants leased in all, capped by how far the other ranks are."""
+        return self._leasing.wanted_bytes
+
+    @property
+    def created_most(self) -> int:
+        """Created granules that the scheduler may use; the rest is to be withdrawn. 0: it may use all."""
+        return self._slot.get("created_most")
+
+    def acknowledge(self) -> None:
+        """Apply what tools have set, and rejoin a ledger that was lost. Never waits for the lock."""
+        self._controls.acknowledge()
+
+    # -- starting ----------------------------------------------------------------------------------------
+
+    @property
+    def private_peak_bytes(self) -> int:
+        """Most memory that this process may use outside its KV cache, as last stated."""
+        return self._own["private_peak_bytes"]
+
+    def set_private_peak(self, peak_bytes: int) -> None:
+        """State the most memory this process may use outside its KV cache; others leave that much free."""
+        with self._membership.mutex:
+            self._membership.put("private_peak_bytes", peak_bytes)
+
+    def set_floor_bytes(self, floor_bytes: int) -> None:
+        """Set this worker's floor. Raises CapacityError if the floors no longer fit (I3), BusyError."""
+        self._queue.set_floor(floor_bytes)
+
+    def ask_to_start(self, private_bytes: int, floor_bytes: int, memory: MemoryInfo) -> Turn:
+        """Claim memory outside the KV cache, and a floor; call again until the engine is admitted.
+
+        Until then other engines are asked to give memory back, and get no more of it. Once admitted, nobody
+        else is granted the memory. An engine that does not call for a second, stopped or dead, loses its
+        place. Raises CapacityError if the claim can never fit beside the floors of others, BusyError.
+        """
+        return self._queue.ask(private_bytes, floor_bytes, memory)
+
+    def ask_no_more(self) -> None:
+        """Withdraw a claim that was not admitted."""
+        self._queue.withdraw()
+
+    # -- memory ------------------------------------------------------------------------------------------
 
     @property
     def leased_bytes(self) -> int:
@@ -39,281 +178,71 @@ class Account(Starter):
     def ready_bytes(self) -> int:
         return self._own["ready_bytes"]
 
-    @property
-    def wanted_bytes(self) -> int:
-        """What the scheduler wants leased in all, as far as the other ranks have come."""
-        wanted = self._seat.get("wanted_bytes")
-        most = None if self._peers is None else self._peers.most()
-        return wanted if most is None else min(wanted, most * self.granule_bytes)
-
-    @property
-    def created_most(self) -> int:
-        """Granules that the scheduler counts on, of those ever created: it waits for the others to be
-        withdrawn. 0: it counts on all that every rank has."""
-        return self._seat.get("created_most")
-
     def grow_with(self, ranks: Collection[int]) -> None:
-        """From now on lease in step with the others of this engine's `ranks` on this machine, all described.
+        """From now on lease in step with the engine's other `ranks` on this machine, all described already.
 
-        Raises LedgerError naming those that are missing.
+        Raises LedgerError naming the ranks that were not found.
         """
-        if len(ranks) > 1:
-            self._peers = Peers(self._runtime, self._texts["instance"], self._own["rank"], ranks)
+        self._leasing.grow_with(ranks)
 
     def describe(self, *, page_bytes: int, granule_bytes: int, granule_count: int, blocks_per_granule: int,
                  block_count: int, stride_bytes: int) -> None:  # fmt: skip
         """Write the geometry, before the first lease."""
-        with self._mutex:
-            if granule_bytes <= 0 or self.leased_bytes:
-                raise InvariantError(
-                    f"granules of {granule_bytes} bytes, while {self.leased_bytes} are leased"
-                )
-            self._put("page_bytes", page_bytes)
-            self._put("granule_count", granule_count)
-            self._put("blocks_per_granule", blocks_per_granule)
-            self._put("block_count", block_count)
-            self._put("stride_bytes", stride_bytes)
-            self._put("granule_bytes", granule_bytes)  # last: where it is not 0, the others are there
-            self.granule_bytes = granule_bytes
-
-    def acknowledge(self) -> None:
-        """Go by what tools have set, and come back to a ledger that was lost. Never waits for the lock."""
-        self._seat.require_own_process()
-        with self._mutex:
-            if not self._seat.is_current():
-                # If it is busy, the next turn or lease tries again.
-                with contextlib.suppress(BusyError), self._exclusive(bound_seconds=2e-3):
-                    pass
-            changed = self._apply_controls()
-        if changed:
-            self._report_controls(locked=False)
-            self._seat.engine_bell.ring()
-
-    def _report_controls(self, locked: bool) -> None:
-        limit, floor, weight = (self._own[f"{control}_applied"] for control in CONTROLS)
-        self._reporter.report("limit", locked, limit_bytes=limit, floor_bytes=floor, weight=weight)
-
-    def _apply_controls(self) -> bool:
-        """Apply changed controls. A tool writes a value before its generation, under the lock: a value
-        read after a generation is that one's or a later one's, which is then acknowledged in its turn."""
-        changed = False
-        for control in CONTROLS:
-            generation = self._seat.get(f"{control}_wanted_generation")
-            if generation == self._own[f"{control}_applied_generation"]:
-                continue
-            value = self._seat.get(f"{control}_wanted")
-            if control == "limit":
-                value = min(value, self._capacity_bytes)
-                self._put("ceiling_bytes", max(value, self.leased_bytes))
-            self._put(f"{control}_applied", value)
-            self._put(f"{control}_applied_generation", generation)
-            changed = True
-        return changed
+        self._holdings.describe(
+            page_bytes=page_bytes, granule_bytes=granule_bytes, granule_count=granule_count,
+            blocks_per_granule=blocks_per_granule, block_count=block_count, stride_bytes=stride_bytes,
+        )  # fmt: skip
+        self.granule_bytes = granule_bytes
 
     def lease(self, want_bytes: int, memory: MemoryInfo) -> int:
-        """Promise up to `want_bytes` more; returns the bytes granted, whole granules, maybe 0.
+        """Promise up to `want_bytes` more; return the bytes granted: whole granules, perhaps 0.
 
-        What is not granted is recorded as demand, and those who hold more than their share are asked to
-        give it back; whoever does then rings. `memory` is read before the lock is taken, so it may be old:
-        a create may still fail, which gives the promise back.
-        Raises BusyError, and then nothing was changed.
+        Bytes that are not granted are recorded as demand, and engines above their share are asked to give
+        memory back; each rings this worker when it does. `memory` is read before the lock is taken, so it may
+        be old: creating a handle may still fail, and then the promise is given back.
+        Raises BusyError, and then nothing has changed.
         """
         if self.granule_bytes == 0:
             raise InvariantError("lease() before describe()")
         if want_bytes <= 0:
-            self.refuse(0)
+            self._leasing.refuse(0)
             return 0
-        with self._exclusive() as file:
-            if self._apply_controls():
-                self._report_controls(locked=True)
-            file.show_memory(memory)
-            if self._own["queued_at_ms"]:  # it begins though it was not told to
-                self._put("starting_bytes", 0)
-                self._put("queued_at_ms", 0)
-            if UNHEARD in file.claims():
-                sweep(self._folder, file)
-            rows = file.rows()
-            self._look_outside(file, rows, memory)
-            if any(row["claim"] == UNHEARD for row in rows.values()):
-                ring_waiting(self._folder, file, self.slot)
-                self._fall_short(want_bytes)
-                return 0
-            return self._lease_among_all(file, rows, want_bytes, memory.free_bytes)
+        return self._leasing.lease(want_bytes, memory)
 
-    def _look_outside(self, file: LedgerFile, rows: Mapping[int, Row], memory: MemoryInfo) -> None:
-        self._outside = self._outside or Outside()
-        has_changed = self._outside.look(
-            rows.values(), memory, self.device.uuid, self._headroom_bytes, self._now_ms()
-        )
-        file.set_header("outside_bytes", self._outside.bytes)
-        if has_changed:
-            self._reporter.report("outside", locked=True, outside_bytes=self._outside.bytes,
-                                  free_bytes=memory.free_bytes)  # fmt: skip
-
-    def _lease_among_all(self, file: LedgerFile, rows: Mapping[int, Row], want: int, free_bytes: int) -> int:
-        """Grant what this owner may have now, and ask others for the rest."""
-        there, now_ms = self._room(file, rows, free_bytes), self._now_ms()
-        # A long wish is leased a slice at a time; what others see, and are asked for, is all of it.
-        wish = max(want, self.wanted_bytes - self.leased_bytes)
-        scene = arbiter.survey(rows, self.slot, wish, there.of_device, now_ms)
-        mine = scene.claim(self.slot)
-        others = [claim for claim in scene.claims if claim.slot != self.slot]
-        room = min(there.limit_bytes, there.of_device)
-        if any(other.unmet or other.starting for other in others):
-            granted = shares.grantable(mine, want, room, others, scene.of)
-        else:
-            granted = max(0, min(want, room))  # I10: what grantable() comes to where nobody else waits
-        granted = granted // self.granule_bytes * self.granule_bytes
-        if granted < min(want, there.limit_bytes) and sweep(self._folder, file):
-            # The dead hold nothing and wait for nothing.
-            return self._lease_among_all(file, file.rows(), want, free_bytes)
-        if granted and (self._is_short or granted < want):
-            self._put("kept_until_ms", now_ms + self._keep_ms)
-        if granted:
-            self._promise(granted)
-        unmet = max(0, min(wish, there.limit_bytes) - granted) // self.granule_bytes * self.granule_bytes
-        after = mine._replace(leased=mine.leased + granted, unmet=unmet)
-        if after != mine:
-            scene = scene.replaced(after, there.of_device - granted)
-        coming = min(unmet, self._arbitrate(file, rows, scene, now_ms))
-        left = wish - granted
-        if granted < want:
-            self._fall_short(left, now_ms, coming)
-        else:
-            self._note_demand(left, now_ms, coming=left)  # the next slice is leased at once
-        return granted
-
-    def _promise(self, granted: int) -> None:
-        self._reporter.report("lease", locked=True, granted_bytes=granted,
-                              leased_bytes=self.leased_bytes + granted)  # fmt: skip
-        self._put("leased_bytes", self.leased_bytes + granted)
-        self._add("lease_bytes", granted)
-        self._add("leases")
-        if self._peers is not None:
-            self._peers.ring_next()
-
-    def _fall_short(self, unmet: int, now_ms: int = 0, coming: int = 0) -> None:
-        if not self._is_short:  # not each time that it is tried again
-            self._reporter.report("demand", locked=True, unmet_bytes=unmet, leased_bytes=self.leased_bytes)
-        self._is_short = True
-        self._add("refusals")
-        self._note_demand(unmet, now_ms, coming)
-
-    def _note_demand(self, unmet: int, now_ms: int, coming: int) -> None:
-        """Show what is still wanted, in such an order that what is coming is never taken for refused."""
-        if unmet and now_ms:
-            self._put("short_at_ms", now_ms)
-        self._is_short &= unmet > 0
-        words = [("coming_bytes", coming), ("demand_bytes", unmet)]
-        for name, value in words if unmet else reversed(words):
-            if self._own[name] != value:
-                self._put(name, value)
+    def refuse(self, unmet_bytes: int) -> None:
+        """Record demand that could not be met; 0 if there is none."""
+        self._leasing.refuse(unmet_bytes)
 
     def created(self, granules: int) -> None:
-        """Say that handles for `granules` more now exist.
+        """Count `granules` more that have handles.
 
-        The scheduler is rung once all that was promised is there: one that has work looks by itself.
+        The scheduler is rung once all that is promised exists: one that has requests looks by itself.
         """
-        with self._mutex:
-            ready = self.ready_bytes + granules * self.granule_bytes
-            if ready > self.leased_bytes:
-                raise InvariantError(f"{ready} bytes would be ready, of {self.leased_bytes} leased")
-            self._put("ready_bytes", ready)
-            self._add("created_granules", granules)
-        if ready == self.leased_bytes:
-            self._reporter.report("ready", granules=granules, ready_bytes=ready)
-            self._seat.engine_bell.ring()
+        self._holdings.created(granules)
 
     def give_back(self, bytes_never_ready: int = 0, granules_released: int = 0,
                   granules_withdrawn: int = 0) -> None:  # fmt: skip
-        """Give back promises that the driver could not keep, and granules whose handles are gone.
+        """Give back promises that the driver could not keep, and granules whose handles are freed.
 
-        Those withdrawn are counted as though they had never been created: see `created_most`.
-        Under the lock if it is to be had, so that whoever is short has recorded it before, and is rung, or
-        sees the bytes. Without the lock that waiter's own timer finds them.
+        Withdrawn granules no longer count as created: see `created_most`. The lock is taken if it is free:
+        then a worker that waits for memory has recorded its demand and is rung, or sees the bytes. If it is
+        busy, that worker's timer finds them.
         """
-        with self._mutex:
-            released = (granules_released + granules_withdrawn) * self.granule_bytes
-            ready, leased = self.ready_bytes - released, self.leased_bytes - released - bytes_never_ready
-            if not 0 <= ready <= leased:
-                raise InvariantError(f"giving back leaves {ready} bytes ready of {leased} leased")
-            with self._lock.held_if_possible():
-                self._put("mapped_bytes", min(self._own["mapped_bytes"], ready))
-                self._put("ready_bytes", ready)
-                self._add("released_granules", granules_released)
-                self._add("created_granules", -granules_withdrawn)
-                self._put("leased_bytes", leased)
-                self._put("ceiling_bytes", max(self.limit_bytes, min(self._own["ceiling_bytes"], leased)))
-                self._add("create_failures", 1 if bytes_never_ready else 0)
-                self._note_met()
-            if bytes_never_ready:
-                self._seat.engine_bell.ring()  # no more of what was promised will come
-            ring_waiting(self._folder, self._seat.file, self._seat.slot)
-
-    def _note_met(self) -> None:
-        """Count how long it took to come down to what is asked, once for each ask that has not lapsed."""
-        if self.leased_bytes > self._seat.get("target_bytes"):
-            return
-        since_ms, now_ms = self._seat.get("asked_since_ms"), self._now_ms()
-        if now_ms < self._seat.get("asked_until_ms") and since_ms not in (0, self._met_since_ms):
-            self._met_since_ms = since_ms
-            took_us = max(0, now_ms - since_ms) * 1000
-            self._add(RECLAIM_BUCKETS.words[RECLAIM_BUCKETS.at(took_us)])
-            self._add(RECLAIM_BUCKETS.words[-1], took_us)
+        self._holdings.give_back(bytes_never_ready, granules_released, granules_withdrawn)
 
     def recount(self, granules: int) -> None:
-        """Count so many granules more as created, and as released since; nothing that exists changes."""
-        with self._mutex:
-            self._add("created_granules", granules)
-            self._add("released_granules", granules)
-
-    def refuse(self, unmet_bytes: int) -> None:
-        """Record what is wanted and was not got; 0 when nothing is."""
-        with self._mutex:
-            self._note_demand(unmet_bytes, 0, coming=min(self._own["coming_bytes"], unmet_bytes))
+        """Count `granules` more as created and as released; nothing that exists changes."""
+        self._holdings.recount(granules)
 
     def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0,
                 map_times: Sequence[int] = ()) -> None:  # fmt: skip
-        """Show what is mapped, what is taken besides, (un)maps since, and a tally of all maps' times."""
-        with self._mutex:
-            if mapped_bytes > self.ready_bytes:
-                raise InvariantError(f"{mapped_bytes} bytes are mapped, of {self.ready_bytes} ready")
-            self._put("mapped_bytes", mapped_bytes)
-            self._put("private_now_bytes", private_now_bytes)
-            self._add("maps", maps)
-            self._add("unmaps", unmaps)
-            for word, value in zip(MAP_BUCKETS.words, map_times, strict=False):
-                if self._own[word] != value:
-                    self._put(word, value)
+        """Show the bytes that are mapped and those used outside the KV cache.
+
+        `maps` and `unmaps` are granules since the last call; `map_times` are the fields of the histogram of
+        all maps so far.
+        """
+        self._holdings.publish(mapped_bytes, private_now_bytes, maps, unmaps, map_times)
 
     def check(self) -> None:
         """Raise InvariantError unless I2 holds and the ledger, if it is there, shows these numbers."""
-        with self._mutex:
-            own = self._own
-            if (
-                not 0
-                <= own["mapped_bytes"]
-                <= own["ready_bytes"]
-                <= own["leased_bytes"]
-                <= own["ceiling_bytes"]
-            ):
-                raise InvariantError(f"mapped <= ready <= leased <= ceiling does not hold: {own}")
-            handles = own["created_granules"] - own["released_granules"]
-            if own["ready_bytes"] != handles * own["granule_bytes"]:
-                raise InvariantError(f"{own['ready_bytes']} bytes are ready in {handles} granules")
-            if self._seat.is_current():
-                wrong = {
-                    n: self._seat.get(n) for n in OWNER_WORDS if n in own and self._seat.get(n) != own[n]
-                }
-                if wrong:
-                    raise InvariantError(f"the ledger shows {wrong}, the account {own}")
-
-    def detach(self) -> None:
-        """Leave the ledger; may be repeated. Raises InvariantError while anything is leased: as long as
-        memory may exist it is counted, if need be until the process ends."""
-        if self.leased_bytes and self.fileno() >= 0:
-            raise InvariantError(f"detach() with {self.leased_bytes} bytes leased")
-        if self._peers is not None:
-            self._peers.close()
-            self._peers = None
-        super().detach()
+        self._holdings.check()

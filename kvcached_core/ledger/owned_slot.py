@@ -1,6 +1,6 @@
-"""A seat: one slot of a mapped ledger together with the files that prove its owner alive.
+"""The slot that a worker owns, and the files that prove the worker alive; sweeping the slots of the dead.
 
-Everything here that changes which slot is whose runs under the ledger's lock.
+Everything here that gives a slot to an owner, or takes it away, runs under the ledger's lock.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def open_ledger(folder: DeviceFolder, uuid: str, capacity_bytes: int, headroom_b
                 heal: bool = False) -> LedgerFile:  # fmt: skip
     """Map the ledger of a device; make it if there is none. The lock is held.
 
-    A file that cannot be used is made anew if nobody lives who uses it. With `heal`, the caller is an owner
-    who used it while it was whole, so those who live run the same layout and will write their slots again.
-    Raises LedgerError.
+    A file that cannot be used is made anew if no living worker uses it. With `heal` it is made anew also
+    then: the caller used it while it was whole, so the other workers use the same layout and will write their
+    slots again. Raises LedgerError.
     """
     living = {slot for slot in folder.slots_with_files() if folder.alive(slot)}
     try:
@@ -39,7 +39,7 @@ def open_ledger(folder: DeviceFolder, uuid: str, capacity_bytes: int, headroom_b
             headroom_bytes,
         ):
             return file
-        file.close()  # nobody is left who goes by the old numbers
+        file.close()  # no worker is left that uses the old numbers
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -48,7 +48,7 @@ def open_ledger(folder: DeviceFolder, uuid: str, capacity_bytes: int, headroom_b
         if living and (not heal or isinstance(error, OtherVersionError)):
             raise LedgerError(
                 f"{folder.ledger}: {error}; {len(living)} engine workers that use it are alive "
-                f"(slots {', '.join(map(str, sorted(living)))}): end them, then it is made anew"
+                f"(slots {', '.join(map(str, sorted(living)))}): end them, and the next engine makes it anew"
             ) from error
     make_ledger(folder.ledger, folder.file_mode, uuid, capacity_bytes, headroom_bytes, unheard=living)
     for slot in living:
@@ -57,12 +57,12 @@ def open_ledger(folder: DeviceFolder, uuid: str, capacity_bytes: int, headroom_b
 
 
 def sweep(folder: DeviceFolder, file: LedgerFile) -> int:
-    """Free the slots of the dead and remove their files; returns how many slots. The lock is held.
+    """Free the slots of the dead and remove their files; return how many slots were freed. The lock is held.
 
-    The memory of the dead is gone with them, so the slot may be freed before its files are.
+    A worker's memory is freed when it dies, so its slot may be freed before its files are removed.
     """
     freed = 0
-    fresh_path(folder.ledger).unlink(missing_ok=True)  # its maker died, or it would hold the lock
+    fresh_path(folder.ledger).unlink(missing_ok=True)  # its maker has died: a living one holds the lock
     with_files = folder.slots_with_files()
     for slot in sorted(with_files.union(slot for slot, claim in enumerate(file.claims()) if claim != FREE)):
         if folder.alive(slot):
@@ -76,7 +76,7 @@ def sweep(folder: DeviceFolder, file: LedgerFile) -> int:
 
 
 def ring_waiting(folder: DeviceFolder, file: LedgerFile, but_slot: int = -1) -> None:
-    """Ring the workers that asked for more than they got, that wait to start, and those not heard of."""
+    """Ring the workers that lack memory, that wait to start, or that have yet to write a new file."""
     for slot, claim in enumerate(file.claims()):
         if claim == FREE or slot == but_slot:
             continue
@@ -89,7 +89,7 @@ class OwnedSlot:
 
     def __init__(self, folder: DeviceFolder) -> None:
         self.folder = folder
-        self.slot = -1
+        self.index = -1
         self.claim = FREE
         self.bell_fd = -1
         self.engine_bell = Ringer(folder.engine_bell(-1))
@@ -100,16 +100,16 @@ class OwnedSlot:
 
     @property
     def file(self) -> LedgerFile:
-        assert self._file is not None, "no seat taken"
+        assert self._file is not None, "no slot is claimed"
         return self._file
 
     def is_current(self) -> bool:
-        """Say whether the ledger, the slot in it and the owner's files are all still the ones taken.
+        """Return whether the ledger, the slot in it and its files are still those that were claimed.
 
-        As long as nothing was made, renamed or removed in their folder, what it holds is what it held.
+        As long as no name in their folder was made, renamed or removed, they are not looked at again.
         """
         file, folder = self._file, self.folder.state()
-        if file is None or not file.is_intact() or file.get(self.slot, "claim") != self.claim:
+        if file is None or not file.is_intact() or file.get(self.index, "claim") != self.claim:
             return False
         if folder is not None and folder == self._found_current_in:
             return True
@@ -118,34 +118,34 @@ class OwnedSlot:
         return is_current
 
     def require_own_process(self) -> None:
-        """Raise InvariantError in a forked child, which has no part in what its parent holds."""
+        """Raise InvariantError in a forked child: it owns nothing of its parent's memory."""
         if os.getpid() != self._pid:
             raise InvariantError("an account was used in a forked child: attach one there")
 
     def set(self, name: str, value: int) -> None:
-        """Write a word of the slot, unless the slot was lost: then only the owner's own numbers count."""
+        """Write a field of the slot, unless the slot was lost: then only the owner's own numbers count."""
         self.require_own_process()
         file = self.file
-        if file.is_whole() and file.get(self.slot, "claim") == self.claim:
-            file.set(self.slot, name, value)
+        if file.is_whole() and file.get(self.index, "claim") == self.claim:
+            file.set(self.index, name, value)
 
     def get(self, name: str) -> int:
-        """Read a word of the slot; 0 from a file that was cut."""
-        return self.file.get(self.slot, name) if self.file.is_whole() else 0
+        """Read a field of the slot; 0 from a file that was cut."""
+        return self.file.get(self.index, name) if self.file.is_whole() else 0
 
     def take(self, file: LedgerFile, words: Mapping[str, int], texts: Mapping[str, str]) -> None:
-        """Claim a slot of `file` with these contents; gives up the one held before. The lock is held.
+        """Claim a slot of `file` with these contents, and free the one held before. The lock is held.
 
-        Liveness comes first, the contents next, the claim last: who dies in between leaves a free slot.
-        The former slot, in the same file or in one that was deleted, is freed after that: both count
-        for a moment. Raises LedgerError if all slots are taken.
+        The owner file is locked first, then the contents are written, and the claim last: a death in between
+        leaves a free slot. The old slot, in this file or in one that was deleted, is freed after that, so
+        for a moment both count. Raises LedgerError if all slots are taken.
         """
-        before, slot_before, same_file = self._file, self.slot, self._file is file
-        if self._owner_fd < 0 or not self._files_are_current() or self.slot not in file.slots:
+        old_file, old_index, same_file = self._file, self.index, self._file is file
+        if self._owner_fd < 0 or not self._files_are_current() or self.index not in file.slots:
             slot = self._free_slot(file)
             self._make_files(slot)
         else:
-            slot = self.slot
+            slot = self.index
         claim = FIRST_CLAIM + int.from_bytes(os.urandom(7), "little")
         for name, text in texts.items():
             file.set_text(slot, name, text)
@@ -154,29 +154,29 @@ class OwnedSlot:
         file.set(slot, MINOR_1, claim)
         file.set(slot, MINOR_2, claim)
         file.set(slot, "claim", claim)
-        old_claim, self._file, self.slot, self.claim = self.claim, file, slot, claim
-        if before is None or (same_file and slot == slot_before):
+        old_claim, self._file, self.index, self.claim = self.claim, file, slot, claim
+        if old_file is None or (same_file and slot == old_index):
             return
-        if before.is_whole() and before.get(slot_before, "claim") == old_claim:
-            before.set(slot_before, "claim", FREE)
+        if old_file.is_whole() and old_file.get(old_index, "claim") == old_claim:
+            old_file.set(old_index, "claim", FREE)
         if not same_file:
-            before.close()
+            old_file.close()
 
     def leave(self) -> None:
-        """Free the slot and remove its files; a forked child only drops its copies. Safe without the lock.
+        """Free the slot and remove its files; a forked child only closes its copies. Safe without the lock.
 
-        The slot is freed while the owner file still keeps others off it; that file goes last.
+        The owner file goes last: until then it keeps others from claiming the slot.
         """
         if os.getpid() == self._pid:
             self.set("claim", FREE)
             if self._files_are_current():
                 write_point("unlink")
-                self.folder.remove(self.slot)
+                self.folder.remove(self.index)
             fcntl.flock(self._owner_fd, fcntl.LOCK_UN)
         self.close()
 
     def close(self) -> None:
-        """Drop the descriptors, which is what death does."""
+        """Close the descriptors, as death does."""
         for fd in (self._owner_fd, self.bell_fd):
             if fd >= 0:
                 close_private(fd)
@@ -195,7 +195,7 @@ class OwnedSlot:
         )
 
     def _make_files(self, slot: int) -> None:
-        """Make the owner file and the bells of a slot; the file is locked before it has its name."""
+        """Make the owner file, locked before it gets its name, and the doorbells of a slot."""
         fresh = self.folder.fresh(slot)
         write_point("owner.new")
         fresh.unlink(missing_ok=True)
@@ -209,7 +209,7 @@ class OwnedSlot:
         os.rename(fresh, self.folder.owner(slot))
         bell_fd = open_bell(self.folder.worker_bell(slot))
         if self.bell_fd >= 0:
-            os.dup2(bell_fd, self.bell_fd, inheritable=False)  # pollers keep their number
+            os.dup2(bell_fd, self.bell_fd, inheritable=False)  # pollers keep the number of the descriptor
             close_private(bell_fd)
         else:
             self.bell_fd = bell_fd
@@ -221,12 +221,12 @@ class OwnedSlot:
 
     def _files_are_current(self) -> bool:
         pairs = (
-            (self._owner_fd, self.folder.owner(self.slot)),
-            (self.bell_fd, self.folder.worker_bell(self.slot)),
+            (self._owner_fd, self.folder.owner(self.index)),
+            (self.bell_fd, self.folder.worker_bell(self.index)),
         )
         try:
             return all(
                 os.path.samestat(os.fstat(fd), os.stat(path)) for fd, path in pairs
-            ) and os.path.exists(self.folder.engine_bell(self.slot))
+            ) and os.path.exists(self.folder.engine_bell(self.index))
         except OSError:
             return False

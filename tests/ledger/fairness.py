@@ -75,7 +75,7 @@ def allowed(mine: Claim, want: int, room: int, others: Sequence[Claim],
     return granted
 
 
-def asked(claims: Sequence[Claim], of: Mapping[int, Sequence[int | Fraction]], unleased: int,
+def reclaims(claims: Sequence[Claim], of: Mapping[int, Sequence[int | Fraction]], unleased: int,
           order: Sequence[int]) -> dict[int, tuple[int, int]]:  # fmt: skip
     """Return what each is asked to give, and of that must: unit by unit; spare, then cache, then the rest."""
     by_slot = {claim.slot: claim for claim in claims}

@@ -180,4 +180,4 @@ def child(runtime: Runtime, body: str, instance: str = "child") -> Iterator[Chil
 
 def die(account: Account) -> None:
     """Do to an account of this process what death does: its descriptors are closed, its words stay."""
-    account._seat.close()
+    account._slot.close()

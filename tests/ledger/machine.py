@@ -115,7 +115,7 @@ class LedgerMachine(EngineRules):
         for device in snapshot(self.runtime):
             assert check(device) == []
             shown = {owner.instance: owner for owner in device.owners}
-        parties = {party.account._texts["instance"]: party for party in self.world.parties}
+        parties = {party.account._membership.texts["instance"]: party for party in self.world.parties}
         assert shown.keys() == parties.keys(), "I4"
         for instance, party in parties.items():
             owner = shown[instance]

@@ -137,7 +137,7 @@ class Clock:
 
 def attach_with_clock(runtime: Runtime, clock: Clock) -> Account:
     account = attach(runtime, "waiter", name="w")
-    account._lock = LedgerLock(runtime.device("host").lock, clock=clock, sleep=clock.sleep)
+    account._membership.lock = LedgerLock(runtime.device("host").lock, clock=clock, sleep=clock.sleep)
     return account
 
 
@@ -185,7 +185,7 @@ def test_i1_death_inside_the_lock_frees_it_and_the_bytes_for_who_waits(
 
     account = attach(runtime, "waiter", name="w")
     hold(account, 40)
-    account._lock = LedgerLock(runtime.device("host").lock, sleep=pause)
+    account._membership.lock = LedgerLock(runtime.device("host").lock, sleep=pause)
     got: list[int] = []
     thread = threading.Thread(target=lambda: got.append(account.lease(CAPACITY, PLENTY)))
     with child(runtime, stopped_at(point, act)) as holder:

@@ -72,7 +72,7 @@ def test_usage_that_is_published_is_written_into_the_remote_ledger(nodes: TwoNod
 
 
 def test_a_reclaim_from_a_remote_rank_lapses_by_its_own_clock(nodes: TwoNodes, clock: Clock) -> None:
-    seat = nodes.accounts[1]._seat
+    seat = nodes.accounts[1]._slot
     seat.set("target_bytes", 3 * GRANULE)
     seat.set("asked_until_ms", int((nodes.clocks[1]() + 1) * 1000))
     nodes.exchange()

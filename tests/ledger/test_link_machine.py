@@ -96,8 +96,8 @@ class LinkMachine(RuleBasedStateMachine):
     def ask_for_memory(self, rank: int, granules: int, seconds: float) -> None:
         account = self.nodes.accounts[rank]
         until_ms = int((self.nodes.clocks[rank]() + seconds) * 1000)
-        account._seat.set("target_bytes", granules * GRANULE)
-        account._seat.set("asked_until_ms", until_ms if granules else 0)
+        account._slot.set("target_bytes", granules * GRANULE)
+        account._slot.set("asked_until_ms", until_ms if granules else 0)
 
     @rule(rank=RANKS, limit=st.integers(1, TOTAL))
     def limit(self, rank: int, limit: int) -> None:

@@ -92,9 +92,9 @@ def test_memory_comes_and_goes_over_a_link_and_bells_ring_on_both_sides(
             until(lambda: both.view.created() == granules)  # noqa: B023
             assert readable(both.link.slots[1].bell_fd, seconds=BOUND_SECONDS) == 1
         both.view.count(0, 0, busy=True, idle_since_ms=0)
-        until(lambda: both.account._seat.get("busy") == 1)
-        both.account._seat.set("target_bytes", GRANULE)  # rings nobody
-        both.account._seat.set("asked_until_ms", 1 << 50)
+        until(lambda: both.account._slot.get("busy") == 1)
+        both.account._slot.set("target_bytes", GRANULE)  # rings nobody
+        both.account._slot.set("asked_until_ms", 1 << 50)
         until(lambda: both.view.target_granules() == 1)
 
 

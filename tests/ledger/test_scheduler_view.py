@@ -81,8 +81,8 @@ def test_what_is_asked_of_a_rank_that_came_farther_it_gives_from_what_the_others
     hold(least, 3)
     assert view.created() == 3
     view.publish(engine_usage(wanted_granules=20, released_granules=1))
-    far._seat.set("target_bytes", 5 * GRANULE)
-    far._seat.set("asked_until_ms", 1 << 50)
+    far._slot.set("target_bytes", 5 * GRANULE)
+    far._slot.set("asked_until_ms", 1 << 50)
     assert (view.target_granules(), far.created_most) == (5, 6), "it may hold five, and one is released"
     far.give_back(granules_released=1, granules_withdrawn=3)
     assert (view.created(), far.created_most, far.leased_bytes) == (3, 0, 5 * GRANULE)

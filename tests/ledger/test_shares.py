@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvcached_core.ledger.policy.shares import (
-    Ask,
     Bound,
     Claim,
+    Reclaim,
     Share,
-    asked,
     fill,
     grantable,
+    reclaims,
     shares,
     short_of,
 )
@@ -182,7 +182,7 @@ def test_who_is_asked_for_what_is_that_of_the_plain_model(
     _, of = world(owners, unleased)
     order = [owner.slot for owner in owners]
     chance.shuffle(order)
-    assert asked(owners, of, unleased, order) == fairness.asked(owners, of, unleased, order)
+    assert reclaims(owners, of, unleased, order) == fairness.reclaims(owners, of, unleased, order)
 
 
 @each
@@ -191,14 +191,14 @@ def test_nobody_is_asked_below_its_share_nor_all_for_more_than_is_missing(
     owners: list[Claim], unleased: int
 ) -> None:
     _, of = world(owners, unleased)
-    asks = asked(owners, of, unleased, [owner.slot for owner in owners])
-    for slot, ask in asks.items():
-        assert 0 <= ask.must <= ask.give <= owners[slot].leased - of[slot].fair
+    found = reclaims(owners, of, unleased, [owner.slot for owner in owners])
+    for slot, reclaim in found.items():
+        assert 0 <= reclaim.must <= reclaim.give <= owners[slot].leased - of[slot].fair
     short = sum(short_of(owner, of[owner.slot].fair) + owner.starting for owner in owners)
     floors = sum(short_of(owner, of[owner.slot].floor) for owner in owners)
     missing, for_floors = max(0, short - unleased), max(0, floors - unleased) if floors else 0
-    assert sum(ask.must for ask in asks.values()) <= for_floors
-    assert sum(ask.give for ask in asks.values()) <= missing + for_floors
+    assert sum(reclaim.must for reclaim in found.values()) <= for_floors
+    assert sum(reclaim.give for reclaim in found.values()) <= missing + for_floors
     needs = sum(short_of(owner, of[owner.slot].need) + owner.starting for owner in owners)
     for owed, kept_too in ((missing, False), (max(0, needs - unleased) if needs else 0, True)):
         there = sum(
@@ -206,7 +206,7 @@ def test_nobody_is_asked_below_its_share_nor_all_for_more_than_is_missing(
             for owner in owners
             if kept_too or not owner.kept
         )
-        assert sum(ask.give for ask in asks.values()) >= min(owed, there), "somebody could give more"
+        assert sum(reclaim.give for reclaim in found.values()) >= min(owed, there), "somebody could give more"
 
 
 @each
@@ -216,8 +216,8 @@ def test_spare_goes_before_cache_and_cache_before_what_requests_hold(
 ) -> None:
     owners = [owner._replace(kept=False) for owner in owners]
     _, of = world(owners, unleased)
-    asks = asked(owners, of, unleased, [owner.slot for owner in owners])
-    gives = {owner.slot: asks.get(owner.slot, Ask(0, 0)).give for owner in owners}
+    found = reclaims(owners, of, unleased, [owner.slot for owner in owners])
+    gives = {owner.slot: found.get(owner.slot, Reclaim(0, 0)).give for owner in owners}
     for kind in ("wanted", "needed"):
         above = {o.slot: max(0, o.leased - max(1, of[o.slot].fair, getattr(o, kind))) for o in owners}
         if any(gives[slot] > above[slot] for slot in gives):
@@ -230,13 +230,13 @@ def test_who_got_memory_a_moment_ago_gives_what_its_requests_need_for_floors_onl
     owners: list[Claim], unleased: int
 ) -> None:
     _, of = world(owners, unleased)
-    asks = asked(owners, of, unleased, [owner.slot for owner in owners])
+    found = reclaims(owners, of, unleased, [owner.slot for owner in owners])
     others_need = any(owner.starting or short_of(owner, of[owner.slot].need) for owner in owners)
     for owner in owners:
-        ask = asks.get(owner.slot, Ask(0, 0))
-        if owner.kept and ask.give > ask.must:
+        reclaim = found.get(owner.slot, Reclaim(0, 0))
+        if owner.kept and reclaim.give > reclaim.must:
             assert others_need, "for the cache of others nothing is taken of it"
-            assert owner.leased - ask.give >= owner.needed
+            assert owner.leased - reclaim.give >= owner.needed
 
 
 @each
@@ -246,8 +246,8 @@ def test_no_starvation_once_the_asked_have_given_every_share_is_there(
 ) -> None:
     owners = [owner._replace(kept=False, starting=0) for owner in owners]
     _, of = world(owners, unleased)
-    asks = asked(owners, of, unleased, [owner.slot for owner in owners])
-    free = unleased + sum(ask.give for ask in asks.values())
+    found = reclaims(owners, of, unleased, [owner.slot for owner in owners])
+    free = unleased + sum(reclaim.give for reclaim in found.values())
     stuck = sum(owner.leased == 1 and not of[owner.slot].fair for owner in owners)  # I7
     short = sum(short_of(owner, of[owner.slot].fair) for owner in owners)
     assert free >= short - len(owners) - stuck

@@ -184,7 +184,7 @@ class World:
         of = self.entitled(claims, unleased)
         asks: dict[int, tuple[int, int]] = {}
         if any(claim.unmet or claim.starting for claim in claims):
-            asks = fairness.asked(claims, of, unleased, _order(claims, of))
+            asks = fairness.reclaims(claims, of, unleased, _order(claims, of))
         slots = {other.slot: other for other in self.parties}
         for claim in claims:
             self._write(slots[claim.slot], *asks.get(claim.slot, (0, 0)))

@@ -23,7 +23,7 @@ _ENDLESS: dict[str, Any] = {"extend_input_len": 16, "max_new_tokens": 1, "chunk_
 def ask(made: Engine, field: str, granules: int) -> None:
     """Ask the engine to come down to so many granules, as another engine on the device does."""
     account = made.context.account
-    with account._exclusive() as file:
+    with account._membership.exclusive() as file:
         file.set(account.slot, field, granules * account.granule_bytes)
         file.set(account.slot, "asked_until_ms", int((made.now + 60) * 1000))
 

@@ -190,7 +190,7 @@ def test_an_idle_engine_gives_back_upon_one_bell_and_then_sleeps(engine: Engine,
 
     engine.memory.watch(wake)
     engine.ask(target=3)
-    ring(engine.worker.account._folder.engine_bell(engine.worker.account._seat.slot))
+    ring(engine.worker.account._membership.folder.engine_bell(engine.worker.account._slot.index))
     assert woken.wait(BOUND_SECONDS)
     assert engine.scheduler.has_requests()
     engine.step(grant=False)

@@ -1,4 +1,4 @@
-"""Memory that processes outside the ledger take: seen in what the driver calls free, respected, told of."""
+"""Memory of processes outside the ledger: computed from the driver's free memory, and reported."""
 
 from __future__ import annotations
 
@@ -11,41 +11,39 @@ from kvcached_core.units import format_size
 
 _log = logging.getLogger(__name__)
 
-
-_LASTING_MS = (
-    2000  # the memory of an engine that died, or has grown and not said so, is gone or known by then
-)
+# Within this time the memory of an engine that died is freed, and the memory of one that grew is in its slot.
+_LASTING_MS = 2000
 
 
-class Outside:
-    """What the ledger cannot explain, in bytes. Its lasting growth by more than the headroom is worth a
-    warning."""
+class ExternalUsage:
+    """Used bytes that no slot accounts for. Lasting growth by more than the headroom is a warning."""
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._told: int | None = None
-        self._changed_at_ms = 0  # since when it is otherwise than told; 0 while it is not
+        self._reported: int | None = None
+        self._changed_at_ms = 0  # since when it differs from the value reported; 0: it does not
 
-    def look(self, rows: Iterable[Row], memory: MemoryInfo, device: str, headroom_bytes: int,
-             now_ms: int) -> bool:  # fmt: skip
-        """Count anew; say whether it has changed for good, by more than the headroom, since that was last
-        said."""
+    def measure(self, rows: Iterable[Row], memory: MemoryInfo, device: str, headroom_bytes: int,
+                now_ms: int) -> bool:  # fmt: skip
+        """Measure anew; return whether it has changed by more than the headroom, and lastingly, since the
+        last
+        report."""
         known = floors = 0
         for row in rows:
             known += row["ready_bytes"] + row["private_now_bytes"]
             floors += max(0, row["floor_applied"] - row["leased_bytes"])
         self.bytes = max(0, memory.total_bytes - memory.free_bytes - known)
-        if self._told is None:
-            self._told = self.bytes  # what was there before is no news: drivers, contexts
+        if self._reported is None:
+            self._reported = self.bytes  # drivers and contexts, which were there before
             return False
-        grown = self.bytes - self._told
+        grown = self.bytes - self._reported
         if abs(grown) <= max(headroom_bytes, 1):
             self._changed_at_ms = 0
             return False
         self._changed_at_ms = self._changed_at_ms or now_ms
         if now_ms - self._changed_at_ms < _LASTING_MS:
             return False
-        self._told, self._changed_at_ms = self.bytes, 0
+        self._reported, self._changed_at_ms = self.bytes, 0
         if grown > 0:
             short = floors - memory.free_bytes
             _log.warning(

@@ -1,15 +1,27 @@
-"""Who is entitled to how much of a device, and who gives back: arithmetic on bytes, no file, no clock.
+"""Fair shares of a device, and who gives memory back: arithmetic on bytes, without files or clocks.
 
-Three levels, one after the other, of what can be leased in all:
+Each engine is entitled to a share of the memory that can be leased. The share is computed on three levels,
+and each level starts from the one before it:
 
     floor   min(needed, floor)
-    need    max-min fair by weight over what requests need, at least the floor
-    fair    max-min fair by weight over what engines with requests want besides, which is cache and spare
+    need    memory that requests need, at least the floor level
+    fair    also prefix cache and spare memory, for engines with requests; at least the need level
 
-Max-min fair: share(i) = clamp(level * weight(i), low(i), high(i)), with the one level at which the shares add
-up to the total (Bertsekas and Gallager, Data Networks, 6.5.2). A share is whole granules: nobody waits for a
-fraction that cannot be used. What nobody is entitled to is lent to whoever asks: the cache of an idle
-engine is such a loan.
+On each level memory is divided max-min fairly by weight: share(i) = clamp(level * weight(i), low(i),
+high(i)), with the one level at which the shares add up to the total (Bertsekas and Gallager, Data Networks,
+6.5.2). A share is rounded down to whole granules, because nobody can use a part of one. Memory above all
+shares is lent to any engine that asks: the cache of an idle engine is such a loan.
+
+An example with 100 GiB and equal weights:
+
+    engine   floor   needed   wanted      level: floor   need   fair
+    A           20       30       90                20     30     40
+    B            0       60       70                 0     60     60
+
+The needs, 30 + 60, fit. The remaining 10 GiB go to the engine with the smaller share, A. If B holds 10 and A
+all the rest, B may lease 50 more, and A is asked to give 50: first its spare memory, then cached blocks, down
+to its share of 40. If a third engine C needs 40, the needs no longer fit. All three get at most 35, and A,
+which needs less, gets 30: the shares are 30, 35 and 35, and no engine has a share for its cache.
 """
 
 from __future__ import annotations
@@ -18,38 +30,40 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 _FRACTION_BITS = 32
-_LINES = ("wanted", "needed", "entitled")  # what an owner gives: spare, then cache, then what requests let go
+# An engine gives memory above one threshold after the other: spare memory, cache, then memory that requests
+# still hold and release as they end.
+_THRESHOLDS = ("wanted", "needed", "entitled")
 
 
 class Claim(NamedTuple):
-    """What one owner has and asks for, in bytes of this device."""
+    """Memory that one owner has and asks for, in bytes of this device."""
 
     slot: int
     leased: int
-    needed: int  # what requests hold or are about to take
-    wanted: int  # that, and cache and spare
+    needed: int  # held by requests, or about to be
+    wanted: int  # needed, and cache and spare memory
     floor: int
     limit: int
     weight: int
-    unmet: int = 0  # asked for in the last second and not got
-    active: bool = True  # has requests, or asks
-    kept: bool = False  # waited for memory and got it a moment ago: what requests need of it stays
+    unmet: int = 0  # asked for in the last second and not granted
+    active: bool = True  # has requests, or asks for memory
+    kept: bool = False  # was just granted memory that it waited for: its requests keep what they need
     idle_since_ms: int = 0
-    starting: int = 0  # claimed by an engine that waits for its start
+    starting: int = 0  # claimed by an engine that waits to start
     granule: int = 1  # leased, unmet and shares are multiples of it
-    heeds: bool = True  # of a version that reads what it is asked
+    reclaimable: bool = True  # runs a version that can be asked to give memory back
 
 
 class Share(NamedTuple):
-    """What an owner is entitled to; floor <= need <= fair."""
+    """Bytes that an owner is entitled to; floor <= need <= fair."""
 
     floor: int
     need: int
     fair: int
 
 
-class Ask(NamedTuple):
-    """What an owner is asked to give: `give` bytes in all, `must` of them by preemption if need be."""
+class Reclaim(NamedTuple):
+    """Bytes that an owner is asked to give back: `give` in all, `must` of them by preemption if necessary."""
 
     give: int
     must: int
@@ -64,19 +78,23 @@ class Bound(NamedTuple):
 
 
 def fill(total: int, bounds: Sequence[Bound]) -> list[int]:
-    """Return the max-min fair shares; without room for all of `low`, these are cut in the same way."""
+    """Return the max-min fair shares of `total`.
+
+    If `low` does not fit for all, each `low` is the upper bound instead, and the lower bound is 0.
+    """
     if sum(bound.high for bound in bounds) <= total:
         return [bound.high for bound in bounds]
     if sum(bound.low for bound in bounds) > total:
         return fill(max(0, total), [Bound(0, bound.low, bound.weight) for bound in bounds])
-    level, of = _level(total, bounds)
-    return [max(b.low, min(b.high, level * b.weight // of)) for b in bounds]
+    level, denominator = _level(total, bounds)
+    return [max(b.low, min(b.high, level * b.weight // denominator)) for b in bounds]
 
 
 def _level(total: int, bounds: Sequence[Bound]) -> tuple[int, int]:
-    """Return the level, a fraction, at which the shares add up to `total`, between both sums.
+    """Return the level at which the shares add up to `total`, as numerator and denominator.
 
-    The fraction is exact, so that n equal shares of n granules are a granule each, not a byte less.
+    `total` is between the sum of `low` and the sum of `high`. The fraction is exact, so n equal shares of n
+    granules are one granule each, and not a byte less.
     """
     events = sorted(
         [((b.low << _FRACTION_BITS) // b.weight, 0, b.low, b.weight) for b in bounds]
@@ -95,7 +113,7 @@ def _level(total: int, bounds: Sequence[Bound]) -> tuple[int, int]:
 
 
 def shares(claims: Sequence[Claim], total: int) -> dict[int, Share]:
-    """Return what each owner is entitled to of `total` bytes, by slot."""
+    """Return each owner's share of `total` bytes, by slot."""
     needs = [min(claim.needed, claim.limit) for claim in claims]
     floors = fill(total, [Bound(0, min(n, c.floor), c.weight) for c, n in zip(claims, needs, strict=True)])
     need = fill(total, [Bound(f, max(f, n), c.weight)
@@ -107,16 +125,20 @@ def shares(claims: Sequence[Claim], total: int) -> dict[int, Share]:
 
 
 def short_of(claim: Claim, entitled: int) -> int:
-    """Return what an owner asks for and is entitled to, and has not got."""
+    """Return the bytes that an owner asks for, is entitled to, and does not have."""
     return min(claim.unmet, max(0, entitled - claim.leased))
 
 
-def grantable(mine: Claim, want: int, room: int, others: Iterable[Claim], of: Mapping[int, Share]) -> int:
-    """Return how much of `want` may be granted now: what others wait for on a higher level comes first."""
-    share, left = of[mine.slot], list(others)
+def grantable(mine: Claim, want: int, room: int, others: Iterable[Claim],
+              share_of: Mapping[int, Share]) -> int:  # fmt: skip
+    """Return how much of `want` may be granted now.
+
+    Beyond each level of its own share, an owner leaves free the memory that others wait for up to that level.
+    """
+    share, left = share_of[mine.slot], list(others)
     starting = sum(other.starting for other in left)
     reserved = [
-        starting + sum(short_of(other, of[other.slot][level]) for other in left)
+        starting + sum(short_of(other, share_of[other.slot][level]) for other in left)
         for level in range(len(Share._fields))
     ]
     granted = 0
@@ -126,43 +148,48 @@ def grantable(mine: Claim, want: int, room: int, others: Iterable[Claim], of: Ma
     return granted
 
 
-def asked(claims: Sequence[Claim], of: Mapping[int, Share], unleased: int,
-          order: Sequence[int]) -> dict[int, Ask]:  # fmt: skip
-    """Return what each owner is asked to give, by slot, for those who wait; `order` is who gives first.
+def reclaims(claims: Sequence[Claim], share_of: Mapping[int, Share], unleased: int,
+             order: Sequence[int]) -> dict[int, Reclaim]:  # fmt: skip
+    """Return the bytes that each owner is asked to give back, by slot; `order` lists the slots that give
+    first.
 
-    Nobody is asked below what it is entitled to, and all together not for more than is missing. Spare
-    memory goes first, of all owners, then their caches, then what requests that end let go.
+    No owner is asked to go below its share, and all together are asked for no more than is missing. All
+    owners give spare memory first, then cache, then memory that requests release as they end.
     """
     missing = [
-        sum(short_of(claim, of[claim.slot][level]) for claim in claims) for level in range(len(Share._fields))
+        sum(short_of(claim, share_of[claim.slot][level]) for claim in claims)
+        for level in range(len(Share._fields))
     ]
     floors, need, fair = missing
     starting = sum(claim.starting for claim in claims)
     by_slot = {claim.slot: claim for claim in claims}
     givers = [by_slot[slot] for slot in order if slot in by_slot]
-    # Against thrashing: of what an owner got a moment ago the cache of others takes nothing, their requests
-    # take its cache and spare, and only a floor takes what its requests need.
+    # Against thrashing: from an owner that was just granted memory, others' caches reclaim nothing, others'
+    # requests reclaim cache and spare memory, and only a floor reclaims memory that its requests need.
     for_need = need + starting - unleased if need or starting else 0
-    gives = _collect(givers, of, for_need, {}, kept_lines=_LINES[:2])
-    gives = _collect(givers, of, fair + starting - unleased - sum(gives.values()), gives, kept_lines=())
-    musts = _collect(givers, of, floors - unleased if floors else 0, {}, kept_lines=_LINES)
+    gives = _collect(givers, share_of, for_need, {}, kept_thresholds=_THRESHOLDS[:2])
+    for_fair = fair + starting - unleased - sum(gives.values())
+    gives = _collect(givers, share_of, for_fair, gives, kept_thresholds=())
+    for_floors = floors - unleased if floors else 0
+    musts = _collect(givers, share_of, for_floors, {}, kept_thresholds=_THRESHOLDS)
     slots = gives.keys() | musts.keys()
-    return {s: Ask(max(gives.get(s, 0), musts.get(s, 0)), musts.get(s, 0)) for s in slots}
+    return {s: Reclaim(max(gives.get(s, 0), musts.get(s, 0)), musts.get(s, 0)) for s in slots}
 
 
-def _collect(givers: Sequence[Claim], of: Mapping[int, Share], missing: int, taken: Mapping[int, int],
-             kept_lines: Sequence[str]) -> dict[int, int]:  # fmt: skip
-    """Take from each what it holds above one line after the other, until nothing is missing.
+def _collect(givers: Sequence[Claim], share_of: Mapping[int, Share], missing: int, taken: Mapping[int, int],
+             kept_thresholds: Sequence[str]) -> dict[int, int]:  # fmt: skip
+    """Take from each giver the memory above one threshold after the other, until nothing is missing.
 
-    `taken` is asked of them already; who is kept gives down to `kept_lines` only.
+    `taken` was taken from them before; givers with `kept` give down to `kept_thresholds` only.
     """
     gives = dict(taken)
-    for line in _LINES:
+    for threshold in _THRESHOLDS:
         for giver in givers:
-            if giver.kept and line not in kept_lines:
+            if giver.kept and threshold not in kept_thresholds:
                 continue
-            entitled = max(of[giver.slot].fair, giver.granule)  # the granule with block 0 always stays (I7)
-            keep = entitled if line == "entitled" else max(entitled, getattr(giver, line))
+            # The granule with block 0 always stays (I7).
+            entitled = max(share_of[giver.slot].fair, giver.granule)
+            keep = entitled if threshold == "entitled" else max(entitled, getattr(giver, threshold))
             there = giver.leased - gives.get(giver.slot, 0) - keep
             part = min(there, missing)
             if part > 0:

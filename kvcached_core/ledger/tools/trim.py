@@ -18,7 +18,7 @@ from kvcached_core.ledger.file.locked import locked
 from kvcached_core.ledger.file.runtime import DeviceFolder, Runtime
 from kvcached_core.ledger.file.storage import LedgerFile
 from kvcached_core.ledger.history import History
-from kvcached_core.ledger.policy.arbiter import FRESH_MS, speaks
+from kvcached_core.ledger.policy.arbiter import FRESH_MS, writes_minor_1
 from kvcached_core.ledger.snapshot import OwnerSnapshot, snapshot
 from kvcached_core.ledger.tools.control import NoSuchEngineError
 
@@ -116,7 +116,7 @@ def _judge(trim: Trim, owner: OwnerSnapshot | None) -> Trimmed:
 def _ask(folder: DeviceFolder, file: LedgerFile, slot: int) -> Trim:
     """Write the ask into a slot, unless there is nothing to give or more is asked already; locked."""
     row = file.rows()[slot]
-    granule, leased, hears = max(1, row["granule_bytes"]), row["leased_bytes"], speaks(row)
+    granule, leased, hears = max(1, row["granule_bytes"]), row["leased_bytes"], writes_minor_1(row)
     # The granule with block 0 stays (I7); whose scheduler has not said what requests need may need it all.
     needed = row["needed_bytes"] or max(row["used_bytes"], row["wanted_bytes"])
     line = max(granule, -(-needed // granule) * granule)
