@@ -86,10 +86,10 @@ class Engine:
 
     def ask(self, target: int = 0, must: int = 0) -> None:
         """Ask for the memory above so many granules, as another engine's lease does; 0: ask no more."""
-        (place,) = self.memory._desk._places
-        place.set("target_bytes", target * GRANULE)
-        place.set("must_bytes", must * GRANULE)
-        place.set("asked_until_ms", 1 << 50 if target or must else 0)
+        (slot,) = self.memory._desk._slots
+        slot.set("target_bytes", target * GRANULE)
+        slot.set("must_bytes", must * GRANULE)
+        slot.set("asked_until_ms", 1 << 50 if target or must else 0)
 
     def begin_step(self, grant: bool = True) -> Any:
         """Schedule a step and let the worker carry out its plan."""
