@@ -44,7 +44,7 @@ def _state(outcome: Trimmed) -> str:
         return "ended"
     if outcome.holds:
         return "holds"
-    return "asked" if outcome.trim.hears else "cannot be asked"
+    return "asked" if outcome.trim.reclaimable else "cannot be asked"
 
 
 def _judge(arguments: argparse.Namespace, outcomes: Sequence[Trimmed]) -> Code:
@@ -52,7 +52,7 @@ def _judge(arguments: argparse.Namespace, outcomes: Sequence[Trimmed]) -> Code:
     if any(outcome.gone for outcome in outcomes):
         raise Failure(Code.FAILED, f"{name} ended meanwhile (see kvctl list)")
     late = [outcome for outcome in outcomes if not outcome.holds]
-    if any(not outcome.trim.hears for outcome in late):
+    if any(not outcome.trim.reclaimable for outcome in late):
         raise Failure(
             Code.FAILED,
             f"{name} runs a version of kvcached that is never asked to give back: lower its limit instead "
@@ -74,7 +74,7 @@ def _data(name: str, outcomes: Sequence[Trimmed]) -> dict[str, Any]:
             "device": outcome.trim.uuid,
             "rank": outcome.trim.rank,
             "before_bytes": outcome.trim.leased_bytes,
-            "asked_bytes": max(0, outcome.trim.leased_bytes - outcome.trim.line_bytes),
+            "asked_bytes": max(0, outcome.trim.leased_bytes - outcome.trim.target_bytes),
             "leased_bytes": outcome.leased_bytes,
             "given_bytes": outcome.given_bytes,
             "holds": outcome.holds,

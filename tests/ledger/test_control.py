@@ -41,7 +41,7 @@ def test_a_limit_over_the_device_is_the_device(runtime: Runtime) -> None:
 
 
 def test_a_name_that_nobody_has_is_said_with_those_there_are(runtime: Runtime) -> None:
-    with pytest.raises(NoSuchEngineError, match="there is none"):
+    with pytest.raises(NoSuchEngineError, match="no engine is named m: none is running"):
         set_limit(runtime, "m", GRANULE)
     die(attach(runtime, "dead", name="dead"))
     attach(runtime, "a")

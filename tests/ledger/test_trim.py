@@ -114,10 +114,10 @@ def test_who_never_said_what_requests_need_keeps_what_it_wants(runtime: Runtime)
     file = LedgerFile(runtime.device("host").ledger)
     file.set(account.slot, "wanted_bytes", 5 * GRANULE + 1)
     (trim,) = ask_to_trim(runtime, "m")
-    assert trim.line_bytes == 6 * GRANULE and trim.hears
+    assert trim.target_bytes == 6 * GRANULE and trim.reclaimable
     file.set(account.slot, "spoken_claim", 0)
     (trim,) = ask_to_trim(runtime, "m")
-    assert not trim.hears and not look_at_trims(runtime, [trim])[0].holds
+    assert not trim.reclaimable and not look_at_trims(runtime, [trim])[0].holds
     file.close()
 
 

@@ -1,4 +1,7 @@
-"""What tools set, and waiting until it holds. The only other takers of the lock."""
+"""Set the limit, floor or weight of an engine, and wait until the engine has applied it.
+
+Apart from workers, only tools take a ledger's lock.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,13 @@ from kvcached_core.ledger.file.runtime import DeviceFolder, Runtime
 from kvcached_core.ledger.file.storage import LedgerFile
 from kvcached_core.ledger.owned_slot import sweep
 from kvcached_core.ledger.policy import grant
-from kvcached_core.ledger.snapshot import OwnerSnapshot, snapshot
+from kvcached_core.ledger.snapshot import OwnerSnapshot
+from kvcached_core.ledger.tools.waiting import find_owner, read_owners, wait_until_done
 from kvcached_core.units import Size
-
-_POLL_SECONDS = 0.01
 
 
 class Change(NamedTuple):
-    """One slot whose control was set: it holds once `generation` is applied and nothing is above it."""
+    """One slot whose limit, floor or weight was set; `generation` is the number that acknowledges it."""
 
     folder: str
     uuid: str
@@ -35,29 +37,28 @@ class Change(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How one change stands: acknowledged by the owner, and holding."""
+    """How far the worker of one changed slot has come."""
 
     change: Change
     acknowledged: bool
     leased_bytes: int
     granule_bytes: int
-    gone: bool  # the owner has ended or the slot is another's
+    gone: bool  # the worker has ended, or the slot has another owner
 
     @property
     def holds(self) -> bool:
-        """Say whether it is applied and nothing is above it but the one granule that is never let go (I7)."""
+        """Whether the change is applied and the rank is within its limit, or holds only granule 0 (I7)."""
         most = max(self.change.limit_bytes, self.granule_bytes)
         return not self.gone and self.acknowledged and self.leased_bytes <= most
 
 
 class NoSuchEngineError(LedgerError):
-    """No living engine has this name. `names` are those there are."""
+    """No living engine has this name. `names` are those of the living engines."""
 
     def __init__(self, name: str, names: Iterable[str]) -> None:
         self.names = sorted(set(names))
-        super().__init__(
-            f"no engine is named {name}; there {'are ' + ', '.join(self.names) if names else 'is none'}"
-        )
+        others = f"there are {', '.join(self.names)}" if self.names else "none is running"
+        super().__init__(f"no engine is named {name}: {others}")
 
 
 def set_limit(
@@ -73,41 +74,45 @@ def set_limit(
 def set_floor(
     runtime: Runtime, name: str, floor: Size | int, devices: Iterable[str] | None = None
 ) -> list[Change]:
-    """Set the floor likewise; raises CapacityError if the floors would no longer fit (I3)."""
+    """Set the floor in the same way; raises CapacityError if the floors would no longer fit (I3)."""
     return _set(runtime, name, "floor", floor, devices)
 
 
 def set_weight(
     runtime: Runtime, name: str, weight: int, devices: Iterable[str] | None = None
 ) -> list[Change]:
-    """Set the weight likewise."""
+    """Set the weight in the same way."""
     return _set(runtime, name, "weight", weight, devices)
 
 
 def look(runtime: Runtime, changes: Iterable[Change], control: str = "limit") -> list[Outcome]:
-    """Return how each change stands now."""
-    owners = {(device.folder, owner.slot): owner for device in snapshot(runtime) for owner in device.owners}
-    return [_judge(change, owners.get((change.folder, change.slot)), control) for change in changes]
+    """Return how far the worker of each changed slot has come."""
+    owners = read_owners(runtime)
+    return [_judge(change, find_owner(owners, change), control) for change in changes]
 
 
 def wait_until_holds(runtime: Runtime, changes: list[Change], timeout_seconds: float, control: str = "limit",
                      clock: Callable[[], float] = time.monotonic,
                      sleep: Callable[[float], None] = time.sleep) -> list[Outcome]:  # fmt: skip
-    """Wait until every change holds, at most so long; returns how each stands then."""
-    end = clock() + timeout_seconds
-    while True:
-        outcomes = look(runtime, changes, control)
-        if all(outcome.holds or outcome.gone for outcome in outcomes) or clock() >= end:
-            return outcomes
-        sleep(_POLL_SECONDS)
+    """Wait until every change holds, at most `timeout_seconds`; return the last outcomes."""
+    return wait_until_done(lambda: look(runtime, changes, control), timeout_seconds, clock, sleep)
 
 
 def _judge(change: Change, owner: OwnerSnapshot | None, control: str) -> Outcome:
-    if owner is None or not owner.live or (owner.heard and (owner.instance, owner.rank) != change[3:5]):
+    if owner is None:
         return Outcome(change, False, 0, 0, gone=True)
     acknowledged = getattr(owner, f"{control}_applied_generation") >= change.generation
     leased_bytes = owner.leased_bytes if control == "limit" else 0
     return Outcome(change, acknowledged, leased_bytes, owner.granule_bytes, gone=False)
+
+
+class _Todo(NamedTuple):
+    """The slots of one device to write `value` into."""
+
+    folder: DeviceFolder
+    file: LedgerFile
+    slots: list[int]
+    value: int
 
 
 def _set(
@@ -115,36 +120,40 @@ def _set(
 ) -> list[Change]:
     chosen = None if devices is None else set(devices)
     names: list[str] = []
-    todo: list[tuple[DeviceFolder, LedgerFile, list[int], int]] = []
+    todo: list[_Todo] = []
     with contextlib.ExitStack() as stack:
         for folder in runtime.devices():  # in one order: two tools cannot wait for each other
             file = stack.enter_context(locked(folder))
             if file is None or (chosen is not None and file.uuid not in chosen):
                 continue
             sweep(folder, file)
-            rows = {slot: row for slot, row in file.rows().items() if row["claim"] >= FIRST_CLAIM}
-            names += [file.get_text(slot, "name") for slot in rows]
-            mine = [slot for slot in rows if file.get_text(slot, "name") == name]
-            capacity = file.header.capacity_bytes
-            wanted = value.of(capacity) if isinstance(value, Size) else value
-            if control == "limit":
-                wanted = min(wanted, capacity)
-            if control == "floor" and mine:
-                others = [row for slot, row in rows.items() if slot not in mine]
-                grant.check_floors(others, [wanted] * len(mine), capacity, file.uuid)
-            todo.append((folder, file, mine, wanted))
+            todo.append(_prepare(folder, file, name, control, value, names))
         changes = [
-            _write(folder, file, slot, control, wanted)
-            for folder, file, mine, wanted in todo
-            for slot in mine
+            _write(each.folder, each.file, slot, control, each.value) for each in todo for slot in each.slots
         ]
-    for folder, _, mine, _ in todo:
-        for slot in mine:
-            ring(folder.worker_bell(slot))
-            ring(folder.engine_bell(slot))
+    for each in todo:
+        for slot in each.slots:
+            ring(each.folder.worker_bell(slot))
+            ring(each.folder.engine_bell(slot))
     if not changes:
         raise NoSuchEngineError(name, names)
     return changes
+
+
+def _prepare(folder: DeviceFolder, file: LedgerFile, name: str, control: str, value: Size | int,
+             names: list[str]) -> _Todo:  # fmt: skip
+    """Find the engine's slots on a device, and check floors; adds the names of all engines to `names`."""
+    rows = {slot: row for slot, row in file.rows().items() if row["claim"] >= FIRST_CLAIM}
+    names += [file.get_text(slot, "name") for slot in rows]
+    mine = [slot for slot in rows if file.get_text(slot, "name") == name]
+    capacity = file.header.capacity_bytes
+    wanted = value.of(capacity) if isinstance(value, Size) else value
+    if control == "limit":
+        wanted = min(wanted, capacity)
+    if control == "floor" and mine:
+        others = [row for slot, row in rows.items() if slot not in mine]
+        grant.check_floors(others, [wanted] * len(mine), capacity, file.uuid)
+    return _Todo(folder, file, mine, wanted)
 
 
 def _write(folder: DeviceFolder, file: LedgerFile, slot: int, control: str, value: int) -> Change:

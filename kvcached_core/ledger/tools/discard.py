@@ -1,6 +1,6 @@
-"""Discarding what an engine has left behind: the slots of the dead, and what tools have set for the living.
+"""Discard the slots that dead engines have left, with the limits, floors and weights set in them.
 
-The slot of a living owner is never freed: it counts memory that is in use.
+The slot of a living worker is never freed: it counts memory that is in use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kvcached_core.ledger.file.runtime import Runtime
 
 
 class Discarded(NamedTuple):
-    """What became of one slot of the name: freed, or left to its living owner."""
+    """One slot with the name: freed, or left to its living owner if `live`."""
 
     uuid: str
     slot: int
@@ -23,9 +23,10 @@ class Discarded(NamedTuple):
 
 
 def discard(runtime: Runtime, name: str, devices: Iterable[str] | None = None) -> list[Discarded]:
-    """Free the slots of this name whose owners are dead, and remove their files; a slot that lives stays.
+    """Free the slots with this name whose owners are dead, and remove their files.
 
-    On all devices or on those with these UUIDs. Raises BusyError, LedgerError.
+    On all devices or on those with these UUIDs. Returns also the slots of living owners. Raises BusyError,
+    LedgerError.
     """
     chosen = None if devices is None else set(devices)
     found: list[Discarded] = []
@@ -39,6 +40,6 @@ def discard(runtime: Runtime, name: str, devices: Iterable[str] | None = None) -
                 live = folder.alive(slot)
                 found.append(Discarded(file.uuid, slot, file.get(slot, "rank"), live))
                 if not live:
-                    file.set(slot, "claim", FREE)  # its memory has gone with it
+                    file.set(slot, "claim", FREE)  # its memory was freed when it died
                     folder.remove(slot)
     return found

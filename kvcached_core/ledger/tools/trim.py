@@ -1,8 +1,8 @@
-"""Trimming: a tool asks an engine to give back what no request needs, in the words in which engines ask.
+"""Trim an engine: ask it to give back all memory that no request needs.
 
-A trim is an ask like any other: a target above all that requests need, which lapses unless it is asked again.
-It never raises what somebody else has asked, and preempts nobody. The next lease of anybody on the device
-writes its own asks over it; then it is asked again until it was obeyed.
+A trim is a reclaim like those of engines: a target, no lower than the memory that requests need, which lapses
+unless it is repeated. It never raises the target of another reclaim, and no request is preempted for it. The
+next lease of any engine on the device overwrites it, so it is repeated until the engine has obeyed.
 """
 
 from __future__ import annotations
@@ -16,20 +16,23 @@ from kvcached_core.ledger.file.doorbells import ring
 from kvcached_core.ledger.file.layout import FIRST_CLAIM
 from kvcached_core.ledger.file.locked import locked
 from kvcached_core.ledger.file.runtime import DeviceFolder, Runtime
-from kvcached_core.ledger.file.storage import LedgerFile
+from kvcached_core.ledger.file.storage import LedgerFile, Row
 from kvcached_core.ledger.history import History
 from kvcached_core.ledger.policy.arbiter import FRESH_MS, writes_minor_1
-from kvcached_core.ledger.snapshot import OwnerSnapshot, snapshot
+from kvcached_core.ledger.snapshot import OwnerSnapshot
 from kvcached_core.ledger.tools.control import NoSuchEngineError
+from kvcached_core.ledger.tools.waiting import find_owner, read_owners, wait_until_done
 
-TAKER = "kvctl trim"  # who asks, in the history
-_POLL_SECONDS = 0.01
+TAKER = "kvctl trim"  # the `taker` of the event, in the history
 _AGAIN_SECONDS = 0.25
 
 
 class Trim(NamedTuple):
-    """One rank that was asked: it obeyed once it holds no more than `line_bytes`, or has since released as
-    much as it then held above it (who serves takes new memory at once)."""
+    """One rank that was asked to come down to `target_bytes`.
+
+    It has obeyed once it holds no more, or once it has released as much as it held above the target: a rank
+    with requests takes new memory at once.
+    """
 
     folder: str
     uuid: str
@@ -37,13 +40,13 @@ class Trim(NamedTuple):
     instance: str
     rank: int
     leased_bytes: int  # before
-    line_bytes: int
-    released_granules: int  # ever, before
-    hears: bool  # False: it runs a version that is never asked
+    target_bytes: int
+    released_granules: int  # so far, before
+    reclaimable: bool  # False: its version cannot be asked
 
 
 class Trimmed(NamedTuple):
-    """How one trim stands."""
+    """How far one rank has come."""
 
     trim: Trim
     leased_bytes: int
@@ -52,15 +55,15 @@ class Trimmed(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Say whether it was obeyed."""
+        """Whether the rank has obeyed."""
         trim = self.trim
-        asked = max(0, trim.leased_bytes - trim.line_bytes)
-        obeyed = self.leased_bytes <= trim.line_bytes or self.given_bytes >= asked
+        asked = max(0, trim.leased_bytes - trim.target_bytes)
+        obeyed = self.leased_bytes <= trim.target_bytes or self.given_bytes >= asked
         return not self.gone and (asked == 0 or obeyed)
 
 
 def ask_to_trim(runtime: Runtime, name: str, devices: Iterable[str] | None = None) -> list[Trim]:
-    """Ask every rank of the engine, on all devices or on those with these UUIDs.
+    """Ask every rank of the engine to trim, on all devices or on those with these UUIDs.
 
     Raises NoSuchEngineError, BusyError, LedgerError.
     """
@@ -86,50 +89,50 @@ def wait_until_trimmed(runtime: Runtime, name: str, trims: list[Trim], timeout_s
                        devices: Iterable[str] | None = None,
                        clock: Callable[[], float] = time.monotonic,
                        sleep: Callable[[float], None] = time.sleep) -> list[Trimmed]:  # fmt: skip
-    """Wait until each has obeyed, at most so long, asking again meanwhile; returns how each stands then."""
-    end = clock() + timeout_seconds
-    again = clock() + _AGAIN_SECONDS
-    while True:
-        outcomes = look_at_trims(runtime, trims)
-        now = clock()
-        if all(outcome.holds or outcome.gone for outcome in outcomes) or now >= end:
-            return outcomes
-        if now >= again:
-            again = now + _AGAIN_SECONDS
-            ask_to_trim(runtime, name, devices)
-        sleep(_POLL_SECONDS)
+    """Wait until each rank has obeyed, at most `timeout_seconds`, and ask again meanwhile.
+
+    Returns how far each has come.
+    """
+    return wait_until_done(
+        lambda: look_at_trims(runtime, trims), timeout_seconds, clock, sleep,
+        lambda: ask_to_trim(runtime, name, devices), _AGAIN_SECONDS,
+    )  # fmt: skip
 
 
 def look_at_trims(runtime: Runtime, trims: Iterable[Trim]) -> list[Trimmed]:
-    """Return how each stands now."""
-    owners = {(device.folder, owner.slot): owner for device in snapshot(runtime) for owner in device.owners}
-    return [_judge(trim, owners.get((trim.folder, trim.slot))) for trim in trims]
+    """Return how far each rank has come."""
+    owners = read_owners(runtime)
+    return [_judge(trim, find_owner(owners, trim)) for trim in trims]
 
 
 def _judge(trim: Trim, owner: OwnerSnapshot | None) -> Trimmed:
-    if owner is None or not owner.live or (owner.heard and (owner.instance, owner.rank) != trim[3:5]):
+    if owner is None:
         return Trimmed(trim, 0, 0, gone=True)
     given = (owner.released_granules - trim.released_granules) * owner.granule_bytes
     return Trimmed(trim, owner.leased_bytes, given, gone=False)
 
 
 def _ask(folder: DeviceFolder, file: LedgerFile, slot: int) -> Trim:
-    """Write the ask into a slot, unless there is nothing to give or more is asked already; locked."""
+    """Write the target into a slot, unless it holds no more or has a lower target; the lock is held."""
     row = file.rows()[slot]
-    granule, leased, hears = max(1, row["granule_bytes"]), row["leased_bytes"], writes_minor_1(row)
-    # The granule with block 0 stays (I7); whose scheduler has not said what requests need may need it all.
+    granule, leased, reclaimable = max(1, row["granule_bytes"]), row["leased_bytes"], writes_minor_1(row)
+    # The granule with block 0 stays (I7). If needed_bytes is not reported, all it wants counts as needed.
     needed = row["needed_bytes"] or max(row["used_bytes"], row["wanted_bytes"])
-    line = max(granule, -(-needed // granule) * granule)
+    wanted = max(granule, -(-needed // granule) * granule)
     trim = Trim(
         folder.path.name, file.uuid, slot, file.get_text(slot, "instance"), row["rank"],
-        leased, line, row["released_granules"], hears,
+        leased, wanted, row["released_granules"], reclaimable,
     )  # fmt: skip
-    if leased <= line or not hears:
-        return trim
-    now_ms = time.monotonic_ns() // 1_000_000
+    if leased > wanted and reclaimable:
+        _write_target(folder, file, slot, row, wanted)
+    return trim
+
+
+def _write_target(folder: DeviceFolder, file: LedgerFile, slot: int, row: Row, wanted: int) -> None:
+    leased, now_ms = row["leased_bytes"], time.monotonic_ns() // 1_000_000
     stands = now_ms < row["asked_until_ms"]
     before = row["target_bytes"] if stands else 0
-    target = min(line, before or line)
+    target = min(wanted, before or wanted)
     if not before:
         file.set(slot, "asked_since_ms", now_ms)
     if not stands:
@@ -146,4 +149,3 @@ def _ask(folder: DeviceFolder, file: LedgerFile, slot: int) -> Trim:
         history = History(folder)
         history.put_aside()
         history.append(happened("reclaim", data))
-    return trim
