@@ -61,6 +61,10 @@ class Geometry:
         """Return the page index in which a block starts; for a block of a granule, that granule."""
         return block * self.stride_bytes // self.page_bytes
 
+    def bytes_of_blocks(self, blocks: int) -> int:
+        """Return the memory, in bytes, of the granules that hold this many blocks."""
+        return -(-blocks // self.blocks_per_granule) * self.granule_bytes
+
     def ranges(self, granule: int) -> tuple[int, ...]:
         """Return the byte offset of this granule's page in every segment."""
         return tuple(start + granule * self.page_bytes for start in self.starts)

@@ -30,6 +30,10 @@ class Size(NamedTuple):
         """Return the size in bytes, given what 100 % is."""
         return self.bytes if self.percent is None else int(total_bytes * self.percent / 100)
 
+    def units_of(self, total_bytes: int, unit_bytes: int) -> int:
+        """Return how many units of `unit_bytes` hold the size, rounded up, given what 100 % is."""
+        return -(-self.of(total_bytes) // unit_bytes)
+
     def __str__(self) -> str:
         return format_size(self.bytes) if self.percent is None else f"{self.percent:g}%"
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-_log = logging.getLogger(__name__)
 
 _PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _NOT_WEIGHTS = ("optimizer", "scheduler", "training_args", "rng_state")
@@ -77,12 +73,3 @@ def _parameter_bytes(model: Any) -> int:
         described = AutoModelForCausalLM.from_config(config)
     count: int = sum(weight.numel() for weight in described.parameters())
     return count * int(model.dtype.itemsize)
-
-
-def estimated(what: str, estimate: Callable[[], int]) -> int:
-    """Return an estimate, or 0 with a warning: a start never fails for want of one."""
-    try:
-        return estimate()
-    except Exception as error:
-        _log.warning("kvcached: cannot estimate %s before loading (%s): it counts as 0", what, error)
-        return 0

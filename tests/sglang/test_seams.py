@@ -8,7 +8,7 @@ import pytest
 
 from kvcached_core.errors import UnsupportedError
 from sglang_kvcached import allocators, pools, prefill, seams, swa
-from sglang_kvcached.seams import COMMAND_LINE, SEAMS, Seam, missing, require, version_problem
+from sglang_kvcached.seams import COMMAND_LINE, SEAMS, VERSIONS, Seam, missing, require
 
 SIZES = "sglang.srt.mem_cache.kv_cache_configurator"
 
@@ -35,7 +35,7 @@ def test_a_missing_seam_is_reported(seam: Seam, sentence: str) -> None:
 
 @pytest.mark.parametrize("version", ["0.5.22", "0.4.9.post1", "0.5.9+cu128"])
 def test_an_old_engine_is_refused_with_the_remedy(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "upgrade SGLang, or start without" in version_problem(version)
+    assert "upgrade SGLang, or start without" in VERSIONS.problem(version)
     monkeypatch.setattr(seams, "sglang_version", lambda: version)
     with pytest.raises(UnsupportedError, match=f"0.5.23 or newer, and {version.replace('+', '.')}"):
         require()

@@ -15,6 +15,7 @@ from sglang.srt import runtime_context
 from devkit.models import TINY
 from kvcached_core.errors import CapacityError, ConfigError, InvariantError, UnsupportedError
 from kvcached_core.ledger import OwnerSnapshot, Runtime, snapshot
+from kvcached_core.startup import estimates
 from kvcached_core.units import GIB, MIB
 from sglang_kvcached import process_state, starting, startup_check, weights
 from sglang_kvcached.process_state import RUN_VARIABLE
@@ -162,14 +163,14 @@ def test_an_estimate_that_fails_counts_as_nothing_and_is_logged(
     caplog.set_level("INFO", "sglang_kvcached")
     model = runner(tmp_path).model_config
     (tmp_path / "model.safetensors").write_bytes((1 << 60).to_bytes(8, "little"))
-    assert weights.private_bytes(model, "auto", 1, on_host=True) == weights.HOST_BYTES == GIB
+    assert weights.private_bytes(model, "auto", 1, on_host=True) == estimates.HOST_BYTES == GIB
     assert "cannot estimate the size of the weights" in caplog.text
 
 
 def test_weights_are_shared_by_the_ranks_that_load_them(tmp_path: Path) -> None:
     model = runner(tmp_path).model_config
     (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 1000)
-    assert weights.private_bytes(model, "auto", 3, on_host=False) == weights.DEVICE_BYTES + 334
+    assert weights.private_bytes(model, "auto", 3, on_host=False) == estimates.DEVICE_BYTES + 334
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def test_since_when_the_engine_is_idle_is_told_and_steps_that_only_give_back_do_
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(engine.memory._desk, "count", lambda *counts: counted.append(counts))
+    monkeypatch.setattr(engine.memory._activity, "_write", lambda *counts: counted.append(counts))
     engine.scheduler.has_requests()
     assert counted[-1][2] is False and counted[-1][3] > 0
     run_some(engine, [request(100, 2)], 1)

@@ -9,7 +9,7 @@ import pytest
 
 from kvcached_core.errors import UnsupportedError
 from vllm_kvcached import seams
-from vllm_kvcached.seams import SEAMS, Seam, missing, require, version_problem
+from vllm_kvcached.seams import SEAMS, VERSIONS, Seam, missing, require
 
 QUEUE = "vllm.v1.core.kv_cache_utils"
 
@@ -34,7 +34,7 @@ def test_a_seam_that_is_missing_is_named(seam: Seam, sentence: str) -> None:
 
 @pytest.mark.parametrize("version", ["0.29.9", "0.8.5.post1", "0.20.0+cu128"])
 def test_an_old_engine_is_refused_with_what_to_do(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "upgrade vLLM, or start without" in version_problem(version)
+    assert "upgrade vLLM, or start without" in VERSIONS.problem(version)
     monkeypatch.setattr(seams, "vllm_version", lambda: version)
     with pytest.raises(UnsupportedError, match=f"needs vLLM 0.30 or newer, and {version.replace('+', '.')}"):
         require()

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import constants
 
 from devkit.models import TINY
+from kvcached_core.startup import estimates
 from kvcached_core.units import GIB
 from tests.vllm.engines import vllm_config
 from vllm_kvcached import weights
@@ -120,8 +121,8 @@ def test_what_cannot_be_estimated_counts_as_nothing_and_is_said(
 ) -> None:
     (tmp_path / "model.safetensors").write_bytes((1 << 60).to_bytes(8, "little"))
     caplog.set_level(logging.INFO, "vllm_kvcached.weights")
-    assert weights.private_bytes(config(Model(str(tmp_path))), on_host=False) == weights.DEVICE_BYTES
-    assert weights.private_bytes(config(Model("org/nowhere")), on_host=True) == weights.HOST_BYTES
+    assert weights.private_bytes(config(Model(str(tmp_path))), on_host=False) == estimates.DEVICE_BYTES
+    assert weights.private_bytes(config(Model("org/nowhere")), on_host=True) == estimates.HOST_BYTES
     assert caplog.text.count("cannot estimate the size of the weights") == 2
 
 

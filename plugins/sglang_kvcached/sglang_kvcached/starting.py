@@ -16,6 +16,7 @@ from kvcached_core.driver.base import Driver
 from kvcached_core.driver.registry import open_driver
 from kvcached_core.errors import ConfigError, InvariantError, KVCachedError
 from kvcached_core.ledger import Account, Runtime, SchedulerView
+from kvcached_core.startup import estimates
 from kvcached_core.startup.private_memory import PrivateMemory, reserved_bytes
 from kvcached_core.startup.rank_start import Rank, Start
 from sglang_kvcached import layouts, process_state, startup_check, support, weights
@@ -257,7 +258,7 @@ class RankStart:
 
     def end(self) -> None:
         """Note that the engine is loaded."""
-        self._start.end(0 if self.on_host else weights.DEVICE_BYTES)
+        self._start.end(0 if self.on_host else estimates.DEVICE_BYTES)
 
     def close(self) -> None:
         """Give everything back and leave the ledger. A second call does nothing."""

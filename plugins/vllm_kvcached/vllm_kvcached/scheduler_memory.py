@@ -10,9 +10,11 @@ from kvcached_core.errors import ConfigError
 from kvcached_core.geometry import first_block
 from kvcached_core.ledger import Runtime, SchedulerView, SlotGeometry
 from kvcached_core.plan import Plan
+from kvcached_core.scheduler.activity import ActivityReport
 from kvcached_core.scheduler.governor import Governor
 from kvcached_core.scheduler.granules import Granules
 from kvcached_core.scheduler.idle_waker import IdleWaker
+from kvcached_core.scheduler.polling import poll_while
 from vllm_kvcached import nodes
 from vllm_kvcached.queue import ElasticFreeQueue
 from vllm_kvcached.support import instance, settings
@@ -20,8 +22,6 @@ from vllm_kvcached.support import instance, settings
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.core.kv_cache_manager import KVCacheManager
-
-_PAUSE_SECONDS = 0.0005
 
 
 class SchedulerMemory:
@@ -59,13 +59,13 @@ class SchedulerMemory:
         )
         self.queue = ElasticFreeQueue(pool, self.granules)
         pool.free_block_queue = self.queue
-        spare = -(-chosen.spare.of(geometry.granule_count * geometry.granule_bytes) // geometry.granule_bytes)
+        virtual_bytes = geometry.granule_count * geometry.granule_bytes
         self._granule_bytes = geometry.granule_bytes
         self._governor = Governor(
             self.granules,
             self._desk,
             self.queue.evict,
-            spare,
+            chosen.spare.units_of(virtual_bytes, geometry.granule_bytes),
             chosen.idle_seconds,
             self._desk.report,
             chosen.cache_seconds,
@@ -73,20 +73,17 @@ class SchedulerMemory:
         self._steward: IdleWaker | None = None
         self._closed = False
         self._preemptions = 0
-        self._idle_since_ms = self._now_ms()  # 0 while there are requests
-        self._counted: tuple[int, int, bool, int] | None = None
+        self._activity = ActivityReport(self._desk.count)
+        self._activity.set_busy(False, clock())
 
     # -- between two steps -------------------------------------------------------------------------------
 
     def update(self, demand_blocks: int, busy: bool, growth_blocks: int = 0) -> None:
         """Settle the budget for the next step and ask for what is missing; see Governor.update."""
-        deadline = self._governor.deadline
+        now, deadline = self._clock(), self._governor.deadline
         self._notice_sleep()
-        if busy:
-            self._idle_since_ms = 0
-        elif not self._idle_since_ms:
-            self._idle_since_ms = self._now_ms()
-        self._governor.update(self._clock(), demand_blocks, busy, growth_blocks)
+        self._activity.set_busy(busy, now)
+        self._governor.update(now, demand_blocks, busy, growth_blocks)
         self._settle()
         if self._steward is not None and self._governor.deadline not in (None, deadline):
             self._steward.tell()
@@ -99,24 +96,28 @@ class SchedulerMemory:
 
     def wait_while(self, short: Callable[[], bool]) -> None:
         """Wait for memory that is on its way, a moment at most, while the next step is `short` of it."""
-        give_up_at = self._clock() + self._grant_seconds
-        while self._governor.waiting and short() and self._clock() < give_up_at:
-            self._sleep(_PAUSE_SECONDS)
-            self._governor.refresh()
-            self._settle()
+        poll_while(
+            lambda: self._governor.waiting and short(), self._grant_seconds, self._clock, self._look_again
+        )
+
+    def _look_again(self, seconds: float) -> None:
+        """Sleep, and take note of memory that came meanwhile."""
+        self._sleep(seconds)
+        self._governor.refresh()
+        self._settle()
 
     def owes_when_idle(self) -> bool:
         """Settle the budget of an engine without requests; say whether it has to give something back."""
         if self._closed:
             return False
         self.update(0, busy=False)
-        self._count()
+        self._activity.publish(self.queue.evictions, self._preemptions)
         return self._governor.owes_memory
 
     def take_plan(self, preemptions: int) -> Plan | None:
         """Return the plan for the step just scheduled, if any; `preemptions` since the engine began."""
         self._preemptions = preemptions
-        self._count()
+        self._activity.publish(self.queue.evictions, self._preemptions)
         return self._governor.take_plan()
 
     def _notice_sleep(self) -> None:
@@ -124,16 +125,6 @@ class SchedulerMemory:
         released = self._desk.released()
         if released > self._governor.released:
             self._governor.lost_all(released)
-
-    def _now_ms(self) -> int:
-        return max(1, int(self._clock() * 1000))
-
-    def _count(self) -> None:
-        is_busy = not self._idle_since_ms
-        counts = (self.queue.evictions, self._preemptions, is_busy, self._idle_since_ms)
-        if counts != self._counted:
-            self._counted = counts
-            self._desk.count(*counts)
 
     def _settle(self) -> None:
         self.queue.settle()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 
 from kvcached_core.errors import UnsupportedError
-from kvcached_core.seams import Seam, missing
+from kvcached_core.seams import Seam, VersionGate, missing
 
 __all__ = ["SEAMS", "Seam", "missing", "require"]
 
-OLDEST, NEWEST_TESTED = (0, 30), (0, 33)
+VERSIONS = VersionGate("vllm-kvcached", "vLLM", oldest=(0, 30), newest_tested=(0, 33))
 
 _log = logging.getLogger(__name__)
 
@@ -160,36 +159,21 @@ def vllm_version() -> str:
     return str(vllm.__version__)
 
 
-def version_problem(version: str) -> str:
-    """Say why a version of vLLM cannot be used, or return an empty text."""
-    match = re.match(r"(\d+)\.(\d+)", version)
-    if match and (int(match[1]), int(match[2])) < OLDEST:
-        return (
-            f"vllm-kvcached needs vLLM {OLDEST[0]}.{OLDEST[1]} or newer, and {version} is installed: "
-            f"upgrade vLLM, or start without --kv-cache-backend kvcached and ENABLE_KVCACHED"
-        )
-    return ""
-
-
 def require(cpu: bool = False) -> None:
-    """Raise UnsupportedError unless the installed vLLM can be used; warn if it is newer than what was tested.
+    """Raise UnsupportedError unless the installed vLLM can be used; warn if it is newer than tested.
 
-    `cpu` asks for the seams of the CPU worker instead of the GPU's, each of which needs its own platform.
+    `cpu` checks the seams of the CPU worker instead of the GPU's: each imports on its own platform only.
     """
     version = vllm_version()
-    if problem := version_problem(version):
+    if problem := VERSIONS.problem(version):
         raise UnsupportedError(problem)
-    match = re.match(r"(\d+)\.(\d+)", version)
-    if not match or (int(match[1]), int(match[2])) <= NEWEST_TESTED:
+    if not VERSIONS.is_newer(version):
         return
-    platform_only = (_GPU,) if cpu else (_CPU, "vllm.v1.worker.cpu_model_runner")
-    problems = [missing(seam) for seam in SEAMS if seam.module not in platform_only]
+    other_platform = (_GPU,) if cpu else (_CPU, "vllm.v1.worker.cpu_model_runner")
+    problems = [missing(seam) for seam in SEAMS if seam.module not in other_platform]
     if any(problems):
         raise UnsupportedError(
             f"vLLM {version} is newer than vllm-kvcached was tested with, and differs where it matters: "
             f"{'; '.join(filter(None, problems))}. Upgrade vllm-kvcached, or start without it"
         )
-    _log.warning(
-        "vLLM %s is newer than %d.%d, the newest vllm-kvcached was tested with; every seam it uses is there",
-        version, *NEWEST_TESTED,
-    )  # fmt: skip
+    VERSIONS.warn_if_newer(version, _log)

@@ -10,6 +10,7 @@ import torch
 from kvcached_core.config import Config
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
 from kvcached_core.driver.nvml import memory_of, process_bytes
+from kvcached_core.driver.registry import is_host
 from kvcached_core.startup.private_memory import PrivateMemory, reserved_bytes
 from kvcached_core.startup.rank_start import Rank, Start
 from vllm_kvcached import nvml, weights
@@ -53,7 +54,7 @@ class RankStart(Start):
     ) -> None:
         """Enter the ledger of a device that is open, and show what is taken of it."""
         private = PrivateMemory(
-            None if device.type == "cpu" else lambda: reserved_bytes(device),
+            None if is_host(device.type) else lambda: reserved_bytes(device),
             lambda: process_bytes(identity.uuid, nvml.library),
             lambda: self.account.ready_bytes,
         )

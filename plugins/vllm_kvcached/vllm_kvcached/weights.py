@@ -1,60 +1,46 @@
-"""What an engine will take of its device, estimated before it loads; on one rank, in bytes."""
+"""Estimates, from vLLM's configuration, of the memory a rank will take; made before it loads, in bytes."""
 
 from __future__ import annotations
 
-import logging
-import math
 from typing import TYPE_CHECKING
 
-from kvcached_core.startup import weight_files
-from kvcached_core.startup.weight_files import estimated, model_folder
-from kvcached_core.units import GIB, format_size
+from kvcached_core.startup import estimates, weight_files
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-_log = logging.getLogger(__name__)
-
-# Beside the weights and the CUDA context: of an 8B model on an H100, about 1.2 GiB activations of the largest
-# step and 0.6 GiB CUDA graphs.
-DEVICE_BYTES = 2 * GIB
-HOST_BYTES = GIB  # activations, compiled code and the allocator of a process that has imported everything
-_MARGIN = 1.1
-
 
 def private_bytes(vllm_config: VllmConfig, on_host: bool) -> int:
-    """Return what a rank takes outside its KV cache at its peak, less its context and communication."""
-    weights = estimated("the size of the weights", lambda: weight_bytes(vllm_config))
-    _log.info("kvcached: the weights are estimated at %s on each rank", format_size(weights))
-    return weights + (HOST_BYTES if on_host else DEVICE_BYTES)
+    """Return the bytes a rank takes outside its KV cache at its peak, without context and communication."""
+    return estimates.private_bytes(lambda: weight_bytes(vllm_config), on_host)
 
 
 def weight_bytes(vllm_config: VllmConfig) -> int:
-    """Return the bytes of the weights on one rank: of the files if they are here, else of the parameters."""
+    """Return the bytes of one rank's weights: from their files if they are here, else from the parameters."""
     model, load, parallel = vllm_config.model_config, vllm_config.load_config, vllm_config.parallel_config
-    dummy = load.load_format == "dummy"
-    folder = None if dummy else model_folder(model.model, model.revision, load.download_dir)
-    total = weight_files.weight_bytes(model, folder)
-    return -(-total // int(parallel.tensor_parallel_size * parallel.pipeline_parallel_size))
+    is_dummy = load.load_format == "dummy"
+    folder = None if is_dummy else weight_files.model_folder(model.model, model.revision, load.download_dir)
+    total_bytes = weight_files.weight_bytes(model, folder)
+    return -(-total_bytes // int(parallel.tensor_parallel_size * parallel.pipeline_parallel_size))
 
 
 def longest_request_bytes(vllm_config: VllmConfig) -> int:
-    """Return what one request of the maximum length takes of a rank's KV cache, rounded up generously.
+    """Return the bytes of one request of the maximum length in a rank's KV cache, plus a margin.
 
-    An upper bound where layers see a window only; 0 where the length is yet to be chosen.
+    Returns 0 if vLLM has yet to choose that length.
     """
-    if vllm_config.model_config.original_max_model_len == -1:
+    model = vllm_config.model_config
+    if model.original_max_model_len == -1:
         return 0
-    return estimated("the floor", lambda: _full_attention_bytes(vllm_config))
+    return estimates.longest_request_bytes(model.max_model_len, lambda: _token_bytes(vllm_config))
 
 
-def _full_attention_bytes(vllm_config: VllmConfig) -> int:
+def _token_bytes(vllm_config: VllmConfig) -> int:
+    """Return the KV cache bytes of one token on one rank."""
     from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     number_bytes: int = kv_cache_dtype_str_to_dtype(vllm_config.cache_config.cache_dtype, model).itemsize
     vectors = 1 if model.use_mla else 2  # keys and values
     heads, layers = model.get_num_kv_heads(parallel), model.get_num_layers(parallel)
-    per_token: int = layers * heads * model.get_head_size() * vectors * number_bytes
-    length: int = model.max_model_len
-    return math.ceil(_MARGIN * length * per_token)
+    return int(layers * heads * model.get_head_size() * vectors * number_bytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,12 +9,17 @@ import torch
 from vllm.platforms import current_platform
 
 from kvcached_core.driver.base import Driver
-from kvcached_core.driver.registry import open_driver
-from kvcached_core.errors import ConfigError, InvariantError
+from kvcached_core.driver.registry import is_host, open_for_engine
+from kvcached_core.errors import InvariantError
 from kvcached_core.geometry import Geometry, choose_page_bytes, make_geometry
 from kvcached_core.ledger.remote.agent import NodeAgent
 from kvcached_core.plan import Plan
-from kvcached_core.units import format_size
+from kvcached_core.startup.announce import (
+    describe_to_ledger,
+    floor_bytes,
+    log_start,
+    require_limit_for_request,
+)
 from kvcached_core.worker.pool import ElasticPool
 from vllm_kvcached import nodes
 from vllm_kvcached.placement import (
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
-_log = logging.getLogger(__name__)
+_RAISE_LIMIT = "raise kvcached.limit (or --kv-cache-memory-bytes) or lower --max-model-len"
 
 
 class _Reservation(NamedTuple):
@@ -67,24 +71,8 @@ class WorkerMemory:
 
     def open(self, device: torch.device) -> None:
         """Open the driver on the worker's device and enter the device's ledger."""
-        on_host = device.type == "cpu"
         self._device = device
-        name = self._settings.driver
-        if name == "auto":
-            name = "host" if on_host else "cuda"
-        if (name == "host") != on_host:
-            raise ConfigError(
-                f"kvcached.driver={name!r}: this engine runs on {device.type}, expected "
-                f"{'host' if on_host else 'cuda'} or auto"
-            )
-        index = device.index or 0
-        if on_host:
-            with_all = open_driver(name, index, 0)
-            total = with_all.memory().total_bytes
-            with_all.close()
-            self._driver = open_driver(name, index, self._settings.host_capacity.of(total))
-        else:
-            self._driver = open_driver(name, index, 0)
+        self._driver = open_for_engine(self._settings, device.type, device.index)
         self._capacity_bytes = self._driver.memory().total_bytes
         self._start.enter_with(device, self._driver.identity(), self._capacity_bytes, self._mapped_bytes)
 
@@ -94,7 +82,7 @@ class WorkerMemory:
         Raises CapacityError with the numbers, UnsupportedError for a node with another kind of cache.
         """
         nodes.meet(self._vllm_config, self._settings, self._rank)
-        self._start.wait_to_load(self._opened().memory, on_host=self._device.type == "cpu")
+        self._start.wait_to_load(self._opened().memory, is_host(self._device.type))
 
     def preferred_layouts(self, names: list[str]) -> list[str]:
         """Sort layouts with the block outermost to the front, unless the choice is left to vLLM."""
@@ -127,19 +115,13 @@ class WorkerMemory:
         geometry = self._geometry(where, kv_cache_config.num_blocks, driver)
         self._start.set_floor(self._floor_bytes(geometry, kv_cache_config))
         account = self._start.account
-        account.describe(
-            page_bytes=geometry.page_bytes,
-            granule_bytes=geometry.granule_bytes,
-            granule_count=geometry.granule_count,
-            blocks_per_granule=geometry.blocks_per_granule,
-            block_count=geometry.block_count,
-            stride_bytes=geometry.stride_bytes,
-        )
+        describe_to_ledger(account, geometry)
         self._pool = ElasticPool(
             driver, geometry, account, size_bytes=size_bytes, private_bytes=self._start.private.now
         )
         self._pool.begin_warm_up()
-        self._log_start(geometry)
+        block_tokens = self._vllm_config.cache_config.block_size or 0
+        log_start(driver.name, geometry, block_tokens, account)
         return self._pool.tensor
 
     def require_allocated(self, times: int) -> None:
@@ -227,34 +209,17 @@ class WorkerMemory:
         )
 
     def _floor_bytes(self, geometry: Geometry, kv_cache_config: KVCacheConfig) -> int:
-        """Return the floor: as set, or what one request of the maximum length needs beside the null block."""
-        blocks = 1 + blocks_of_longest_request(self._vllm_config, kv_cache_config)
-        needed = -(-blocks // geometry.blocks_per_granule) * geometry.granule_bytes
-        limit, length = self._start.limit_bytes(), self._vllm_config.model_config.max_model_len
-        if needed > limit and len(kv_cache_config.kv_cache_groups) == 1:
-            raise ConfigError(
-                f"the limit of {format_size(limit)} is less than the {format_size(needed)} that one request "
-                f"of {length} tokens needs: raise kvcached.limit (or --kv-cache-memory-bytes) or lower "
-                "--max-model-len"
-            )
-        floor = self._settings.floor
-        return min(needed, limit) if floor is None else floor.of(self._capacity_bytes)
+        """Return the floor: the setting, or what a request of the maximum length and the null block need.
 
-    def _log_start(self, geometry: Geometry) -> None:
-        account = self._start.account
-        block_tokens = self._vllm_config.cache_config.block_size or 0
-        _log.info(
-            "kvcached backend: driver %s, %s (%d tokens), virtual capacity %s, floor %s, limit %s, "
-            "engine %s in ledger %s",
-            self._opened().name,
-            geometry.describe(),
-            geometry.blocks_per_granule * block_tokens,
-            format_size(geometry.granule_count * geometry.granule_bytes),
-            format_size(account.floor_bytes),
-            format_size(account.limit_bytes),
-            account.name,
-            account.ledger_path,
-        )
+        Raises ConfigError if the limit is lower than that need. With several groups of layers it is only an
+        upper bound, so a lower limit is allowed.
+        """
+        blocks = 1 + blocks_of_longest_request(self._vllm_config, kv_cache_config)
+        needed_bytes, limit_bytes = geometry.bytes_of_blocks(blocks), self._start.limit_bytes()
+        if len(kv_cache_config.kv_cache_groups) == 1:
+            length = self._vllm_config.model_config.max_model_len
+            require_limit_for_request(limit_bytes, needed_bytes, length, _RAISE_LIMIT)
+        return floor_bytes(self._settings, self._capacity_bytes, min(needed_bytes, limit_bytes))
 
 
 def _stream() -> int:
