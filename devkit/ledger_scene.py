@@ -11,7 +11,7 @@ from kvcached_core.ledger import Account, Runtime
 from kvcached_core.ledger.file.layout import WORD_LIMIT
 from kvcached_core.ledger.file.storage import LedgerFile
 from kvcached_core.units import GIB, MIB
-from kvctl.sampling import Sampler
+from kvctl.kvtop.sampling import Sampler
 
 GRANULE = 16 * MIB
 NOON = time.mktime((2026, 1, 2, 12, 0, 0, 0, 0, -1))

@@ -15,11 +15,11 @@ from pathlib import Path
 from devkit.ledger_scene import CAST, play, sampler
 from kvcached_core.ledger import Runtime
 from kvcached_core.ledger.tools.metric_definitions import DEVICE_METRICS, DURATION_METRICS, ENGINE_METRICS
-from kvctl.frame import View
+from kvctl.command_definitions import COMMANDS, COMMON, EXIT_CODES, Argument, Command
+from kvctl.kvtop.app import TopApp
+from kvctl.kvtop.screen import ViewState
+from kvctl.kvtop.widgets import HELP
 from kvctl.metrics import PREFIX, READABLE
-from kvctl.spec import COMMANDS, COMMON, EXIT_CODES, Argument, Command
-from kvctl.top_app import TopApp
-from kvctl.top_widgets import HELP
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -41,17 +41,18 @@ def reference() -> str:
 
 def _command(command: Command) -> str:
     synopsis = " ".join(
-        ["kvctl", command.name, *(f"[{a.shown.split(', ')[-1]}]" for a in command.arguments if a.is_option),
-         *(a.shown for a in command.arguments if not a.is_option)]
+        ["kvctl", command.name, *(f"[{a.usage.split(', ')[-1]}]" for a in command.arguments if a.is_option),
+         *(a.usage for a in command.arguments if not a.is_option)]
     )  # fmt: skip
     width = max(len(line) for line, _ in command.examples)
     examples = "\n".join(f"{line:<{width}}  # {text}".removesuffix("  # ") for line, text in command.examples)
     rows = f"{_arguments(command.arguments)}\n" if command.arguments else ""
-    return f"## kvctl {command.name}\n\n`{synopsis}`\n\n{command.text}\n\n{rows}```bash\n{examples}\n```\n\n"
+    head = f"## kvctl {command.name}\n\n`{synopsis}`\n\n{command.description}\n\n"
+    return f"{head}{rows}```bash\n{examples}\n```\n\n"
 
 
 def _arguments(arguments: tuple[Argument, ...]) -> str:
-    rows = [f"| `{each.shown.replace('|', chr(92) + '|')}` | {each.help} |" for each in arguments]
+    rows = [f"| `{each.usage.replace('|', chr(92) + '|')}` | {each.help} |" for each in arguments]
     return "\n".join(["| argument | meaning |", "|---|---|", *rows]) + "\n"
 
 
@@ -81,7 +82,7 @@ def pictures() -> Mapping[str, str]:
 
 
 async def _picture(runtime: Runtime, size: tuple[int, int]) -> str:
-    app = TopApp(runtime, sampler(runtime), View())
+    app = TopApp(runtime, sampler(runtime), ViewState())
     async with app.run_test(size=size) as pilot:
         await pilot.press("down", "space")
         return app.export_screenshot()

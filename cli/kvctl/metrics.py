@@ -1,86 +1,63 @@
-"""What Prometheus is told: the figures of the ledgers, read when it asks."""
+"""The collector that gives Prometheus the metrics of all ledgers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from kvcached_core.errors import KVCachedError
 from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.snapshot import DeviceSnapshot, OwnerSnapshot, snapshot
-from kvcached_core.ledger.tools.metric_definitions import DEVICE_METRICS, DURATION_METRICS, ENGINE_METRICS
-from kvctl.codes import Failure
+from kvcached_core.ledger.tools.metric_families import (
+    device_families,
+    live_ranks,
+    metric_names,
+    rank_families,
+)
 from kvctl.devices import choose_devices
+from kvctl.exit_codes import CommandError
 
 DEVICE_LABELS = ("gpu", "UUID")
 ENGINE_LABELS = (*DEVICE_LABELS, "engine", "model", "name", "rank")
 READABLE = "kvcached_ledger_readable"
+READABLE_HELP = "1 if the ledgers can be read."
 PREFIX = "kvcached_"
 
 
 class LedgerCollector:
-    """Reads the ledgers whenever Prometheus asks; between two scrapes it does nothing."""
+    """Reads the ledgers at each scrape and does nothing between two scrapes."""
 
     def __init__(self, runtime: Runtime, device: str | None = None) -> None:
         self._runtime, self._device = runtime, device
 
     def describe(self) -> list[Metric]:
-        """Return nothing: registration reads no ledger."""
+        """Return nothing, so that registering the collector reads no ledger."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every family; if the ledgers cannot be read, only that."""
+        """Yield every family. If the ledgers cannot be read, yield only the metric that says so."""
         try:
             all_devices = snapshot(self._runtime)
-            chosen = {each.folder for each in choose_devices(all_devices, self._device)}
-        except (KVCachedError, Failure):
-            yield GaugeMetricFamily(READABLE, _READABLE_HELP, value=0)
+            chosen = {device.folder for device in choose_devices(all_devices, self._device)}
+        except (KVCachedError, CommandError):
+            yield GaugeMetricFamily(READABLE, READABLE_HELP, value=0)
             return
-        yield GaugeMetricFamily(READABLE, _READABLE_HELP, value=1)
-        devices = {place: each for place, each in enumerate(all_devices) if each.folder in chosen}
-        yield from _device_families(devices)
-        yield from _engine_families(_living(devices))
-
-
-_READABLE_HELP = "1 if the ledgers can be read."
-
-
-def _device_families(devices: Mapping[int, DeviceSnapshot]) -> Iterator[Metric]:
-    for metric in DEVICE_METRICS:
-        family = GaugeMetricFamily(PREFIX + metric.name, metric.help, labels=DEVICE_LABELS)
-        for place, device in devices.items():
-            family.add_metric([str(place), device.uuid], float(metric.value(device)))
-        yield family
-
-
-def _living(devices: Mapping[int, DeviceSnapshot]) -> dict[tuple[str, ...], OwnerSnapshot]:
-    """Return the living ranks by their labels; the dead may have the name of one that lives."""
-    return {
-        (str(place), device.uuid, owner.engine, owner.model, owner.name, str(owner.rank)): owner
-        for place, device in devices.items()
-        for owner in device.owners
-        if owner.live and owner.heard
-    }
-
-
-def _engine_families(owners: Mapping[tuple[str, ...], OwnerSnapshot]) -> Iterator[Metric]:
-    for metric in ENGINE_METRICS:
-        kind = CounterMetricFamily if metric.counter else GaugeMetricFamily
-        family = kind(PREFIX + metric.name, metric.help, labels=ENGINE_LABELS)
-        for labels, owner in owners.items():
-            family.add_metric(labels, float(metric.value(owner)))
-        yield family
-    for time in DURATION_METRICS:
-        histogram = HistogramMetricFamily(PREFIX + time.name, time.help, labels=ENGINE_LABELS)
-        for labels, owner in owners.items():
-            took = time.value(owner)
-            histogram.add_metric(labels, took.cumulative(), took.sum_seconds)
-        yield histogram
+        yield GaugeMetricFamily(READABLE, READABLE_HELP, value=1)
+        devices: dict[tuple[str, ...], DeviceSnapshot] = {
+            (str(place), device.uuid): device
+            for place, device in enumerate(all_devices)
+            if device.folder in chosen
+        }
+        ranks: dict[tuple[str, ...], OwnerSnapshot] = {
+            (*labels, owner.engine, owner.model, owner.name, str(owner.rank)): owner
+            for labels, device in devices.items()
+            for owner in live_ranks(device)
+        }
+        yield from device_families(PREFIX, DEVICE_LABELS, devices)
+        yield from rank_families(PREFIX, ENGINE_LABELS, ranks)
 
 
 def names() -> Iterable[str]:
-    """Return the names of all metrics."""
-    plain = (metric.name for metric in (*DEVICE_METRICS, *ENGINE_METRICS))
-    times = (f"{metric.name}_{part}" for metric in DURATION_METRICS for part in ("bucket", "count", "sum"))
-    return (READABLE, *(PREFIX + name for name in (*plain, *times)))
+    """Return the names of all metrics that the collector yields."""
+    return (READABLE, *metric_names(PREFIX))

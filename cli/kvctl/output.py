@@ -1,4 +1,4 @@
-"""Data on stdout, messages on stderr; colours on a terminal only."""
+"""Print data to stdout and messages to stderr; print colours only to a terminal."""
 
 from __future__ import annotations
 
@@ -28,58 +28,59 @@ _color = "auto"
 
 
 def choose_color(when: str) -> None:
-    """Set when to colour, for the rest of the process: auto, always or never."""
+    """Choose when this process prints colours: auto, always or never."""
     global _color
     _color = when
 
 
 def is_terminal() -> bool:
-    """Say whether stdout is a terminal that can colour and move its cursor."""
+    """Return whether stdout is a terminal that can show colours and move its cursor."""
     return _is_tty() and os.environ.get("TERM") not in ("dumb", "")
 
 
 def _is_tty() -> bool:
-    with contextlib.suppress(AttributeError, ValueError):  # closed before we began
+    with contextlib.suppress(AttributeError, ValueError):  # closed before the process began
         return sys.stdout.isatty()
     return False
 
 
 def line_width() -> int:
-    """Return how long a line on stdout may be."""
+    """Return the length of a line on stdout, in cells."""
     return shutil.get_terminal_size().columns if _is_tty() else _WIDTH_WITHOUT_TERMINAL
 
 
-def console(width: int | None = None, file: Any = None) -> Console:
-    """Return a console for stdout, or for `file`, that colours as it was chosen."""
+def console(width: int | None = None, file: Any = None, interactive: bool | None = None) -> Console:
+    """Return a console for stdout, or for `file`, that colours as chosen with `choose_color`."""
     from rich.console import Console
 
     always = _color == "always"
     return Console(
-        file=file, width=width, highlight=False, force_terminal=always or is_terminal(), legacy_windows=False,
+        file=file, width=width, highlight=False, force_terminal=always or is_terminal(),
+        force_interactive=interactive, legacy_windows=False,
         no_color=False if always else True if _color == "never" else None,
         color_system="truecolor" if always else "auto",
     )  # fmt: skip
 
 
-def render(what: RenderableType, width: int | None = None) -> str:
-    """Return what a console would print."""
+def render(renderable: RenderableType, width: int | None = None) -> str:
+    """Return the text that a console would print."""
     text = io.StringIO()
-    console(width or line_width(), text).print(what)
+    console(width or line_width(), text).print(renderable)
     return text.getvalue()
 
 
 def print_json(data: Mapping[str, Any], indent: int | None = 2) -> None:
-    """Print one object; its layout changes only with its `version`."""
+    """Print one JSON object. Its layout changes only with its `version`."""
     write(json.dumps({"version": JSON_VERSION, **data}, indent=indent) + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; a column whose title begins with `>` is flush right. Colours only on a terminal."""
+    """Print a table. A column whose title begins with `>` is flush right."""
     write(table_text(columns, rows))
 
 
 def table_text(columns: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
-    """Return the table as it would be printed: columns are set closer where it is narrow, then cut."""
+    """Return a table as text. In a narrow terminal columns move closer together, then are cut."""
     from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
@@ -97,22 +98,26 @@ def table_text(columns: Sequence[str], rows: Iterable[Sequence[str]], width: int
 
 
 def write(text: str) -> None:
-    """Write data to stdout, whatever its encoding; raises BrokenPipeError and OSError as it does."""
-    if sys.stdout is None:  # closed before we began
-        return
+    """Write data to stdout. Raises BrokenPipeError and OSError, as stdout does."""
+    if sys.stdout is not None:  # None: closed before the process began
+        sys.stdout.write(encodable(text))
+
+
+def encodable(text: str) -> str:
+    """Return the text with `?` for each character that stdout's encoding lacks."""
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def say(message: str) -> None:
-    """Print a message for people."""
+    """Print a message to stderr."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             print(f"kvctl: {message}", file=sys.stderr)
 
 
 def short_size(size_bytes: int) -> str:
-    """Write a size for a narrow column, as 1.53G: its first digits and the unit's first letter."""
+    """Return a size for a narrow column, such as 1.53G: three digits and the first letter of the unit."""
     for unit, factor in (("T", 1 << 40), ("G", GIB), ("M", MIB), ("K", KIB)):
         if size_bytes >= factor:
             number = size_bytes / factor
@@ -122,5 +127,5 @@ def short_size(size_bytes: int) -> str:
 
 
 def percent(part: int, whole: int) -> str:
-    """Write a share, as 31.4%."""
+    """Return a share, such as 31.4%; a dash if `whole` is 0."""
     return f"{100 * part / whole:.1f}%" if whole else DASH

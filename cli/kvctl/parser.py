@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from kvcached_core import __version__
-from kvctl.codes import Code
+from kvctl.command_definitions import COMMANDS, COMMON, EXIT_CODES, Argument, Command
+from kvctl.exit_codes import ExitCode
 from kvctl.output import say
-from kvctl.spec import COMMANDS, COMMON, EXIT_CODES, Argument, Command
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 def usage_error(message: str, program: str = "kvctl") -> NoReturn:
     """Say what is wrong and where help is; raises SystemExit."""
     say(f"{message} ({program} --help shows what it takes)")
-    raise SystemExit(int(Code.USAGE))
+    raise SystemExit(int(ExitCode.USAGE))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -33,7 +33,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     known = [command.name for command in COMMANDS]
     if name and not name.startswith("-") and name not in known:
         say(unknown_command(name, known))
-        raise SystemExit(int(Code.USAGE))
+        raise SystemExit(int(ExitCode.USAGE))
     if name.startswith("-") and name not in ("-h", "--help", "--version"):
         usage_error(f"{name}: a command comes first, then its options")
     chosen = [command for command in COMMANDS if command.name == name]
@@ -77,7 +77,7 @@ def build(commands: Iterable[Command] = COMMANDS) -> Parser:
         title="commands", metavar="COMMAND", required=True, parser_class=Parser
     )
     for command in commands:
-        add_arguments(subparsers.add_parser(command.name, help=command.about, **_texts(command)), command)
+        add_arguments(subparsers.add_parser(command.name, help=command.summary, **_texts(command)), command)
     return parser
 
 
@@ -93,7 +93,7 @@ def _texts(command: Command) -> dict[str, Any]:
     width = max(len(line) for line, _ in command.examples)
     lines = (f"  {line:<{width}}  {text}".rstrip() for line, text in command.examples)
     return {
-        "description": command.text,
+        "description": command.description,
         "epilog": "examples:\n" + "\n".join(lines),
         "formatter_class": _Formatter,
         "allow_abbrev": False,
@@ -122,8 +122,8 @@ def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
         parser.add_argument(*argument.names, action="store_true", **options)
         return
     options |= {"metavar": argument.metavar, "default": argument.default}
-    if argument.kind is not None:
-        options["type"] = argument.kind
+    if argument.parse is not None:
+        options["type"] = argument.parse
     if argument.choices:
         options["choices"] = argument.choices
         del options["metavar"]

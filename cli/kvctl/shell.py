@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvctl.codes import Code
+from kvctl.command_definitions import COMMANDS
 from kvctl.completion import candidates, known_devices, running_engines
+from kvctl.exit_codes import INTERRUPTED, ExitCode
 from kvctl.output import say
-from kvctl.spec import COMMANDS
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
 PROMPT = "kvcached> "
 _LEAVE = ("exit", "quit")
-_INTERRUPTED = 130
+
 _WELCOME = "Type help for the commands, exit or Ctrl-D to leave; !COMMAND runs COMMAND in your own shell."
 _ONLY_HERE = """
 in this shell also:
@@ -37,7 +37,7 @@ def run_shell() -> int:
     On a terminal with a prompt, history and completion, elsewhere line by line without them.
     """
     if sys.stdin is None:
-        return int(Code.OK)
+        return int(ExitCode.OK)
     if sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty():
         print(_WELCOME)
         return _obey_all(_prompted(make_session()), goes_on=True)
@@ -46,7 +46,7 @@ def run_shell() -> int:
 
 def _obey_all(lines: Iterator[str], goes_on: bool) -> int:
     """Carry out lines up to the one that leaves; Ctrl-C between two of them ends it unless it `goes_on`."""
-    code = int(Code.OK)
+    code = int(ExitCode.OK)
     while True:
         try:
             line = next(lines, "exit").strip()
@@ -56,7 +56,7 @@ def _obey_all(lines: Iterator[str], goes_on: bool) -> int:
                 code = obey(line)
         except KeyboardInterrupt:
             if not goes_on:
-                return _INTERRUPTED
+                return INTERRUPTED
 
 
 def obey(line: str) -> int:
@@ -67,14 +67,14 @@ def obey(line: str) -> int:
         words = shlex.split(line)
     except ValueError as error:
         say(f"{line}: {str(error).lower()}")
-        return int(Code.USAGE)
+        return int(ExitCode.USAGE)
     known = [*(command.name for command in COMMANDS), *_LEAVE]
     if words and words[0] in _LEAVE:
         say(f"{words[0]} takes no arguments")
-        return int(Code.USAGE)
+        return int(ExitCode.USAGE)
     if words and words[0] not in known:
         say(_unknown(words[0], known))
-        return int(Code.USAGE)
+        return int(ExitCode.USAGE)
     return _run_command(words)
 
 
@@ -85,14 +85,14 @@ def _unknown(name: str, known: Iterable[str]) -> str:
 
 
 def _run_command(words: list[str]) -> int:
-    from kvctl.main import run_command
+    from kvctl.command_runner import run_command
 
     try:
         code = run_command(words)
     except SystemExit as stop:  # help, or wrong usage
-        code = stop.code if isinstance(stop.code, int) else int(Code.OK)
+        code = stop.code if isinstance(stop.code, int) else int(ExitCode.OK)
     except KeyboardInterrupt:
-        code = _INTERRUPTED
+        code = INTERRUPTED
     if words == ["help"]:
         sys.stdout.write(_ONLY_HERE)
     sys.stdout.flush()
@@ -102,12 +102,12 @@ def _run_command(words: list[str]) -> int:
 def _run_outside(command: str) -> int:
     if not command:
         say("! runs a command of your own shell: !nvidia-smi")
-        return int(Code.USAGE)
+        return int(ExitCode.USAGE)
     sys.stdout.flush()
     with contextlib.suppress(KeyboardInterrupt):
         code = subprocess.run(command, shell=True, check=False).returncode
         return 128 - code if code < 0 else code
-    return _INTERRUPTED
+    return INTERRUPTED
 
 
 def history_path(environ: dict[str, str] | None = None) -> Path:
@@ -129,7 +129,7 @@ def make_session(**more: Any) -> PromptSession[str]:
     from prompt_toolkit.document import Document
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
-    class Words(Completer):
+    class LineCompleter(Completer):
         """Completes commands, options and names."""
 
         def get_completions(self, document: Document, complete_event: Any) -> Iterator[Completion]:
@@ -145,7 +145,7 @@ def make_session(**more: Any) -> PromptSession[str]:
         say(f"the history is not kept: {error.strerror}")
         history = InMemoryHistory()
     return PromptSession(
-        PROMPT, history=history, completer=Words(), auto_suggest=AutoSuggestFromHistory(),
+        PROMPT, history=history, completer=LineCompleter(), auto_suggest=AutoSuggestFromHistory(),
         complete_while_typing=False, **more,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ import pytest
 
 from kvcached_core.driver.base import DeviceIdentity
 from kvcached_core.ledger import Runtime
-from kvctl import probes
+from kvctl import machine_checks
 from tests.cli.conftest import Run
 from tests.ledger.helpers import attach, child, die, files
 
@@ -35,7 +35,7 @@ def test_the_doctor_shows_owners_holders_and_every_setting(
     assert settings["enabled"] == ("0", "default") and "limit" in settings
     die(attach(runtime, "dead", name="ghost"))
     code, out, _ = run("doctor")
-    assert "ghost rank 0, slot 0, ended: the next engine or limit on this device removes it" in out
+    assert "ghost rank 0, slot 0, ended: removed at the next engine start or kvctl limit on its device" in out
     assert "slot-00.owner" in files(runtime)
 
 
@@ -69,7 +69,7 @@ def test_the_doctor_finds_a_plugin_that_its_engine_is_kept_from(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv(variable, "other")
-    found = {(check.status, check.text.split(":")[0]) for check in probes.check_packages()}
+    found = {(check.status, check.text.split(":")[0]) for check in machine_checks.check_packages()}
     assert ("info", group) in found
     assert ("error", f"{variable}='other' keeps {engine} from loading kvcached") in found
 
@@ -82,7 +82,7 @@ def test_the_doctor_finds_an_engine_without_its_plugin(
     monkeypatch.syspath_prepend(str(tmp_path))
     assert [
         check.text
-        for check in probes.check_packages()
+        for check in machine_checks.check_packages()
         if check.status == "warning" and "SGLang" in check.text
     ] == ["SGLang is installed and sglang-kvcached is not: run pip install sglang-kvcached"]
 
@@ -92,7 +92,7 @@ def test_the_doctor_finds_what_is_in_the_way(tmp_path: Path, monkeypatch: pytest
     make_distribution(tmp_path, "vllm-kvcached", "0.0.7")
     make_distribution(tmp_path, "kvctl", "0.0.8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = {(check.status, check.text.split(":")[0]) for check in probes.check_packages()}
+    found = {(check.status, check.text.split(":")[0]) for check in machine_checks.check_packages()}
     assert ("warning", "kvcached 0.1.6 of another project is installed") in found
     assert any(status == "error" and text.startswith("versions differ") for status, text in found)
 
@@ -114,25 +114,25 @@ def test_the_doctor_reads_the_driver_in_another_process(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert [(check.status, check.text.split(":")[0]) for check in probes.check_cuda()] == [
+    assert [(check.status, check.text.split(":")[0]) for check in machine_checks.check_cuda()] == [
         ("ok", "the driver supports CUDA 12.9"),
         ("ok", "device 0, H100, supports virtual memory management"),
         ("error", "device 1, H100, has no virtual memory management"),
     ]
     (package / "driver.py").write_text("raise SystemExit('CUDA_ERROR_NO_DEVICE')\n")
-    (check,) = probes.check_cuda()
+    (check,) = machine_checks.check_cuda()
     assert check.status == "warning" and check.text.endswith("CUDA_ERROR_NO_DEVICE")
 
 
 def test_the_doctor_finds_mps_and_mig(tmp_path: Path) -> None:
     environ = {"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)}
-    (check,) = probes.check_mps(environ)
+    (check,) = machine_checks.check_mps(environ)
     assert check.status == "warning" and check.text.endswith("MPS is not running")
     (tmp_path / "control").touch()
-    (check,) = probes.check_mps(environ)
+    (check,) = machine_checks.check_mps(environ)
     assert check.status == "info" and f"MPS answers at {tmp_path}" in check.text
     answer = {"driver": 12090, "devices": [{"name": "NVIDIA H100 MIG 1g.10gb", "vmm": True}]}
-    texts = [check.text for check in probes._check_devices(json.dumps(answer))]
+    texts = [check.text for check in machine_checks._check_devices(json.dumps(answer))]
     assert texts[-1] == "device 0 is a MIG instance: its ledger is its own"
 
 
@@ -141,7 +141,7 @@ def test_the_doctor_reads_the_limits_of_the_host(tmp_path: Path) -> None:
     (tmp_path / "sys" / "vm" / "max_map_count").write_text("1000\n")
     (tmp_path / "meminfo").write_text("MemTotal:  2048 kB\nMemFree: 1 kB\nMemAvailable:  1024 kB\n")
     (tmp_path / "memory.max").write_text("1048576\n")
-    found = [(check.status, check.text) for check in probes.check_host(tmp_path, tmp_path)]
+    found = [(check.status, check.text) for check in machine_checks.check_host(tmp_path, tmp_path)]
     assert found[:4] == [
         ("warning", "a process may have 1000 mappings (vm.max_map_count)"),
         ("info", "MemTotal: 2 MiB"),
@@ -149,4 +149,4 @@ def test_the_doctor_reads_the_limits_of_the_host(tmp_path: Path) -> None:
         ("info", "memory limit of this cgroup: 1 MiB"),
     ]
     (tmp_path / "memory.max").write_text("max\n")
-    assert not any("cgroup" in check.text for check in probes.check_host(tmp_path, tmp_path))
+    assert not any("cgroup" in check.text for check in machine_checks.check_host(tmp_path, tmp_path))

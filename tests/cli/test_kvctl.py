@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvcached_core.ledger import Runtime
-from kvctl import doctor
+from kvctl.commands import doctor
 from tests.cli.conftest import Run, worker
 from tests.ledger.helpers import CAPACITY, GRANULE, attach, picture
 
@@ -28,7 +28,7 @@ def test_a_wrong_name_is_3_and_the_nearest_is_named(
     runtime: Runtime, run: Run, command: tuple[str, ...]
 ) -> None:
     code, out, err = run(*command)
-    assert (code, out) == (3, "") and "none is running" in err
+    assert (code, out) == (3, "") and "no engine is running" in err
     attach(runtime, "a", name="llama")
     code, out, err = run(*command)
     assert (code, out) == (3, "") and "did you mean 'llama'?" in err
@@ -91,10 +91,11 @@ def test_kvctl_as_a_process(runtime: Runtime) -> None:
 
 def test_kvctl_imports_nothing_heavy() -> None:
     code = (
-        "import sys, kvctl.main, kvctl.listing, kvctl.controls, kvctl.history, kvctl.doctor\n"
+        "import sys, kvctl.main\n"
+        "from kvctl.commands import controls, doctor, history, list\n"
         "heavy = {'torch', 'vllm', 'sglang', 'cupy', 'cuda', 'numpy', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     environ = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'cli'}"}
     subprocess.run([sys.executable, "-c", code], env=environ, check=True, timeout=60)
-    assert doctor.run_doctor.__module__ == "kvctl.doctor"
+    assert doctor.run_doctor.__module__ == "kvctl.commands.doctor"

@@ -14,8 +14,8 @@ import pytest
 
 from kvcached_core.ledger import Runtime, snapshot
 from kvcached_core.ledger.file.storage import LedgerFile
-from kvctl.completion import SCRIPTS
-from kvctl.spec import COMMANDS
+from kvctl.command_definitions import COMMANDS
+from kvctl.commands.completion import SCRIPTS
 from tests.cli.owner import CAPACITY, PAGE, SIZE
 from tests.cli.process import ROOT, OwnerProcess, environment, kvctl, line_of, owner, start, until
 from tests.cli.schemas import SCHEMAS, validate

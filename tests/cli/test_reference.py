@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvctl.spec import COMMANDS, COMMON
+from kvctl.command_definitions import COMMANDS, COMMON
 from tools.kvctl_reference import DOCS, SIZES, pictures, reference, text_of
 
 REDO = "stale: run python -m tools.kvctl_reference"
@@ -16,7 +16,7 @@ def test_the_page_has_every_command_and_option() -> None:
     page = (DOCS / "kvctl.md").read_text()
     for command in COMMANDS:
         assert f"## kvctl {command.name}\n" in page
-        assert all(f"`{each.shown}`".replace("|", "\\|") in page for each in (*command.arguments, *COMMON))
+        assert all(f"`{each.usage}`".replace("|", "\\|") in page for each in (*command.arguments, *COMMON))
 
 
 def test_the_pictures_show_what_kvtop_shows() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from devkit.report import record
 from kvcached_core.ledger import Runtime
-from kvctl.spec import COMMANDS, COMMON
+from kvctl.command_definitions import COMMANDS, COMMON
 from tests.cli.conftest import Run
 from tests.ledger.helpers import CAPACITY, attach, picture
 
@@ -94,8 +94,8 @@ CALLS = [
     Wrong("export --port 0 --json", 2, "leave --json out"),
     Wrong("export --port 1 --bind nowhere.invalid", 1, "cannot serve at nowhere.invalid port 1"),
     # names
-    Wrong("list lama", 3, "no engine is named 'lama': did you mean 'llama'? There are: llama, m"),
-    Wrong("list m nobody", 3, "no engine is named 'nobody': There are: llama, m"),
+    Wrong("list lama", 3, "no engine is named 'lama': did you mean 'llama'? Known engines: llama, m"),
+    Wrong("list m nobody", 3, "no engine is named 'nobody': Known engines: llama, m"),
     Wrong("limit lama 1G", 3, "did you mean 'llama'?"),
     Wrong("limit '' 1G", 3, "no engine is named ''"),
     Wrong("limit-percent lama 5", 3, "did you mean 'llama'?"),

@@ -1,7 +1,7 @@
-"""The engine's KV memory in vLLM's own /metrics, through its group of stat-logger plugins.
+"""Show the engine's KV memory in vLLM's own /metrics, through vLLM's stat-logger plugins.
 
-The API server reads the ledger when it is scraped, so that an idle engine's figures are not old ones. With
-several API servers vLLM collects metrics from files, which have no room for this: then use `kvctl export`.
+The API server reads the ledger at each scrape, so the metrics of an idle engine are current too. With several
+API servers vLLM collects metrics through files, which cannot hold these metrics: use `kvctl export` then.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import Metric
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from kvcached_core.errors import KVCachedError
 from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.snapshot import OwnerSnapshot, snapshot
-from kvcached_core.ledger.tools.metric_definitions import DURATION_METRICS, ENGINE_METRICS
+from kvcached_core.ledger.tools.metric_families import live_ranks, rank_families
 from vllm_kvcached import SCHEDULER
 from vllm_kvcached.support import instance, settings
 
@@ -29,7 +29,7 @@ LABELS = ("model_name", "engine", "UUID", "rank")
 
 
 class InstanceCollector:
-    """Reads the slots of one engine whenever it is asked."""
+    """Reads the slots of one engine at each scrape and does nothing between two scrapes."""
 
     def __init__(self, runtime: Runtime, instance_id: str, model_name: str, engine: str) -> None:
         self.instance_id = instance_id
@@ -37,37 +37,24 @@ class InstanceCollector:
         self._labels = (model_name, engine)
 
     def describe(self) -> list[Metric]:
-        """Return nothing: registration reads no ledger."""
+        """Return nothing, so that registering the collector reads no ledger."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric of every rank; none while the ledger cannot be read."""
-        owners: list[tuple[str, OwnerSnapshot]] = []
+        """Yield every metric of every rank; the families are empty while the ledger cannot be read."""
+        ranks: dict[tuple[str, ...], OwnerSnapshot] = {}
         with contextlib.suppress(KVCachedError):
-            owners = [
-                (device.uuid, owner)
+            ranks = {
+                (*self._labels, device.uuid, str(owner.rank)): owner
                 for device in snapshot(self._runtime)
-                for owner in device.owners
-                if owner.live and owner.heard and owner.instance == self.instance_id
-            ]
-        for metric in ENGINE_METRICS:
-            kind = CounterMetricFamily if metric.counter else GaugeMetricFamily
-            family = kind(PREFIX + metric.name, metric.help, labels=LABELS)
-            for uuid, owner in owners:
-                family.add_metric((*self._labels, uuid, str(owner.rank)), float(metric.value(owner)))
-            yield family
-        for time in DURATION_METRICS:
-            histogram = HistogramMetricFamily(PREFIX + time.name, time.help, labels=LABELS)
-            for uuid, owner in owners:
-                took = time.value(owner)
-                histogram.add_metric(
-                    (*self._labels, uuid, str(owner.rank)), took.cumulative(), took.sum_seconds
-                )
-            yield histogram
+                for owner in live_ranks(device)
+                if owner.instance == self.instance_id
+            }
+        return rank_families(PREFIX, LABELS, ranks)
 
 
 class KVCachedStats(StatLoggerBase):
-    """Registers the collector of an elastic engine; does nothing for a stock one."""
+    """Registers the collector for an elastic engine and does nothing for a stock engine."""
 
     def __init__(self, vllm_config: VllmConfig, engine_index: int = 0) -> None:
         if vllm_config.scheduler_config.scheduler_cls != SCHEDULER:
@@ -75,13 +62,13 @@ class KVCachedStats(StatLoggerBase):
         runtime = Runtime.open(settings(vllm_config).runtime_dir or None, create=False)
         model_name = str(vllm_config.model_config.served_model_name)
         collector = InstanceCollector(runtime, instance(vllm_config), model_name, str(engine_index))
-        for there in list(REGISTRY._collector_to_names):
-            if isinstance(there, InstanceCollector) and there.instance_id == collector.instance_id:
-                REGISTRY.unregister(there)
+        for registered in list(REGISTRY._collector_to_names):
+            if isinstance(registered, InstanceCollector) and registered.instance_id == collector.instance_id:
+                REGISTRY.unregister(registered)
         REGISTRY.register(collector)
 
     def record(self, *args: Any, **more: Any) -> None:
-        """Do nothing: figures are read when they are asked for."""
+        """Do nothing: the collector reads metrics at each scrape."""
 
     def log_engine_initialized(self) -> None:
         """Do nothing."""

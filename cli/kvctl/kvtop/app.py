@@ -20,10 +20,10 @@ from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.tools.control import set_limit, wait_until_holds
 from kvcached_core.ledger.tools.trim import ask_to_trim, wait_until_trimmed
 from kvcached_core.units import parse_size
-from kvctl.codes import Failure
-from kvctl.frame import ORDERS, View, keys
-from kvctl.sampling import Key, Sampler
-from kvctl.top_widgets import KEYS, HelpScreen, PictureView
+from kvctl.exit_codes import CommandError
+from kvctl.kvtop.sampling import RankKey, Sampler
+from kvctl.kvtop.screen import ORDERS, ViewState, rank_keys
+from kvctl.kvtop.widgets import KEYS, HelpScreen, SampleView
 
 _WAIT_SECONDS = 5.0
 _READONLY = "kvtop was started with --readonly"
@@ -66,7 +66,7 @@ class TopApp(App[None]):
         Binding("escape", "forget"),
     ]
 
-    def __init__(self, runtime: Runtime, sampler: Sampler, view: View, readonly: bool = False,
+    def __init__(self, runtime: Runtime, sampler: Sampler, view: ViewState, readonly: bool = False,
                  color: str = "auto") -> None:  # fmt: skip
         if color == "never":
             os.environ["NO_COLOR"] = "1"
@@ -77,7 +77,7 @@ class TopApp(App[None]):
         self.view = view
         self._runtime, self._sampler = runtime, sampler
         self._readonly = readonly
-        self._area = PictureView(view)
+        self._area = SampleView(view)
         self._status = Static(id="status")
         self._input = Input(id="prompt", select_on_focus=False)
         self._prompt: Prompt | None = None
@@ -111,7 +111,7 @@ class TopApp(App[None]):
         """Take a picture and show it; what cannot be read is said, and tried again."""
         try:
             self._area.picture = self._sampler.sample()
-        except (KVCachedError, Failure) as error:
+        except (KVCachedError, CommandError) as error:
             self.say(str(error), "bold red")
         self._show()
 
@@ -122,9 +122,9 @@ class TopApp(App[None]):
         self.view.marked.intersection_update(there)
         self._area.draw()
 
-    def _keys(self) -> list[Key]:
+    def _keys(self) -> list[RankKey]:
         picture = self._area.picture
-        return [] if picture is None else keys(picture, self.view)
+        return [] if picture is None else rank_keys(picture, self.view)
 
     # -- what keys do ------------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ class TopApp(App[None]):
         if self._readonly:
             self.say(_READONLY, "yellow")
             return []
-        chosen: set[Key | None] = {*view.marked} or {view.selected}
+        chosen: set[RankKey | None] = {*view.marked} or {view.selected}
         found = [] if picture is None else [
             engine.owner.name for device in picture.devices for engine in device.engines
             if engine.key in chosen

@@ -10,14 +10,14 @@ from kvcached_core.ledger.snapshot import snapshot
 from kvcached_core.ledger.tools.control import set_limit, set_weight
 from kvcached_core.ledger.tools.discard import Discarded, discard
 from kvcached_core.units import Size
-from kvctl.codes import Code, Failure, no_such_engine
 from kvctl.devices import chosen_uuids
+from kvctl.exit_codes import CommandError, ExitCode, no_such_engine
 from kvctl.output import print_json, print_table
 
 _WEIGHT = 100  # of an engine for which none was set
 
 
-def run_delete(arguments: argparse.Namespace) -> Code:
+def run_delete(arguments: argparse.Namespace) -> ExitCode:
     """Free the slots of the dead; what lives is refused, or with --force loses its limit and weight."""
     runtime = Runtime.open(arguments.runtime_dir, create=False)
     devices = chosen_uuids(runtime, arguments.device)
@@ -31,12 +31,12 @@ def run_delete(arguments: argparse.Namespace) -> Code:
         set_weight(runtime, arguments.name, _WEIGHT, devices)
     _tell(arguments, found)
     if living and not arguments.force:
-        raise Failure(
-            Code.FAILED,
+        raise CommandError(
+            ExitCode.FAILED,
             f"{arguments.name} is running: its slot counts memory in use and stays. End it first, or set its "
             f"limit and weight back with kvctl delete --force {arguments.name}",
         )
-    return Code.OK
+    return ExitCode.OK
 
 
 def _tell(arguments: argparse.Namespace, found: Sequence[Discarded]) -> None:

@@ -13,14 +13,21 @@ from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.invariants import check
 from kvcached_core.ledger.snapshot import DeviceSnapshot, snapshot
 from kvcached_core.units import format_size
-from kvctl.codes import Code
 from kvctl.devices import choose_devices
+from kvctl.exit_codes import ExitCode
 from kvctl.listing import state
+from kvctl.machine_checks import (
+    Finding,
+    check_cuda,
+    check_host,
+    check_mps,
+    check_packages,
+    processes_with_open_files,
+)
 from kvctl.output import print_json, print_table
-from kvctl.probes import Check, check_cuda, check_host, check_mps, check_packages, holders
 
 
-def run_doctor(arguments: argparse.Namespace) -> Code:
+def run_doctor(arguments: argparse.Namespace) -> ExitCode:
     """Print every finding and every setting; fails if a finding is an error."""
     checks = [*check_packages(), *check_cuda(), *check_mps(), *check_host()]
     settings, wrong_settings = _settings(os.environ)
@@ -35,11 +42,11 @@ def run_doctor(arguments: argparse.Namespace) -> Code:
         rows = [(s.name, s.variable, s.value, s.source) for s in settings]
         print_table(("SETTING", "VARIABLE", "VALUE", "FROM"), rows)
     if damaged:
-        return Code.INTEGRITY
-    return Code.FAILED if any(finding.status == "error" for finding in checks) else Code.OK
+        return ExitCode.INTEGRITY
+    return ExitCode.FAILED if any(finding.status == "error" for finding in checks) else ExitCode.OK
 
 
-def _settings(environ: Mapping[str, str]) -> tuple[list[config.Setting], list[Check]]:
+def _settings(environ: Mapping[str, str]) -> tuple[list[config.Setting], list[Finding]]:
     """Return every setting, and what is wrong with them; then the defaults are shown."""
     switch = environ.get(config.SWITCH_VARIABLE, "")
     source = config.SWITCH_VARIABLE if switch else "default"
@@ -48,51 +55,55 @@ def _settings(environ: Mapping[str, str]) -> tuple[list[config.Setting], list[Ch
         config.enabled(environ)
         return settings + config.explain(environ), []
     except ConfigError as error:
-        return settings + config.explain({}), [Check("settings", "error", str(error))]
+        return settings + config.explain({}), [Finding("settings", "error", str(error))]
 
 
-def _check_runtime(arguments: argparse.Namespace) -> tuple[list[Check], bool]:
+def _check_runtime(arguments: argparse.Namespace) -> tuple[list[Finding], bool]:
     """Look at the runtime directory and all its ledgers; also say whether one is damaged."""
     try:
         runtime = Runtime.open(arguments.runtime_dir, create=False)
         devices = snapshot(runtime)
     except LedgerError as error:
-        return [Check("ledger", "error", str(error))], False
+        return [Finding("ledger", "error", str(error))], False
     chosen = choose_devices(devices, arguments.device)
     broken = [sentence for device in chosen for sentence in check(device)]
-    checks = [*_check_folder(runtime), *_check_owners(chosen), *_check_holders(runtime, chosen)]
-    checks += [Check("ledger", "error", sentence) for sentence in broken]
+    checks = [*_check_folder(runtime), *_check_owners(chosen), *_check_open_files(runtime, chosen)]
+    checks += [Finding("ledger", "error", sentence) for sentence in broken]
     return checks, bool(broken)
 
 
-def _check_folder(runtime: Runtime) -> Iterator[Check]:
+def _check_folder(runtime: Runtime) -> Iterator[Finding]:
     try:
         status = runtime.path.stat()
     except FileNotFoundError:
-        yield Check("ledger", "info", f"{runtime.path} does not exist yet: no engine has run")
+        yield Finding("ledger", "info", f"{runtime.path} does not exist yet: no engine has run")
         return
     mode = stat.S_IMODE(status.st_mode)
     shared = ", shared by a group" if runtime.shared else ""
-    yield Check("ledger", "ok", f"{runtime.path} has mode {mode:04o}, owner {status.st_uid}{shared}")
+    yield Finding("ledger", "ok", f"{runtime.path} has mode {mode:04o}, owner {status.st_uid}{shared}")
     if not os.access(runtime.path, os.W_OK | os.X_OK):
-        yield Check("ledger", "error", f"{runtime.path} is not writable for user {os.getuid()}")
+        yield Finding("ledger", "error", f"{runtime.path} is not writable for user {os.getuid()}")
 
 
-def _check_owners(devices: Iterable[DeviceSnapshot]) -> Iterator[Check]:
+def _check_owners(devices: Iterable[DeviceSnapshot]) -> Iterator[Finding]:
     for device in devices:
         sizes = (device.leased_bytes, device.capacity_bytes, device.headroom_bytes)
         leased, capacity, headroom = map(format_size, sizes)
         text = f"{device.uuid}: {leased} leased of {capacity}, headroom {headroom}"
-        yield Check("ledger", "info", text)
+        yield Finding("ledger", "info", text)
         for owner in device.owners:
             who = f"{device.uuid}: {owner.name} rank {owner.rank}, slot {owner.slot}, {state(owner)}"
             if owner.live:
-                yield Check("ledger", "ok", f"{who}, worker {owner.worker_pid}")
+                yield Finding("ledger", "ok", f"{who}, worker {owner.worker_pid}")
             else:
-                yield Check("ledger", "warning", f"{who}: the next engine or limit on this device removes it")
+                yield Finding(
+                    "ledger",
+                    "warning",
+                    f"{who}: removed at the next engine start or kvctl limit on its device",
+                )
 
 
-def _check_holders(runtime: Runtime, devices: Iterable[DeviceSnapshot]) -> Iterator[Check]:
+def _check_open_files(runtime: Runtime, devices: Iterable[DeviceSnapshot]) -> Iterator[Finding]:
     for device in devices:
-        if found := holders((runtime.path / device.folder).resolve()):
-            yield Check("ledger", "info", f"{device.uuid}: its files are open in {', '.join(found)}")
+        if found := processes_with_open_files((runtime.path / device.folder).resolve()):
+            yield Finding("ledger", "info", f"{device.uuid}: its files are open in {', '.join(found)}")

@@ -19,8 +19,8 @@ from kvcached_core.ledger.tools.control import (
     wait_until_holds,
 )
 from kvcached_core.units import format_size
-from kvctl.codes import Code, Failure, no_such_engine
 from kvctl.devices import chosen_uuids
+from kvctl.exit_codes import CommandError, ExitCode, no_such_engine
 from kvctl.output import print_json, print_table, say
 
 
@@ -33,7 +33,7 @@ class Control(NamedTuple):
     data: Callable[[Outcome], dict[str, int]]
 
 
-def run_limit(arguments: argparse.Namespace) -> Code:
+def run_limit(arguments: argparse.Namespace) -> ExitCode:
     """Set the limit: what each rank may hold of its device."""
 
     def show(outcome: Outcome) -> dict[str, str]:
@@ -44,7 +44,7 @@ def run_limit(arguments: argparse.Namespace) -> Code:
     )
 
 
-def run_floor(arguments: argparse.Namespace) -> Code:
+def run_floor(arguments: argparse.Namespace) -> ExitCode:
     """Set the floor: what each rank can always get back."""
 
     def show(outcome: Outcome) -> dict[str, str]:
@@ -53,7 +53,7 @@ def run_floor(arguments: argparse.Namespace) -> Code:
     return _run(arguments, Control("floor", set_floor, show, lambda outcome: {}))
 
 
-def run_weight(arguments: argparse.Namespace) -> Code:
+def run_weight(arguments: argparse.Namespace) -> ExitCode:
     """Set the weight: the engine's share when there is not enough for all."""
     weight: int = arguments.value
     control = Control(
@@ -62,7 +62,7 @@ def run_weight(arguments: argparse.Namespace) -> Code:
     return _run(arguments, control)
 
 
-def _run(arguments: argparse.Namespace, control: Control) -> Code:
+def _run(arguments: argparse.Namespace, control: Control) -> ExitCode:
     runtime = Runtime.open(arguments.runtime_dir, create=False)
     devices = chosen_uuids(runtime, arguments.device)
     try:
@@ -70,8 +70,8 @@ def _run(arguments: argparse.Namespace, control: Control) -> Code:
     except NoSuchEngineError as error:
         raise no_such_engine(arguments.name, error.names) from None
     except CapacityError as error:
-        raise Failure(
-            Code.FAILED, f"{error}, or lower another's floor first (kvctl list shows them)"
+        raise CommandError(
+            ExitCode.FAILED, f"{error}, or lower another's floor first (kvctl list shows them)"
         ) from None
     if control.name != "weight":
         _note_floors(changes)
@@ -95,20 +95,20 @@ def _note_floors(changes: Sequence[Change]) -> None:
             )
 
 
-def _judge(arguments: argparse.Namespace, control: Control, outcomes: Sequence[Outcome]) -> Code:
+def _judge(arguments: argparse.Namespace, control: Control, outcomes: Sequence[Outcome]) -> ExitCode:
     if any(outcome.gone for outcome in outcomes):
-        raise Failure(Code.FAILED, f"{arguments.name} ended meanwhile (see kvctl list)")
+        raise CommandError(ExitCode.FAILED, f"{arguments.name} ended meanwhile (see kvctl list)")
     late = [outcome for outcome in outcomes if not outcome.holds]
     if not late or arguments.no_wait:
-        return Code.OK
+        return ExitCode.OK
     deaf = sum(not outcome.acknowledged for outcome in late)
     why = (
         f"{deaf} of {len(outcomes)} ranks have not acknowledged it, so their process is stopped or stuck"
         if deaf
         else "it is acknowledged, and requests still use more: it holds when they have ended"
     )
-    raise Failure(
-        Code.TIMED_OUT,
+    raise CommandError(
+        ExitCode.TIMED_OUT,
         f"the {control.name} of {arguments.name} does not hold after {arguments.wait:g} s: {why}. It stays "
         f"set; kvctl list {arguments.name} shows how it goes on",
     )

@@ -10,12 +10,12 @@ from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.tools.control import NoSuchEngineError
 from kvcached_core.ledger.tools.trim import Trimmed, ask_to_trim, look_at_trims, wait_until_trimmed
 from kvcached_core.units import format_size
-from kvctl.codes import Code, Failure, no_such_engine
 from kvctl.devices import chosen_uuids
+from kvctl.exit_codes import CommandError, ExitCode, no_such_engine
 from kvctl.output import print_json, print_table
 
 
-def run_trim(arguments: argparse.Namespace) -> Code:
+def run_trim(arguments: argparse.Namespace) -> ExitCode:
     """Ask every rank, and wait until each has given back."""
     runtime = Runtime.open(arguments.runtime_dir, create=False)
     devices = chosen_uuids(runtime, arguments.device)
@@ -47,21 +47,21 @@ def _state(outcome: Trimmed) -> str:
     return "asked" if outcome.trim.reclaimable else "cannot be asked"
 
 
-def _judge(arguments: argparse.Namespace, outcomes: Sequence[Trimmed]) -> Code:
+def _judge(arguments: argparse.Namespace, outcomes: Sequence[Trimmed]) -> ExitCode:
     name = arguments.name
     if any(outcome.gone for outcome in outcomes):
-        raise Failure(Code.FAILED, f"{name} ended meanwhile (see kvctl list)")
+        raise CommandError(ExitCode.FAILED, f"{name} ended meanwhile (see kvctl list)")
     late = [outcome for outcome in outcomes if not outcome.holds]
     if any(not outcome.trim.reclaimable for outcome in late):
-        raise Failure(
-            Code.FAILED,
+        raise CommandError(
+            ExitCode.FAILED,
             f"{name} runs a version of kvcached that is never asked to give back: lower its limit instead "
             f"(kvctl limit {name} SIZE)",
         )
     if not late or arguments.no_wait:
-        return Code.OK
-    raise Failure(
-        Code.TIMED_OUT,
+        return ExitCode.OK
+    raise CommandError(
+        ExitCode.TIMED_OUT,
         f"{name} has not given back all that no request needs after {arguments.wait:g} s: its process is "
         f"stopped or in a long step, or nothing wakes it. What was asked lapses within a second; "
         f"kvctl list {name} shows what it holds",

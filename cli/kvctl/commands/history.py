@@ -12,8 +12,8 @@ from kvcached_core.ledger import history
 from kvcached_core.ledger.file.runtime import DeviceFolder, Runtime
 from kvcached_core.ledger.snapshot import snapshot
 from kvcached_core.units import format_size
-from kvctl.codes import Code
 from kvctl.devices import choose_devices
+from kvctl.exit_codes import ExitCode
 from kvctl.output import DASH, print_json, print_table, say
 
 _WHO = ("device", "name", "slot")
@@ -26,7 +26,7 @@ class _Entry(NamedTuple):
     event: Event
 
 
-def run_history(arguments: argparse.Namespace) -> Code:
+def run_history(arguments: argparse.Namespace) -> ExitCode:
     """Print the latest events of all devices and engines, or of those named; engines may have ended."""
     entries = sorted(_entries(arguments), key=lambda entry: entry.event.wall_seconds)[-arguments.count :]
     if arguments.json:
@@ -37,7 +37,7 @@ def run_history(arguments: argparse.Namespace) -> Code:
         print_table(columns, [_row(entry, several) for entry in entries])
     else:
         say("nothing has happened yet (kvctl list shows what is running)")
-    return Code.OK
+    return ExitCode.OK
 
 
 def _entries(arguments: argparse.Namespace) -> Iterator[_Entry]:

@@ -10,12 +10,12 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.exposition import generate_latest
 
 from kvcached_core.ledger.file.runtime import Runtime
-from kvctl.codes import Code, Failure
+from kvctl.exit_codes import CommandError, ExitCode
 from kvctl.metrics import LedgerCollector
 from kvctl.output import print_json, say, write
 
 
-def run_export(arguments: argparse.Namespace) -> Code:
+def run_export(arguments: argparse.Namespace) -> ExitCode:
     """Print the metrics, or serve them until SIGINT or SIGTERM."""
     runtime = Runtime.open(arguments.runtime_dir, create=False)
     registry = CollectorRegistry()
@@ -25,9 +25,9 @@ def run_export(arguments: argparse.Namespace) -> Code:
             print_json({"samples": _samples(registry)})
         else:
             write(generate_latest(registry).decode())
-        return Code.OK
+        return ExitCode.OK
     if arguments.json:
-        raise Failure(Code.USAGE, "export --port serves Prometheus' text format: leave --json out")
+        raise CommandError(ExitCode.USAGE, "export --port serves Prometheus' text format: leave --json out")
     return _serve(registry, arguments.bind, arguments.port)
 
 
@@ -39,15 +39,15 @@ def _samples(registry: CollectorRegistry) -> list[dict[str, object]]:
     ]
 
 
-def _serve(registry: CollectorRegistry, address: str, port: int) -> Code:
+def _serve(registry: CollectorRegistry, address: str, port: int) -> ExitCode:
     # Blocked before the server's threads begin, so that they inherit it: sigwait() gets every one of them.
     stop = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)
     try:
         server, thread = start_http_server(port, address, registry)
     except (OSError, socket.gaierror) as error:
-        raise Failure(
-            Code.FAILED,
+        raise CommandError(
+            ExitCode.FAILED,
             f"cannot serve at {address} port {port}: {error.strerror}. Choose another with --port or --bind",
         ) from None
     else:
@@ -59,4 +59,4 @@ def _serve(registry: CollectorRegistry, address: str, port: int) -> Code:
         thread.join()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, stop)
-    return Code.OK
+    return ExitCode.OK

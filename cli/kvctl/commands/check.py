@@ -7,12 +7,12 @@ import argparse
 from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.invariants import check
 from kvcached_core.ledger.snapshot import snapshot
-from kvctl.codes import Code
 from kvctl.devices import choose_devices
+from kvctl.exit_codes import ExitCode
 from kvctl.output import print_json, print_table, say
 
 
-def run_check(arguments: argparse.Namespace) -> Code:
+def run_check(arguments: argparse.Namespace) -> ExitCode:
     """Print a line for each device, and each invariant that does not hold."""
     devices = choose_devices(snapshot(Runtime.open(arguments.runtime_dir, create=False)), arguments.device)
     wrong = {device.folder: check(device) for device in devices}
@@ -36,4 +36,4 @@ def run_check(arguments: argparse.Namespace) -> Code:
             say(f"{device.uuid}: its engines never paused, so sizes were not held against each other: repeat")
         for sentence in wrong[device.folder]:
             say(sentence)
-    return Code.INTEGRITY if any(wrong.values()) else Code.OK
+    return ExitCode.INTEGRITY if any(wrong.values()) else ExitCode.OK

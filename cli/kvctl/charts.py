@@ -19,7 +19,7 @@ EMPTY, ASCII_EMPTY = "·", "."
 _SPARKS, _ASCII_SPARKS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 
 
-class Part(NamedTuple):
+class BarSegment(NamedTuple):
     """So many bytes of a kind; `shade` if it is not its kind's own."""
 
     kind: str
@@ -27,7 +27,7 @@ class Part(NamedTuple):
     shade: str = ""
 
 
-class Mark(NamedTuple):
+class BarMarker(NamedTuple):
     """A line at a number of bytes, drawn as `sign`."""
 
     at_bytes: int
@@ -43,7 +43,7 @@ def can_draw(encoding: str | None = None) -> bool:
     return True
 
 
-def bar(parts: Iterable[Part], scale_bytes: int, cells: int, marks: Sequence[Mark] = (),
+def bar(parts: Iterable[BarSegment], scale_bytes: int, cells: int, marks: Sequence[BarMarker] = (),
         ascii_only: bool = False, open_bytes: int | None = None) -> Text:  # fmt: skip
     """Return `cells` cells. Each edge is where the sum so far lies, so that no rounding adds up; a part that
     is not nothing has a cell as long as there is one. What is free up to `open_bytes` (default: the scale)

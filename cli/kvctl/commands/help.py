@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from kvctl.codes import Code, Failure
+from kvctl.command_definitions import COMMANDS, command
+from kvctl.exit_codes import CommandError, ExitCode
 from kvctl.output import print_json, write
 from kvctl.parser import build, build_one, unknown_command
-from kvctl.spec import COMMANDS, command
 
 
-def run_help(arguments: argparse.Namespace) -> Code:
+def run_help(arguments: argparse.Namespace) -> ExitCode:
     """Print the help of all commands, or of one."""
     topic: str | None = arguments.topic
     if topic is None:
@@ -18,9 +18,9 @@ def run_help(arguments: argparse.Namespace) -> Code:
     elif found := command(topic):
         text = build_one(found, f"kvctl {topic}").format_help()
     else:
-        raise Failure(Code.USAGE, unknown_command(topic, [command.name for command in COMMANDS]))
+        raise CommandError(ExitCode.USAGE, unknown_command(topic, [command.name for command in COMMANDS]))
     if arguments.json:
         print_json({"topic": topic, "help": text})
     else:
         write(text)
-    return Code.OK
+    return ExitCode.OK

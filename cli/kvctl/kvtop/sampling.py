@@ -13,7 +13,7 @@ from kvctl.devices import choose_devices
 
 BUCKET_SECONDS, BUCKETS = 5.0, 60  # a curve is five minutes
 
-Key = tuple[str, str, int]  # folder, instance, rank: an engine's rank as long as it lives
+RankKey = tuple[str, str, int]  # folder, instance, rank: an engine's rank as long as it lives
 
 
 class Rates(NamedTuple):
@@ -23,34 +23,34 @@ class Rates(NamedTuple):
     reclaims: float = 0.0
 
 
-class Engine(NamedTuple):
+class RankSample(NamedTuple):
     """One rank of an engine."""
 
-    key: Key
+    key: RankKey
     owner: OwnerSnapshot
     rates: Rates
     curve: tuple[int, ...]  # bytes held, the most in each bucket, newest last
 
 
-class Device(NamedTuple):
+class DeviceSample(NamedTuple):
     """One device with the ranks on it; `place` is its place in the list of all."""
 
     place: int
     device: DeviceSnapshot
-    engines: tuple[Engine, ...]
+    engines: tuple[RankSample, ...]
     rates: Rates
     curve: tuple[int, ...]
 
 
-class Picture(NamedTuple):
+class Sample(NamedTuple):
     """All devices at one moment. `now_ms` is on the clock of the ledgers."""
 
-    devices: tuple[Device, ...]
+    devices: tuple[DeviceSample, ...]
     now_ms: int
     wall_seconds: float
 
 
-class Curve:
+class PeakHistory:
     """The most in each bucket of time, for the latest minutes."""
 
     def __init__(self) -> None:
@@ -79,28 +79,32 @@ class Sampler:
         self._runtime, self._device = runtime, device
         self._clock, self._wall = clock, wall
         self._at = 0.0
-        self._counts: dict[Key, Rates] = {}
-        self._curves: dict[Key, Curve] = {}
+        self._counts: dict[RankKey, Rates] = {}
+        self._curves: dict[RankKey, PeakHistory] = {}
 
-    def sample(self) -> Picture:
-        """Take one. Raises LedgerError, or Failure for a device that is not there."""
+    def sample(self) -> Sample:
+        """Take one. Raises LedgerError, or CommandError for a device that is not there."""
         devices = snapshot(self._runtime)
         chosen = choose_devices(devices, self._device)
         now = self._clock()
         places = {device.folder: place for place, device in enumerate(devices)}
-        counts: dict[Key, Rates] = {}
+        counts: dict[RankKey, Rates] = {}
         found = tuple(self._device_of(places[each.folder], each, now, counts) for each in chosen)
         self._counts, self._at = counts, now
         self._curves = {key: curve for key, curve in self._curves.items() if key in counts or not key[1]}
-        return Picture(found, time.monotonic_ns() // 1_000_000, self._wall())
+        return Sample(found, time.monotonic_ns() // 1_000_000, self._wall())
 
-    def _device_of(self, place: int, device: DeviceSnapshot, now: float, counts: dict[Key, Rates]) -> Device:
+    def _device_of(
+        self, place: int, device: DeviceSnapshot, now: float, counts: dict[RankKey, Rates]
+    ) -> DeviceSample:
         engines = tuple(self._engine_of(device.folder, owner, now, counts) for owner in device.owners)
         rates = Rates(*(sum(each) for each in zip(*(engine.rates for engine in engines), strict=True)))
         curve = self._curve((device.folder, "", 0), now, device.ready_bytes)
-        return Device(place, device, engines, rates, curve)
+        return DeviceSample(place, device, engines, rates, curve)
 
-    def _engine_of(self, folder: str, owner: OwnerSnapshot, now: float, counts: dict[Key, Rates]) -> Engine:
+    def _engine_of(
+        self, folder: str, owner: OwnerSnapshot, now: float, counts: dict[RankKey, Rates]
+    ) -> RankSample:
         key = (folder, owner.instance, owner.rank)
         counts[key] = Rates(owner.leases, owner.reclaims)
         before, seconds = self._counts.get(key), now - self._at
@@ -108,7 +112,7 @@ class Sampler:
         if before is not None and seconds > 0:
             rates = Rates(*(max(0.0, new - old) / seconds
                             for new, old in zip(counts[key], before, strict=True)))  # fmt: skip
-        return Engine(key, owner, rates, self._curve(key, now, owner.ready_bytes))
+        return RankSample(key, owner, rates, self._curve(key, now, owner.ready_bytes))
 
-    def _curve(self, key: Key, now: float, value: int) -> tuple[int, ...]:
-        return self._curves.setdefault(key, Curve()).add(now, value)
+    def _curve(self, key: RankKey, now: float, value: int) -> tuple[int, ...]:
+        return self._curves.setdefault(key, PeakHistory()).add(now, value)

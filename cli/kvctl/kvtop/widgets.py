@@ -11,8 +11,8 @@ from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Static
 
-from kvctl.frame import View, frame
-from kvctl.sampling import Picture
+from kvctl.kvtop.sampling import Sample
+from kvctl.kvtop.screen import ViewState, screen_lines
 
 KEYS = "h help  l limit  t trim  space mark  / filter  s order  q leave"
 HELP = """\
@@ -36,22 +36,25 @@ ended (dead), returning (its ledger was lost).
 Any key closes this."""
 
 
-class PictureView(Widget):
+class SampleView(Widget):
     """The picture, as high as there is room. Only lines that have changed are drawn again."""
 
-    DEFAULT_CSS = "PictureView { height: 1fr; }"
+    DEFAULT_CSS = "SampleView { height: 1fr; }"
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: ViewState) -> None:
         super().__init__()
         self._view = view
         self._lines: list[Text] = []
-        self.picture: Picture | None = None
+        self.picture: Sample | None = None
 
     def draw(self) -> None:
         """Draw what is different now."""
         if self.picture is None:
             return
-        before, self._lines = self._lines, frame(self.picture, self._view, self.size.width, self.size.height)
+        before, self._lines = (
+            self._lines,
+            screen_lines(self.picture, self._view, self.size.width, self.size.height),
+        )
         most = max(len(before), len(self._lines))
         changed = [y for y in range(most) if before[y : y + 1] != self._lines[y : y + 1]]
         if changed:

@@ -9,15 +9,15 @@ import pytest
 
 from devkit.ledger_scene import CAST, GPUS, GRANULE, Part, crowd, play, put, sampler
 from kvcached_core.ledger import Runtime
-from kvctl.frame import View, frame, keys
-from kvctl.sampling import BUCKET_SECONDS, BUCKETS, Curve
+from kvctl.kvtop.sampling import BUCKET_SECONDS, BUCKETS, PeakHistory
+from kvctl.kvtop.screen import ViewState, rank_keys, screen_lines
 from tests.ledger.helpers import die
 
 
 def lines(runtime: Runtime, width: int = 80, height: int | None = None, **view: Any) -> list[str]:
     """Return the picture of what is there."""
     picture = sampler(runtime).sample()
-    return [line.plain.rstrip() for line in frame(picture, View(**view), width, height)]
+    return [line.plain.rstrip() for line in screen_lines(picture, ViewState(**view), width, height)]
 
 
 def test_a_device_and_its_engines(runtime: Runtime) -> None:
@@ -45,11 +45,11 @@ def test_it_fits_whatever_the_size_and_the_selected_rank_is_on_it(
 ) -> None:
     accounts = play(runtime, crowd(count))
     picture = sampler(runtime).sample()
-    for key in keys(picture, View()):
-        shown = frame(picture, View(selected=key), width, height)
+    for key in rank_keys(picture, ViewState()):
+        shown = screen_lines(picture, ViewState(selected=key), width, height)
         assert len(shown) <= height and all(line.cell_len <= width for line in shown)
         assert sum(line.plain.startswith(">") for line in shown) == 1
-    assert len(accounts) == count == len(keys(picture, View()))
+    assert len(accounts) == count == len(rank_keys(picture, ViewState()))
 
 
 def test_more_is_said_where_there_is_room(runtime: Runtime) -> None:
@@ -95,7 +95,7 @@ def test_rates_are_of_the_time_between_two_pictures(runtime: Runtime) -> None:
 
 
 def test_a_curve_keeps_the_most_of_each_moment_for_minutes() -> None:
-    curve = Curve()
+    curve = PeakHistory()
     assert curve.add(0.0, 5) == (5,) and curve.add(1.0, 3) == (5,)
     assert curve.add(BUCKET_SECONDS, 2) == (5, 2)
     assert curve.add(4 * BUCKET_SECONDS, 9) == (5, 2, 2, 2, 9), "nobody looked"

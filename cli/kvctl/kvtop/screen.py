@@ -11,15 +11,15 @@ from rich.text import Text
 from kvcached_core import __version__
 from kvcached_core.ledger.tools.metric_definitions import asked_bytes
 from kvcached_core.units import GIB, MIB
-from kvctl.bars import Mark, Part, bar, sparkline
+from kvctl.charts import BarMarker, BarSegment, bar, sparkline
+from kvctl.kvtop.sampling import DeviceSample, RankKey, RankSample, Sample
 from kvctl.listing import state
 from kvctl.output import DASH, STATE_STYLES, percent, short_size
-from kvctl.sampling import Device, Engine, Key, Picture
 
 ENGINE_COLOURS = (
     "#e5a04f", "#58b6c0", "#b48ead", "#a3be6c", "#d5707a", "#6f9ceb", "#d0c25a", "#8fbfae",
 )  # fmt: skip
-_ORDERS: dict[str, Callable[[Engine], object]] = {
+_ORDERS: dict[str, Callable[[RankSample], object]] = {
     "held": lambda engine: -engine.owner.ready_bytes,
     "name": lambda engine: (engine.owner.name, engine.owner.rank),
     "used": lambda engine: -engine.owner.used_bytes,
@@ -34,11 +34,11 @@ _FIRST_CELLS = 5  # selected, marked, and the colour in the device's bar
 
 
 @dataclass
-class View:
+class ViewState:
     """What the person at the terminal has chosen."""
 
-    selected: Key | None = None
-    marked: set[Key] = field(default_factory=set)
+    selected: RankKey | None = None
+    marked: set[RankKey] = field(default_factory=set)
     order: str = ORDERS[0]
     reverse: bool = False
     filter: str = ""
@@ -48,7 +48,7 @@ class View:
     interactive: bool = True
 
 
-def shown_engines(device: Device, view: View) -> list[Engine]:
+def shown_engines(device: DeviceSample, view: ViewState) -> list[RankSample]:
     """Return the ranks of a device that are shown, in their order."""
     wanted = view.filter.lower()
     engines = [
@@ -59,12 +59,12 @@ def shown_engines(device: Device, view: View) -> list[Engine]:
     return sorted(engines, key=_ORDERS[view.order], reverse=view.reverse)  # type: ignore[arg-type]
 
 
-def keys(picture: Picture, view: View) -> list[Key]:
+def rank_keys(picture: Sample, view: ViewState) -> list[RankKey]:
     """Return the ranks from the top of the picture to its bottom."""
     return [engine.key for device in picture.devices for engine in shown_engines(device, view)]
 
 
-def frame(picture: Picture, view: View, width: int, height: int | None = None) -> list[Text]:
+def screen_lines(picture: Sample, view: ViewState, width: int, height: int | None = None) -> list[Text]:
     """Return the lines. What does not fit into `height` is left out: first what all but the selected rank
     say about themselves, then what is farthest from the selected rank."""
     for level in (_ALL, _NUMBERS, _ROWS):
@@ -85,13 +85,13 @@ def frame(picture: Picture, view: View, width: int, height: int | None = None) -
     return lines
 
 
-def _least(picture: Picture, view: View, level: int) -> int:
+def _least(picture: Sample, view: ViewState, level: int) -> int:
     """Return how many lines the ranks take at least: what cannot fit need not be made."""
     count = sum(len(shown_engines(device, view)) for device in picture.devices)
     return count * (_ROWS + 1 - level)
 
 
-def _body(picture: Picture, view: View, width: int, level: int) -> tuple[list[Text], int]:
+def _body(picture: Sample, view: ViewState, width: int, level: int) -> tuple[list[Text], int]:
     """Return the lines below the title, and which of them is the selected rank's."""
     lines: list[Text] = []
     at = 0
@@ -115,7 +115,7 @@ def _body(picture: Picture, view: View, width: int, level: int) -> tuple[list[Te
     return lines, at
 
 
-def _title(picture: Picture, view: View) -> Text:
+def _title(picture: Sample, view: ViewState) -> Text:
     count = sum(len(shown_engines(device, view)) for device in picture.devices)
     parts = [
         f"kvtop {__version__}", time.strftime("%H:%M:%S", time.localtime(picture.wall_seconds)),
@@ -129,7 +129,7 @@ def _title(picture: Picture, view: View) -> Text:
     return Text("  ".join(parts), "bold")
 
 
-def _device(device: Device, view: View, width: int) -> list[Text]:
+def _device(device: DeviceSample, view: ViewState, width: int) -> list[Text]:
     """Return how much of the device is in use and by whom: KV memory by engine, other use, free."""
     there = device.device
     total = max(there.total_bytes, there.capacity_bytes)
@@ -143,10 +143,10 @@ def _device(device: Device, view: View, width: int) -> list[Text]:
     )  # fmt: skip
     head.append(sparkline(device.curve, total, max(0, min(60, width - len(head))), view.ascii_only), "cyan")
     parts = [
-        Part(engine_colour(owner.slot), owner.ready_bytes, _engine_shade(owner.slot, view))
+        BarSegment(engine_colour(owner.slot), owner.ready_bytes, _engine_shade(owner.slot, view))
         for owner in there.owners
     ]
-    whole = bar([*parts, Part("other", other)], total, width, ascii_only=view.ascii_only)
+    whole = bar([*parts, BarSegment("other", other)], total, width, ascii_only=view.ascii_only)
     numbers = (
         f"  KV {short_size(there.ready_bytes)}  other {short_size(other)}  "
         f"free {short_size(max(0, total - used))}  outside {short_size(there.outside_bytes)}  "
@@ -163,13 +163,13 @@ def engine_colour(slot: int) -> str:
     return ENGINE_COLOURS[slot % len(ENGINE_COLOURS)]
 
 
-def _engine_shade(slot: int, view: View) -> str:
+def _engine_shade(slot: int, view: ViewState) -> str:
     """Return likewise its shade, which tells neighbours apart without colours."""
     shades = "#%=+" if view.ascii_only else "█▒▓░"
     return shades[slot % len(shades)]
 
 
-def _row(device: Device, engine: Engine, view: View, width: int, now_ms: int) -> Text:
+def _row(device: DeviceSample, engine: RankSample, view: ViewState, width: int, now_ms: int) -> Text:
     """Return name, rank, state and the bar of one rank, on the scale of its device."""
     owner, capacity = engine.owner, max(1, device.device.capacity_bytes)
     selected = view.interactive and engine.key == view.selected
@@ -182,15 +182,17 @@ def _row(device: Device, engine: Engine, view: View, width: int, now_ms: int) ->
     )  # fmt: skip
     cells = max(4, width - len(text) - _NUMBER_CELLS - 1)
     signs = (":", "|") if view.ascii_only else ("┊", "│")
-    marks = [Mark(owner.floor_bytes, signs[0]), Mark(owner.limit_bytes, signs[1])]
-    parts = [Part("used", owner.used_bytes), Part("cached", owner.cached_bytes),
-             Part("stranded", owner.stranded_bytes), Part("spare", owner.spare_bytes)]  # fmt: skip
-    text.append_text(bar(parts, capacity, cells, marks, view.ascii_only, min(capacity, owner.limit_bytes)))
+    marks = [BarMarker(owner.floor_bytes, signs[0]), BarMarker(owner.limit_bytes, signs[1])]
+    segments = [
+        BarSegment("used", owner.used_bytes), BarSegment("cached", owner.cached_bytes),
+        BarSegment("stranded", owner.stranded_bytes), BarSegment("spare", owner.spare_bytes),
+    ]  # fmt: skip
+    text.append_text(bar(segments, capacity, cells, marks, view.ascii_only, min(capacity, owner.limit_bytes)))
     numbers = f"{short_size(owner.ready_bytes)}/{short_size(min(capacity, owner.limit_bytes))}"
     return text.append(f" {numbers:>{_NUMBER_CELLS}}")
 
 
-def _known_numbers(engine: Engine) -> Text:
+def _known_numbers(engine: RankSample) -> Text:
     """Return the three numbers that add up to the limit."""
     owner = engine.owner
     used = max(0, owner.ready_bytes - owner.spare_bytes)
@@ -201,7 +203,7 @@ def _known_numbers(engine: Engine) -> Text:
     )
 
 
-def _more(engine: Engine, view: View, width: int, now_ms: int) -> list[Text]:
+def _more(engine: RankSample, view: ViewState, width: int, now_ms: int) -> list[Text]:
     """Return the rest, in as many lines as it takes."""
     owner = engine.owner
     sizes = {

@@ -1,0 +1,3 @@
+"""The live display `kvctl kvtop`."""
+
+from __future__ import annotations
