@@ -1,4 +1,4 @@
-"""Bars of bytes: parts one after the other on a scale, with marks; for colours, for none, and for ASCII."""
+"""Bars and sparklines of bytes, for terminals with colours, without colours, and with ASCII only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from rich.text import Text
 
-# Every part has a shade of its own as well as a colour: bars say the same in monochrome.
+# Every kind has its own shade as well as its colour, so bars can be read without colours.
 COLOURS = {
     "used": "#d9655b", "cached": "#5b93d9", "spare": "#a3c25f", "other": "#8a8a8a", "stranded": "#c79ad0",
 }  # fmt: skip
@@ -20,7 +20,7 @@ _SPARKS, _ASCII_SPARKS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 
 
 class BarSegment(NamedTuple):
-    """So many bytes of a kind; `shade` if it is not its kind's own."""
+    """A part of a bar. `kind` gives colour and shade; a kind may be a colour itself, with `shade`."""
 
     kind: str
     size_bytes: int
@@ -28,14 +28,14 @@ class BarSegment(NamedTuple):
 
 
 class BarMarker(NamedTuple):
-    """A line at a number of bytes, drawn as `sign`."""
+    """A sign at a number of bytes on a bar."""
 
     at_bytes: int
     sign: str
 
 
 def can_draw(encoding: str | None = None) -> bool:
-    """Say whether the shades can be written to stdout."""
+    """Return whether stdout's encoding, or `encoding`, has the shades."""
     try:
         "".join((*SHADES.values(), EMPTY, _SPARKS)).encode(encoding or sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError, AttributeError):
@@ -43,16 +43,16 @@ def can_draw(encoding: str | None = None) -> bool:
     return True
 
 
-def bar(parts: Iterable[BarSegment], scale_bytes: int, cells: int, marks: Sequence[BarMarker] = (),
+def bar(segments: Iterable[BarSegment], scale_bytes: int, cells: int, markers: Sequence[BarMarker] = (),
         ascii_only: bool = False, open_bytes: int | None = None) -> Text:  # fmt: skip
-    """Return `cells` cells. Each edge is where the sum so far lies, so that no rounding adds up; a part that
-    is not nothing has a cell as long as there is one. What is free up to `open_bytes` (default: the scale)
-    is dotted. A kind may be a colour itself."""
+    """Return a bar of `cells` cells, which stand for `scale_bytes`. Free cells up to `open_bytes` (default:
+    the scale) are dotted. Each edge is rounded from the sum so far, so rounding errors do not add up. A
+    segment that is not empty gets at least one cell while cells are left."""
     shades, dot = (ASCII, ASCII_EMPTY) if ascii_only else (SHADES, EMPTY)
     scale, total = max(scale_bytes, 1), 0
-    runs: list[tuple[int, str, str]] = []  # where each ends, its sign and its style
+    runs: list[tuple[int, str, str]] = []  # end, sign and style of each
     drawn = 0
-    for kind, size_bytes, own_shade in parts:
+    for kind, size_bytes, own_shade in segments:
         total += max(0, size_bytes)
         edge = min(cells, round(cells * total / scale))
         if size_bytes > 0 and edge == drawn:
@@ -62,13 +62,13 @@ def bar(parts: Iterable[BarSegment], scale_bytes: int, cells: int, marks: Sequen
             drawn = edge
     room = cells if open_bytes is None else min(cells, round(cells * open_bytes / scale))
     runs += [(max(drawn, room), dot, "dim"), (cells, " ", "")]
-    at_cell = {min(cells - 1, round(cells * mark.at_bytes / scale)): mark.sign
-               for mark in marks if 0 < mark.at_bytes < scale}  # fmt: skip
-    return _assembled(runs, at_cell)
+    signs = {min(cells - 1, round(cells * marker.at_bytes / scale)): marker.sign
+             for marker in markers if 0 < marker.at_bytes < scale}  # fmt: skip
+    return _assembled(runs, signs)
 
 
-def _assembled(runs: Sequence[tuple[int, str, str]], marks: dict[int, str]) -> Text:
-    """Return the text of runs one after the other, with marks instead of some cells."""
+def _assembled(runs: Sequence[tuple[int, str, str]], markers: dict[int, str]) -> Text:
+    """Return the runs one after the other, with markers instead of the cells at their places."""
     from rich.text import Span, Text
 
     signs: list[str] = []
@@ -77,14 +77,14 @@ def _assembled(runs: Sequence[tuple[int, str, str]], marks: dict[int, str]) -> T
         if end > len(signs):
             spans.append(Span(len(signs), end, style))
             signs += [sign] * (end - len(signs))
-    for at, sign in marks.items():
+    for at, sign in markers.items():
         signs[at] = sign
         spans.append(Span(at, at + 1, "bold not dim default"))
     return Text("".join(signs), spans=spans)
 
 
 def sparkline(values: Sequence[float], top: float, cells: int, ascii_only: bool = False) -> str:
-    """Return the latest `cells` values as a curve of one line, flush right."""
+    """Return the latest `cells` values as a curve in one line, flush right."""
     sparks = _ASCII_SPARKS if ascii_only else _SPARKS
     most = len(sparks) - 1
     shown = [min(most, max(1 if value > 0 else 0, round(most * value / top))) if top > 0 else 0

@@ -1,4 +1,4 @@
-"""Which devices a command is about."""
+"""Find the devices that `--device` names."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from kvctl.exit_codes import CommandError, ExitCode
 
 
 def choose_devices(devices: Sequence[DeviceSnapshot], wanted: str | None) -> list[DeviceSnapshot]:
-    """Return all devices, or the one named by UUID, by a prefix of it or by its place in the list.
+    """Return all devices, or the device with this UUID, prefix of a UUID, or number in `kvctl list`.
 
-    Raises CommandError if there is none such or more than one.
+    Raises CommandError if no device matches, or if several do.
     """
     if wanted is None:
         return list(devices)
@@ -24,11 +24,11 @@ def choose_devices(devices: Sequence[DeviceSnapshot], wanted: str | None) -> lis
     found = [device for device in devices if device.uuid.startswith(wanted)]
     if len(found) == 1:
         return found
-    known = ", ".join(f"{i}: {device.uuid}" for i, device in enumerate(devices)) or "none has a ledger"
-    what = "names several devices" if found else "names no device"
-    raise CommandError(ExitCode.USAGE, f"--device {wanted} {what}. Known are: {known}")
+    known = ", ".join(f"{i}: {device.uuid}" for i, device in enumerate(devices)) or "no device has a ledger"
+    problem = "names several devices" if found else "names no device"
+    raise CommandError(ExitCode.USAGE, f"--device {wanted} {problem}. Known devices: {known}")
 
 
 def chosen_uuids(runtime: Runtime, wanted: str | None) -> list[str] | None:
-    """Return the UUIDs of the devices that a command is about, None for all. Raises CommandError likewise."""
+    """Return the UUID that `--device` names, in a list; None means all devices. Raises CommandError."""
     return None if wanted is None else [device.uuid for device in choose_devices(snapshot(runtime), wanted)]

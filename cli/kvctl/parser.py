@@ -1,4 +1,4 @@
-"""The parser, made of the specification; what it refuses it explains."""
+"""The argument parser, made from the command definitions, with its error messages."""
 
 from __future__ import annotations
 
@@ -14,60 +14,58 @@ from kvctl.output import say
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one sentence and the next thing to do."""
+    """An ArgumentParser whose errors are one sentence that also names the help."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and end with the code for wrong usage."""
+        """Print the message and exit with the code for wrong usage."""
         usage_error(message, self.prog)
 
 
 def usage_error(message: str, program: str = "kvctl") -> NoReturn:
-    """Say what is wrong and where help is; raises SystemExit."""
-    say(f"{message} ({program} --help shows what it takes)")
+    """Print the message and the way to the help. Raises SystemExit."""
+    say(f"{message} (see {program} --help)")
     raise SystemExit(int(ExitCode.USAGE))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return what a command line says; `run` and `command` tell whose. Raises SystemExit as argparse does."""
+    """Parse a command line; `run` and `command` are those of the command. Raises SystemExit like argparse."""
     name = argv[0] if argv else ""
     known = [command.name for command in COMMANDS]
     if name and not name.startswith("-") and name not in known:
         say(unknown_command(name, known))
         raise SystemExit(int(ExitCode.USAGE))
     if name.startswith("-") and name not in ("-h", "--help", "--version"):
-        usage_error(f"{name}: a command comes first, then its options")
+        usage_error(f"{name}: the command comes first, then its options")
     chosen = [command for command in COMMANDS if command.name == name]
     arguments, rest = build(chosen or COMMANDS).parse_known_args(argv)
     if rest:
-        _refuse_rest(rest, chosen[0])
+        _reject_rest(rest, chosen[0])
     return arguments
 
 
 def unknown_command(name: str, known: Iterable[str]) -> str:
-    """Return the sentence for a command that there is not, with the nearest one there is."""
+    """Return the message for an unknown command, with the most similar command or all commands."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "there are: " + ", ".join(known)
-    return f"no command is named {name!r}: {hint} (kvctl help tells more)"
+    hint = f"did you mean {near[0]!r}?" if near else "the commands are: " + ", ".join(known)
+    return f"no command is named {name!r}: {hint} (see kvctl help)"
 
 
-def _refuse_rest(rest: Sequence[str], command: Command) -> NoReturn:
+def _reject_rest(rest: Sequence[str], command: Command) -> NoReturn:
     flags = [flag for argument in (*command.arguments, *COMMON) for flag in argument.names if flag[0] == "-"]
     first = rest[0]
     if first.startswith("-"):
         near = difflib.get_close_matches(first.split("=")[0], flags, n=1, cutoff=0.5)
         hint = f": did you mean {near[0]}?" if near else ""
         usage_error(f"{command.name} has no option {first}{hint}", f"kvctl {command.name}")
-    usage_error(
-        f"{command.name} takes no more than that: {' '.join(rest)!r} is left", f"kvctl {command.name}"
-    )
+    usage_error(f"{command.name} has too many arguments: {' '.join(rest)!r}", f"kvctl {command.name}")
 
 
 def build(commands: Iterable[Command] = COMMANDS) -> Parser:
-    """Return a parser of these commands."""
+    """Return a parser for these commands."""
     codes = "\n".join(f"  {code:<4} {text}" for code, text in EXIT_CODES)
     parser = Parser(
         prog="kvctl",
-        description="See and steer the elastic KV caches of a machine. Without a command: a shell.",
+        description="Show and control the elastic KV caches of this machine. kvctl alone opens a shell.",
         epilog=f"exit codes:\n{codes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -82,7 +80,7 @@ def build(commands: Iterable[Command] = COMMANDS) -> Parser:
 
 
 def build_one(command: Command, program: str) -> Parser:
-    """Return the parser of a command that is a program of its own."""
+    """Return a parser for one command, as a program of its own."""
     parser = Parser(prog=program, **_texts(command))
     parser.add_argument("--version", action="version", version=f"{program} {__version__}")
     add_arguments(parser, command)
@@ -101,7 +99,7 @@ def _texts(command: Command) -> dict[str, Any]:
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Fills descriptions, leaves examples as they are."""
+    """Wraps descriptions and keeps the lines of examples."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if "\n" in text:
@@ -110,7 +108,7 @@ class _Formatter(argparse.HelpFormatter):
 
 
 def add_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
-    """Add what the command takes and what all take."""
+    """Add the command's arguments and the options of all commands."""
     for argument in (*command.arguments, *COMMON):
         _add(parser, argument)
     parser.set_defaults(run=command.run, command=command.name)

@@ -1,4 +1,4 @@
-"""The shell: `kvctl` without a command."""
+"""The shell that `kvctl` without a command opens."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
 PROMPT = "kvcached> "
 _LEAVE = ("exit", "quit")
 
-_WELCOME = "Type help for the commands, exit or Ctrl-D to leave; !COMMAND runs COMMAND in your own shell."
-_ONLY_HERE = """
-in this shell also:
+_WELCOME = "Type help for the commands, exit or Ctrl-D to leave. !COMMAND runs COMMAND in your own shell."
+_SHELL_ONLY_HELP = """
+only in this shell:
     !COMMAND     run COMMAND in your own shell
     exit, quit   leave (or Ctrl-D)
 """
 
 
 def run_shell() -> int:
-    """Read lines until the end of input; returns the exit code of the last one.
+    """Run the commands on stdin until it ends, and return the exit code of the last one.
 
-    On a terminal with a prompt, history and completion, elsewhere line by line without them.
+    A terminal gets a prompt, history and completion.
     """
     if sys.stdin is None:
         return int(ExitCode.OK)
     if sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty():
         print(_WELCOME)
-        return _obey_all(_prompted(make_session()), goes_on=True)
-    return _obey_all(iter(sys.stdin.readline, ""), goes_on=False)
+        return _run_all(_prompted(make_session()), survives_interrupt=True)
+    return _run_all(iter(sys.stdin.readline, ""), survives_interrupt=False)
 
 
-def _obey_all(lines: Iterator[str], goes_on: bool) -> int:
-    """Carry out lines up to the one that leaves; Ctrl-C between two of them ends it unless it `goes_on`."""
+def _run_all(lines: Iterator[str], survives_interrupt: bool) -> int:
+    """Run lines until one leaves the shell, and return the last exit code. Ctrl-C at a prompt may end it."""
     code = int(ExitCode.OK)
     while True:
         try:
@@ -53,16 +53,16 @@ def _obey_all(lines: Iterator[str], goes_on: bool) -> int:
             if line in _LEAVE:
                 return code
             if line and not line.startswith("#"):
-                code = obey(line)
+                code = run_line(line)
         except KeyboardInterrupt:
-            if not goes_on:
+            if not survives_interrupt:
                 return INTERRUPTED
 
 
-def obey(line: str) -> int:
-    """Carry out one line and return its exit code; what is no command is never run."""
+def run_line(line: str) -> int:
+    """Run one line and return its exit code. Only a line that begins with ! reaches the user's shell."""
     if line.startswith("!"):
-        return _run_outside(line[1:].strip())
+        return _run_in_user_shell(line[1:].strip())
     try:
         words = shlex.split(line)
     except ValueError as error:
@@ -80,8 +80,8 @@ def obey(line: str) -> int:
 
 def _unknown(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "help shows those there are."
-    return f"no command is named {name!r}: {hint} A command of your own shell begins with !"
+    hint = f"did you mean {near[0]!r}?" if near else "help shows all commands."
+    return f"no command is named {name!r}: {hint} Put ! before a command of your own shell"
 
 
 def _run_command(words: list[str]) -> int:
@@ -94,14 +94,14 @@ def _run_command(words: list[str]) -> int:
     except KeyboardInterrupt:
         code = INTERRUPTED
     if words == ["help"]:
-        sys.stdout.write(_ONLY_HERE)
+        sys.stdout.write(_SHELL_ONLY_HELP)
     sys.stdout.flush()
     return code
 
 
-def _run_outside(command: str) -> int:
+def _run_in_user_shell(command: str) -> int:
     if not command:
-        say("! runs a command of your own shell: !nvidia-smi")
+        say("! needs a command of your own shell, for example !nvidia-smi")
         return int(ExitCode.USAGE)
     sys.stdout.flush()
     with contextlib.suppress(KeyboardInterrupt):
@@ -111,7 +111,7 @@ def _run_outside(command: str) -> int:
 
 
 def history_path(environ: dict[str, str] | None = None) -> Path:
-    """Return where the lines typed are kept; makes the folder, private."""
+    """Return the file that keeps typed lines. Only the user may read the file and its folder."""
     environ = dict(os.environ) if environ is None else environ
     home = environ.get("XDG_STATE_HOME") or f"{environ.get('HOME') or '.'}/.local/state"
     path = Path(home) / "kvctl" / "history"
@@ -122,7 +122,7 @@ def history_path(environ: dict[str, str] | None = None) -> Path:
 
 
 def make_session(**more: Any) -> PromptSession[str]:
-    """Return a prompt with history and completion; a history that cannot be written is kept in memory."""
+    """Return a prompt with history and completion. A history that cannot be saved is kept in memory."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
     from prompt_toolkit.completion import Completer, Completion
@@ -130,19 +130,19 @@ def make_session(**more: Any) -> PromptSession[str]:
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
     class LineCompleter(Completer):
-        """Completes commands, options and names."""
+        """Completes commands, options and names of engines."""
 
         def get_completions(self, document: Document, complete_event: Any) -> Iterator[Completion]:
-            """Return what the word before the cursor may become."""
-            begun = document.get_word_before_cursor(WORD=True)
+            """Yield the words that complete the word before the cursor."""
+            prefix = document.get_word_before_cursor(WORD=True)
             for word in suggestions(document.text_before_cursor):
-                yield Completion(word, start_position=-len(begun))
+                yield Completion(word, start_position=-len(prefix))
 
     history: History
     try:
         history = FileHistory(str(history_path()))
     except OSError as error:
-        say(f"the history is not kept: {error.strerror}")
+        say(f"the history of this session is not saved: {error.strerror}")
         history = InMemoryHistory()
     return PromptSession(
         PROMPT, history=history, completer=LineCompleter(), auto_suggest=AutoSuggestFromHistory(),
@@ -152,7 +152,7 @@ def make_session(**more: Any) -> PromptSession[str]:
 
 def suggestions(text: str, engines: Callable[[], list[str]] = running_engines,
                 devices: Callable[[], list[str]] = known_devices) -> list[str]:  # fmt: skip
-    """Return what the last word of a line may become."""
+    """Return the words that complete the last word of a line."""
     words = text.split()
     if not words or text[-1].isspace():
         words.append("")

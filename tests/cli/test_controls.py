@@ -77,7 +77,12 @@ def test_a_floor_that_does_not_fit_is_1_with_the_numbers_and_changes_nothing(
     account = attach(runtime, "a", floor_bytes=GRANULE)
     attach(runtime, "b", name="other", floor_bytes=10 * GRANULE)
     code, out, err = run("floor", "m", "60MiB")
-    assert (code, out) == (1, "") and "60 MiB" in err and "10 MiB" in err and "lower another's floor" in err
+    assert (
+        (code, out) == (1, "")
+        and "60 MiB" in err
+        and "10 MiB" in err
+        and "lower another engine's floor" in err
+    )
     account.acknowledge()
     assert account.floor_bytes == GRANULE
     with worker(account):

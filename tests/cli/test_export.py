@@ -167,7 +167,7 @@ def test_it_serves_on_this_machine_only_and_ends_when_told(runtime: Runtime, sce
         assert f"0100007F:{port:04X}" in listening and f"00000000:{port:04X}" not in listening
         again = start("export", "--port", str(port), runtime=runtime)
         _, err = again.communicate(timeout=60)
-        assert again.returncode == 1 and b"Address already in use. Choose another with --port" in err
+        assert again.returncode == 1 and b"Address already in use. Choose another --port" in err
 
 
 def panels() -> list[tuple[str, str]]:

@@ -39,7 +39,7 @@ def make_devices(runtime: Runtime, *uuids: str) -> None:
 def test_history_shows_what_happened_newest_last(runtime: Runtime, run: Run, write: Write) -> None:
     make_devices(runtime, "host")
     code, out, err = run("history")
-    assert (code, out) == (0, "") and "nothing has happened yet" in err
+    assert (code, out) == (0, "") and "there are no events yet" in err
     write(1, "start", waited_seconds=1.25, starting_bytes=3 * GRANULE)
     write(3, "reclaim", name="qwen", target_bytes=2 * GRANULE, must_bytes=0, taker="m")
     write(2, "ready", granules=4, ready_bytes=4 * GRANULE)

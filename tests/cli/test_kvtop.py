@@ -78,7 +78,7 @@ def test_keys(runtime: Runtime) -> None:
         assert (app.view.filter, app.view.marked) == ("", set())
         for pressed in ("h", "question_mark", "f1"):
             await pilot.press(pressed)
-            assert "Any key closes this." in "".join(screen(app))
+            assert "Any key closes this help." in "".join(screen(app))
             await pilot.press("z")
             assert len(app.screen_stack) == 1
         await pilot.press("q")
@@ -130,11 +130,11 @@ def test_engines_and_devices_that_come_and_go_are_no_error(runtime: Runtime) -> 
         assert "no engine is running" in "\n".join(screen(app))
         first, second = attach(runtime, "a", name="one"), attach(runtime, "b", name="two")
         other = attach(runtime, "c", name="three", device=DeviceIdentity("GPU-1", "gpu"))
-        app.look()
+        app.refresh_sample()
         await pilot.press("end", "space")
         assert "2 devices  3 ranks" in screen(app)[0]
         die(second)
-        app.look()
+        app.refresh_sample()
         await pilot.pause()
         assert any("ended" in line for line in screen(app))
         other.detach()
@@ -142,16 +142,16 @@ def test_engines_and_devices_that_come_and_go_are_no_error(runtime: Runtime) -> 
         for path in runtime.device("GPU-1").path.iterdir():
             path.unlink()
         runtime.device("GPU-1").path.rmdir()
-        app.look()
+        app.refresh_sample()
         await pilot.pause()
         assert "1 device  0 ranks" in screen(app)[0]
         runtime.device("host").ledger.write_bytes(b"x" * 9000)
-        app.look()
+        app.refresh_sample()
         await pilot.pause()
         assert "damaged" in "".join(screen(app))
         runtime.path.chmod(0)
         runtime.path.rename(runtime.path.with_name("gone"))
-        app.look()
+        app.refresh_sample()
         await pilot.press("down", "space", "t", "s")
 
     drive(app, work)
@@ -194,7 +194,7 @@ def test_a_refresh_costs_less_than_to_add_300000_numbers(runtime: Runtime) -> No
         for n in range(30):
             put(runtime, 0, accounts[n].slot, used_bytes=GRANULE * (n + 1))
             begun = time.process_time()
-            app.look()
+            app.refresh_sample()
             await pilot.pause()
             taken.append(time.process_time() - begun)
             measure.append(_seconds_to_add(300_000))

@@ -89,7 +89,7 @@ def test_rates_are_of_the_time_between_two_pictures(runtime: Runtime) -> None:
     assert taking.sample().devices[0].rates == (0.0, 0.0), "there was none before"
     put(runtime, 0, account.slot, leases=11, reclaims=3)
     (device,) = taking.sample().devices
-    assert device.rates == device.engines[0].rates == (5.0, 1.5)
+    assert device.rates == device.ranks[0].rates == (5.0, 1.5)
     put(runtime, 0, account.slot, leases=4)
     assert taking.sample().devices[0].rates.leases == 0.0, "a slot that began anew gave nothing back"
 

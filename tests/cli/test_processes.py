@@ -107,7 +107,7 @@ def test_an_engine_that_dies_in_the_middle_is_1_and_leaves_a_slot_to_delete(
     llama.end()
     for process in (waiting, trimming):
         out, err = process.communicate(timeout=60)
-        assert process.returncode == 1 and b"ended" in out and b"llama ended meanwhile" in err
+        assert process.returncode == 1 and b"ended" in out and b"llama ended in the meantime" in err
     assert "ended" in kvctl("list", runtime=runtime).stdout
     done = kvctl("delete", "llama", "--json", runtime=runtime)
     assert done.returncode == 0 and [s["result"] for s in json.loads(done.stdout)["slots"]] == ["removed"]

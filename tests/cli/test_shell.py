@@ -47,9 +47,9 @@ def test_a_session_says_what_is_expected(runtime: Runtime) -> None:
         "outside",
     ], "nothing after quit"
     assert done.stderr.splitlines() == [
-        "kvctl: no command is named 'limt': did you mean 'limit'? A command of your own shell begins with !",
-        "kvctl: no command is named 'ls': did you mean 'list'? A command of your own shell begins with !",
-        "kvctl: ! runs a command of your own shell: !nvidia-smi",
+        "kvctl: no command is named 'limt': did you mean 'limit'? Put ! before a command of your own shell",
+        "kvctl: no command is named 'ls': did you mean 'list'? Put ! before a command of your own shell",
+        "kvctl: ! needs a command of your own shell, for example !nvidia-smi",
         "kvctl: list 'unfinished: no closing quotation",
         "kvctl: exit takes no arguments",
     ]
@@ -143,7 +143,7 @@ def test_a_history_that_cannot_be_kept_is_said_and_no_reason_to_end(
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         pipe.send_text("list\n")
         assert shell.make_session().prompt() == "list"
-    assert "the history is not kept" in capsys.readouterr().err
+    assert "the history of this session is not saved" in capsys.readouterr().err
 
 
 def prompts(screen: Terminal) -> None:

@@ -21,19 +21,19 @@ class Wrong(NamedTuple):
     message: str
 
 
-_DEVICES = "Known are: 0: host"
+_DEVICES = "Known devices: 0: host"
 CALLS = [
     # commands
     Wrong("lst", 2, "no command is named 'lst': did you mean 'list'?"),
     Wrong("limits m 1G", 2, "did you mean 'limit'?"),
     Wrong("kvtp", 2, "did you mean 'kvtop'?"),
     Wrong("wieght m 1", 2, "did you mean 'weight'?"),
-    Wrong("LIST", 2, "there are: list, limit"),
-    Wrong("xyzzy", 2, "there are: list, limit"),
+    Wrong("LIST", 2, "the commands are: list, limit"),
+    Wrong("xyzzy", 2, "the commands are: list, limit"),
     Wrong("exit", 2, "no command is named 'exit'"),
     Wrong("!ls", 2, "no command is named '!ls'"),
-    Wrong("--list", 2, "--list: a command comes first, then its options"),
-    Wrong("--json list", 2, "--json: a command comes first, then its options"),
+    Wrong("--list", 2, "--list: the command comes first, then its options"),
+    Wrong("--json list", 2, "--json: the command comes first, then its options"),
     # options
     Wrong("list --wide --jsn", 2, "list has no option --jsn: did you mean --json?"),
     Wrong("list --js", 2, "list has no option --js: did you mean --json?"),
@@ -55,7 +55,7 @@ CALLS = [
     # sizes
     Wrong("limit m", 2, "required: SIZE"),
     Wrong("limit", 2, "required: NAME, SIZE"),
-    Wrong("limit m 1G 2G", 2, "limit takes no more than that: '2G' is left"),
+    Wrong("limit m 1G 2G", 2, "limit has too many arguments: '2G'"),
     Wrong("limit m 3apples", 2, "'3apples': expected bytes as a plain number, or a number with KiB"),
     Wrong("limit m -1", 2, "'-1': expected bytes"),
     Wrong("limit m 101%", 2, "'101%': expected at most 100%"),
@@ -113,8 +113,8 @@ CALLS = [
     Wrong("completion", 2, "required: shell"),
     Wrong("completion tcsh", 2, "invalid choice: 'tcsh'"),
     Wrong("help lst", 2, "did you mean 'list'?"),
-    Wrong("doctor now", 2, "doctor takes no more than that: 'now' is left"),
-    Wrong("check m", 2, "check takes no more than that: 'm' is left"),
+    Wrong("doctor now", 2, "doctor has too many arguments: 'now'"),
+    Wrong("check m", 2, "check has too many arguments: 'm'"),
     Wrong("list --runtime-dir /dev/null", 1, "runtime directory /dev/null is no directory"),
 ]
 

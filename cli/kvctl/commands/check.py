@@ -1,4 +1,4 @@
-"""`kvctl check`: hold the live ledgers against their invariants."""
+"""`kvctl check`: check the invariants of all ledgers."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from kvctl.output import print_json, print_table, say
 
 
 def run_check(arguments: argparse.Namespace) -> ExitCode:
-    """Print a line for each device, and each invariant that does not hold."""
+    """Print a line for each device, then a sentence for each broken invariant."""
     devices = choose_devices(snapshot(Runtime.open(arguments.runtime_dir, create=False)), arguments.device)
-    wrong = {device.folder: check(device) for device in devices}
+    broken = {device.folder: check(device) for device in devices}
     if arguments.json:
-        found = [
+        data = [
             {"uuid": device.uuid, "settled": device.settled, "engines": len(device.owners),
-             "violations": wrong[device.folder]}
+             "violations": broken[device.folder]}
             for device in devices
         ]  # fmt: skip
-        print_json({"sound": not any(wrong.values()), "devices": found})
+        print_json({"sound": not any(broken.values()), "devices": data})
     elif devices:
         rows = [
-            (device.uuid, str(len(device.owners)), "error" if wrong[device.folder] else "ok")
+            (device.uuid, str(len(device.owners)), "error" if broken[device.folder] else "ok")
             for device in devices
         ]
         print_table(("DEVICE", ">SLOTS", "STATUS"), rows)
     else:
-        say("there is no ledger to check (kvctl doctor tells where it looked)")
+        say("there is no ledger to check (kvctl doctor shows the runtime directory that was searched)")
     for device in devices:
         if not device.settled:
-            say(f"{device.uuid}: its engines never paused, so sizes were not held against each other: repeat")
-        for sentence in wrong[device.folder]:
+            say(f"{device.uuid}: sizes were not compared, because they kept changing: run kvctl check again")
+        for sentence in broken[device.folder]:
             say(sentence)
-    return ExitCode.INTEGRITY if any(wrong.values()) else ExitCode.OK
+    return ExitCode.INTEGRITY if any(broken.values()) else ExitCode.OK

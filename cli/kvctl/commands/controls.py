@@ -1,4 +1,4 @@
-"""`kvctl limit`, `limit-percent`, `floor` and `weight`: set it on every rank and wait until it holds."""
+"""`kvctl limit`, `limit-percent`, `floor`, `weight`: set a control on every rank, wait until it holds."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from kvctl.output import print_json, print_table, say
 
 
 class Control(NamedTuple):
-    """One thing that can be set. `show` and `data` tell how it stands, to people and as JSON."""
+    """A control. `show` and `data` return the outcome on one rank, as table cells and as JSON."""
 
     name: str
     set: Callable[..., list[Change]]
-    show: Callable[[Outcome], dict[str, str]]  # cells by title
+    show: Callable[[Outcome], dict[str, str]]  # table cells by column title
     data: Callable[[Outcome], dict[str, int]]
 
 
 def run_limit(arguments: argparse.Namespace) -> ExitCode:
-    """Set the limit: what each rank may hold of its device."""
+    """Set the limit: the most memory that each rank may hold on its device."""
 
     def show(outcome: Outcome) -> dict[str, str]:
         return {">LIMIT": format_size(outcome.change.limit_bytes), ">HELD": format_size(outcome.leased_bytes)}
@@ -45,7 +45,7 @@ def run_limit(arguments: argparse.Namespace) -> ExitCode:
 
 
 def run_floor(arguments: argparse.Namespace) -> ExitCode:
-    """Set the floor: what each rank can always get back."""
+    """Set the floor: the memory that each rank can always get back."""
 
     def show(outcome: Outcome) -> dict[str, str]:
         return {">FLOOR": format_size(outcome.change.floor_bytes)}
@@ -54,7 +54,7 @@ def run_floor(arguments: argparse.Namespace) -> ExitCode:
 
 
 def run_weight(arguments: argparse.Namespace) -> ExitCode:
-    """Set the weight: the engine's share when there is not enough for all."""
+    """Set the weight: the engine's share of memory when demand exceeds the device."""
     weight: int = arguments.value
     control = Control(
         "weight", set_weight, lambda outcome: {">WEIGHT": str(weight)}, lambda outcome: {"weight": weight}
@@ -71,7 +71,7 @@ def _run(arguments: argparse.Namespace, control: Control) -> ExitCode:
         raise no_such_engine(arguments.name, error.names) from None
     except CapacityError as error:
         raise CommandError(
-            ExitCode.FAILED, f"{error}, or lower another's floor first (kvctl list shows them)"
+            ExitCode.FAILED, f"{error}, or lower another engine's floor first (kvctl list shows all floors)"
         ) from None
     if control.name != "weight":
         _note_floors(changes)
@@ -91,26 +91,26 @@ def _note_floors(changes: Sequence[Change]) -> None:
         if change.limit_bytes < change.floor_bytes:
             say(
                 f"the limit of rank {change.rank} is below its floor of {format_size(change.floor_bytes)}: "
-                f"as long as that is so, its floor is the limit, {format_size(change.limit_bytes)}"
+                f"until that changes, its floor is the limit, {format_size(change.limit_bytes)}"
             )
 
 
 def _judge(arguments: argparse.Namespace, control: Control, outcomes: Sequence[Outcome]) -> ExitCode:
     if any(outcome.gone for outcome in outcomes):
-        raise CommandError(ExitCode.FAILED, f"{arguments.name} ended meanwhile (see kvctl list)")
+        raise CommandError(ExitCode.FAILED, f"{arguments.name} ended in the meantime (see kvctl list)")
     late = [outcome for outcome in outcomes if not outcome.holds]
     if not late or arguments.no_wait:
         return ExitCode.OK
-    deaf = sum(not outcome.acknowledged for outcome in late)
+    silent = sum(not outcome.acknowledged for outcome in late)
     why = (
-        f"{deaf} of {len(outcomes)} ranks have not acknowledged it, so their process is stopped or stuck"
-        if deaf
-        else "it is acknowledged, and requests still use more: it holds when they have ended"
+        f"{silent} of {len(outcomes)} ranks have not acknowledged it: their process is stopped or stuck"
+        if silent
+        else "every rank has acknowledged it, but requests still use more memory and shrink it as they end"
     )
     raise CommandError(
         ExitCode.TIMED_OUT,
-        f"the {control.name} of {arguments.name} does not hold after {arguments.wait:g} s: {why}. It stays "
-        f"set; kvctl list {arguments.name} shows how it goes on",
+        f"the {control.name} of {arguments.name} does not hold after {arguments.wait:g} s: {why}. The "
+        f"{control.name} stays set; kvctl list {arguments.name} shows the progress",
     )
 
 

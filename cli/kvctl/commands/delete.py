@@ -1,4 +1,4 @@
-"""`kvctl delete`: remove what an ended engine has left, or set back what was set for a living one."""
+"""`kvctl delete`: remove the slots of an engine that has ended, or reset the settings of a running one."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from kvctl.devices import chosen_uuids
 from kvctl.exit_codes import CommandError, ExitCode, no_such_engine
 from kvctl.output import print_json, print_table
 
-_WEIGHT = 100  # of an engine for which none was set
+_WEIGHT = 100  # the default
 
 
 def run_delete(arguments: argparse.Namespace) -> ExitCode:
-    """Free the slots of the dead; what lives is refused, or with --force loses its limit and weight."""
+    """Remove the slots of dead workers. A running engine is an error, or with --force reset to defaults."""
     runtime = Runtime.open(arguments.runtime_dir, create=False)
     devices = chosen_uuids(runtime, arguments.device)
     found = discard(runtime, arguments.name, devices)
-    living = [each for each in found if each.live]
+    running = [each for each in found if each.live]
     if not found:
-        there = snapshot(runtime)
-        raise no_such_engine(arguments.name, (owner.name for device in there for owner in device.owners))
-    if living and arguments.force:
+        names = (owner.name for device in snapshot(runtime) for owner in device.owners)
+        raise no_such_engine(arguments.name, names)
+    if running and arguments.force:
         set_limit(runtime, arguments.name, Size(percent=100.0), devices)
         set_weight(runtime, arguments.name, _WEIGHT, devices)
-    _tell(arguments, found)
-    if living and not arguments.force:
+    _print(arguments, found)
+    if running and not arguments.force:
         raise CommandError(
             ExitCode.FAILED,
-            f"{arguments.name} is running: its slot counts memory in use and stays. End it first, or set its "
-            f"limit and weight back with kvctl delete --force {arguments.name}",
+            f"{arguments.name} is running, and its slots count memory in use. Stop the engine first, or "
+            f"reset its limit and weight with kvctl delete --force {arguments.name}",
         )
     return ExitCode.OK
 
 
-def _tell(arguments: argparse.Namespace, found: Sequence[Discarded]) -> None:
+def _print(arguments: argparse.Namespace, found: Sequence[Discarded]) -> None:
     kept = "set back" if arguments.force else "kept"
     if arguments.json:
         slots = [

@@ -1,4 +1,4 @@
-"""`kvctl export`: metrics for Prometheus, once or served."""
+"""`kvctl export`: print metrics for Prometheus, or serve them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _samples(registry: CollectorRegistry) -> list[dict[str, object]]:
 
 
 def _serve(registry: CollectorRegistry, address: str, port: int) -> ExitCode:
-    # Blocked before the server's threads begin, so that they inherit it: sigwait() gets every one of them.
+    # Blocked before the server's threads start, which inherit the mask: every signal reaches sigwait().
     stop = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)
     try:
@@ -48,7 +48,7 @@ def _serve(registry: CollectorRegistry, address: str, port: int) -> ExitCode:
     except (OSError, socket.gaierror) as error:
         raise CommandError(
             ExitCode.FAILED,
-            f"cannot serve at {address} port {port}: {error.strerror}. Choose another with --port or --bind",
+            f"cannot serve at {address} port {port}: {error.strerror}. Choose another --port or --bind",
         ) from None
     else:
         host = f"[{address}]" if ":" in address else address

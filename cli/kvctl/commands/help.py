@@ -1,4 +1,4 @@
-"""`kvctl help`."""
+"""`kvctl help`: show all commands, or the help of one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvctl.parser import build, build_one, unknown_command
 
 
 def run_help(arguments: argparse.Namespace) -> ExitCode:
-    """Print the help of all commands, or of one."""
+    """Print the help of kvctl, or of one command."""
     topic: str | None = arguments.topic
     if topic is None:
         text = build().format_help()

@@ -1,4 +1,4 @@
-"""`kvctl history`: what happened on the devices, newest last."""
+"""`kvctl history`: show the latest events of the devices, the newest last."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from kvctl.devices import choose_devices
 from kvctl.exit_codes import ExitCode
 from kvctl.output import DASH, print_json, print_table, say
 
-_WHO = ("device", "name", "slot")
+_SHOWN_APART = ("device", "name", "slot")
 
 
 class _Entry(NamedTuple):
-    """An event, with the place of its device in the list of devices."""
+    """An event, with the number of its device in `kvctl list`."""
 
     place: int
     event: Event
 
 
 def run_history(arguments: argparse.Namespace) -> ExitCode:
-    """Print the latest events of all devices and engines, or of those named; engines may have ended."""
+    """Print the latest events of all engines, or of the engines named, which may have ended."""
     entries = sorted(_entries(arguments), key=lambda entry: entry.event.wall_seconds)[-arguments.count :]
     if arguments.json:
         print_json({"events": [_data(entry.event) for entry in entries]})
@@ -36,7 +36,7 @@ def run_history(arguments: argparse.Namespace) -> ExitCode:
         columns = ("TIME", *([">DEVICE"] if several else []), "NAME", "EVENT", "DATA")
         print_table(columns, [_row(entry, several) for entry in entries])
     else:
-        say("nothing has happened yet (kvctl list shows what is running)")
+        say("there are no events yet (kvctl list shows the engines that run)")
     return ExitCode.OK
 
 
@@ -67,8 +67,8 @@ def _row(entry: _Entry, several: bool) -> tuple[str, ...]:
 
 
 def _describe(data: Mapping[str, Value]) -> str:
-    """Return what an event says besides whom it is about, units in words."""
-    return ", ".join(_words(key, value) for key, value in data.items() if key not in _WHO)
+    """Return the data of an event, without device, engine and slot, and with units in words."""
+    return ", ".join(_words(key, value) for key, value in data.items() if key not in _SHOWN_APART)
 
 
 def _words(key: str, value: Value) -> str:

@@ -1,4 +1,4 @@
-"""`kvctl kvtop`, and `kvtop`: the live picture, or one of them."""
+"""`kvctl kvtop`: show devices and engines live, or print them once."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _WIDTH_WITHOUT_TERMINAL = 100
 
 
 def run_kvtop(arguments: argparse.Namespace) -> ExitCode:
-    """Show the picture until `q`; with --once print one, with --json as data."""
+    """Show devices and engines until `q`; with --once print them once, with --json as data."""
     runtime = Runtime.open(arguments.runtime_dir, create=False)
     devices = choose_devices(snapshot(runtime), arguments.device)
     check_names(devices, arguments.names)
     if arguments.json and not arguments.once:
-        raise CommandError(ExitCode.USAGE, "kvtop --json needs --once (kvctl watch --json goes on and on)")
+        raise CommandError(ExitCode.USAGE, "kvtop --json needs --once (or use kvctl watch --json)")
     if arguments.json:
         names = names_in(devices, arguments.names)
         print_json({"devices": [device_data(device, names) for device in devices]})
         return ExitCode.OK
     if not arguments.once and not (is_terminal() and sys.stdin is not None and sys.stdin.isatty()):
-        raise CommandError(ExitCode.FAILED, "kvtop needs a terminal: use kvtop --once, or kvctl watch")
+        raise CommandError(ExitCode.FAILED, "kvtop needs a terminal: use kvtop --once or kvctl watch")
     from kvctl.kvtop.sampling import Sampler
     from kvctl.kvtop.screen import ViewState, screen_lines
 

@@ -1,4 +1,4 @@
-"""`kvctl trim`: let an engine give back what no request needs."""
+"""`kvctl trim`: make an engine give back the memory that no request needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kvctl.output import print_json, print_table
 
 
 def run_trim(arguments: argparse.Namespace) -> ExitCode:
-    """Ask every rank, and wait until each has given back."""
+    """Ask every rank to give memory back, and wait until each has done so."""
     runtime = Runtime.open(arguments.runtime_dir, create=False)
     devices = chosen_uuids(runtime, arguments.device)
     try:
@@ -50,21 +50,21 @@ def _state(outcome: Trimmed) -> str:
 def _judge(arguments: argparse.Namespace, outcomes: Sequence[Trimmed]) -> ExitCode:
     name = arguments.name
     if any(outcome.gone for outcome in outcomes):
-        raise CommandError(ExitCode.FAILED, f"{name} ended meanwhile (see kvctl list)")
+        raise CommandError(ExitCode.FAILED, f"{name} ended in the meantime (see kvctl list)")
     late = [outcome for outcome in outcomes if not outcome.holds]
     if any(not outcome.trim.reclaimable for outcome in late):
         raise CommandError(
             ExitCode.FAILED,
-            f"{name} runs a version of kvcached that is never asked to give back: lower its limit instead "
-            f"(kvctl limit {name} SIZE)",
+            f"{name} runs a version of kvcached that cannot be asked to give memory back: lower its limit "
+            f"instead (kvctl limit {name} SIZE)",
         )
     if not late or arguments.no_wait:
         return ExitCode.OK
     raise CommandError(
         ExitCode.TIMED_OUT,
-        f"{name} has not given back all that no request needs after {arguments.wait:g} s: its process is "
-        f"stopped or in a long step, or nothing wakes it. What was asked lapses within a second; "
-        f"kvctl list {name} shows what it holds",
+        f"{name} has not given back all spare and cached memory after {arguments.wait:g} s: its process is "
+        f"stopped, runs a long step, or is not woken. The request lapses within a second; kvctl list {name} "
+        f"shows the memory it holds",
     )
 
 

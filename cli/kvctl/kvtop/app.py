@@ -1,4 +1,4 @@
-"""kvtop's terminal application: keys, prompts and the refresh; the picture itself is made by `frame`."""
+"""kvtop's terminal application: keys, prompts and refresh. `screen` makes the lines that it shows."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from kvctl.kvtop.screen import ORDERS, ViewState, rank_keys
 from kvctl.kvtop.widgets import KEYS, HelpScreen, SampleView
 
 _WAIT_SECONDS = 5.0
-_READONLY = "kvtop was started with --readonly"
+_READONLY = "disabled: kvtop was started with --readonly"
 
 
 class Prompt(NamedTuple):
-    """What is being asked for at the bottom line."""
+    """A question at the bottom line; `done` gets the answer."""
 
     label: str
     done: Callable[[str], None]
 
 
 class TopApp(App[None]):
-    """Shows a sampler's pictures. Reads files only, but for `l` and `t`, which another thread carries out."""
+    """Shows samples of the ledgers. Only the keys `l` and `t` write to them, in another thread."""
 
     AUTO_FOCUS = None
     ENABLE_COMMAND_PALETTE = False
@@ -63,7 +63,7 @@ class TopApp(App[None]):
         Binding("slash", "filter"),
         Binding("l", "limit"),
         Binding("t", "trim"),
-        Binding("escape", "forget"),
+        Binding("escape", "clear"),
     ]
 
     def __init__(self, runtime: Runtime, sampler: Sampler, view: ViewState, readonly: bool = False,
@@ -71,101 +71,101 @@ class TopApp(App[None]):
         if color == "never":
             os.environ["NO_COLOR"] = "1"
         elif color == "always" or not os.environ.get("NO_COLOR"):
-            os.environ.pop("NO_COLOR", None)  # empty is not set
+            os.environ.pop("NO_COLOR", None)  # an empty value means not set
         super().__init__(ansi_color=True)
         self.animation_level = "none"
         self.view = view
         self._runtime, self._sampler = runtime, sampler
         self._readonly = readonly
-        self._area = SampleView(view)
+        self._devices = SampleView(view)
         self._status = Static(id="status")
         self._input = Input(id="prompt", select_on_focus=False)
         self._prompt: Prompt | None = None
-        self.ended_by: int | None = None  # the signal
+        self.ended_by: int | None = None  # the number of the signal
 
     def compose(self) -> ComposeResult:
-        """Make the picture, the status and the line to type in."""
+        """Yield the devices, the status line and the input line."""
         with Vertical():
-            yield self._area
+            yield self._devices
             yield self._status
             yield self._input
 
     def on_mount(self) -> None:
-        """Begin to look. A signal that ends it, ends it as `q` does: the terminal is left as it was."""
+        """Start to refresh. A signal ends kvtop as `q` does, so the terminal is left as it was."""
         for number in (signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, self._end, number)
         self.say("")
-        self.look()
-        self.set_interval(self.view.refresh_seconds, self.look)
+        self.refresh_sample()
+        self.set_interval(self.view.refresh_seconds, self.refresh_sample)
 
     def _end(self, number: int) -> None:
         self.ended_by = number
         self.exit()
 
     def say(self, text: str, style: str = "dim") -> None:
-        """Show a message at the bottom; none are the keys."""
+        """Show a message at the bottom; an empty message shows the keys."""
         text = text or (KEYS.replace("l limit  t trim  ", "") if self._readonly else KEYS)
         self._status.update(Text(text.replace("\n", " "), style, no_wrap=True, overflow="ellipsis"))
 
-    def look(self) -> None:
-        """Take a picture and show it; what cannot be read is said, and tried again."""
+    def refresh_sample(self) -> None:
+        """Sample the ledgers and show the sample. An error is shown, and the next refresh tries again."""
         try:
-            self._area.picture = self._sampler.sample()
+            self._devices.sample = self._sampler.sample()
         except (KVCachedError, CommandError) as error:
             self.say(str(error), "bold red")
         self._show()
 
     def _show(self) -> None:
-        there = self._keys()
-        if self.view.selected not in there:
-            self.view.selected = there[0] if there else None
-        self.view.marked.intersection_update(there)
-        self._area.draw()
+        keys = self._keys()
+        if self.view.selected not in keys:
+            self.view.selected = keys[0] if keys else None
+        self.view.marked.intersection_update(keys)
+        self._devices.draw()
 
     def _keys(self) -> list[RankKey]:
-        picture = self._area.picture
-        return [] if picture is None else rank_keys(picture, self.view)
+        sample = self._devices.sample
+        return [] if sample is None else rank_keys(sample, self.view)
 
-    # -- what keys do ------------------------------------------------------------------------------------
+    # -- keys --------------------------------------------------------------------------------------------
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool:
-        """Let no key act while a line is typed: also one that was pressed before the line had the focus."""
+        """Return whether a key may act: none while a prompt is open, even before its line has the focus."""
         return self._prompt is None or action == "leave"
 
     def action_leave(self) -> None:
-        """Leave, whatever is open."""
+        """Leave kvtop, even while a prompt is open."""
         self.exit()
 
     def action_help(self) -> None:
-        """Show the keys."""
+        """Show the help."""
         self.push_screen(HelpScreen())
 
     def action_move(self, by: int) -> None:
-        """Select another rank."""
-        there = self._keys()
-        if there and self.view.selected in there:
-            at = there.index(self.view.selected) + by
-            self.view.selected = there[max(0, min(len(there) - 1, at))]
+        """Select the rank `by` places further down."""
+        keys = self._keys()
+        if keys and self.view.selected in keys:
+            at = keys.index(self.view.selected) + by
+            self.view.selected = keys[max(0, min(len(keys) - 1, at))]
         self._show()
 
     def action_mark(self) -> None:
-        """Mark the selected rank, or no more, and go on to the next."""
+        """Mark or unmark the selected rank, then select the next."""
         if self.view.selected is not None:
             self.view.marked ^= {self.view.selected}
             self.action_move(1)
 
     def action_order(self) -> None:
-        """Sort by the next criterion."""
+        """Sort by the next order."""
         self.view.order = ORDERS[(ORDERS.index(self.view.order) + 1) % len(ORDERS)]
         self._show()
 
     def action_reverse(self) -> None:
-        """Sort the other way round."""
+        """Reverse the order."""
         self.view.reverse = not self.view.reverse
         self._show()
 
-    def action_forget(self) -> None:
-        """Forget the filter and the marks."""
+    def action_clear(self) -> None:
+        """Clear the filter and the marks."""
         self.view.filter = ""
         self.view.marked.clear()
         self._show()
@@ -179,9 +179,9 @@ class TopApp(App[None]):
         self._show()
 
     def action_limit(self) -> None:
-        """Ask for a limit for those marked, or the selected one."""
+        """Ask for the limit of the marked engines, or of the selected engine."""
         if names := self._chosen_names():
-            label = f"limit of {', '.join(names)} (as 2G, 512M, 50%): "
+            label = f"limit of {', '.join(names)} (such as 2G, 512M or 50%): "
             self._ask(Prompt(label, lambda text: self._set_limit(names, text)))
 
     def _set_limit(self, names: list[str], text: str) -> None:
@@ -194,69 +194,68 @@ class TopApp(App[None]):
         def change(name: str) -> str:
             outcomes = wait_until_holds(self._runtime, set_limit(self._runtime, name, size), _WAIT_SECONDS)
             holds = all(outcome.holds for outcome in outcomes)
-            return f"{name}: limit {size} {'holds' if holds else 'is set; requests still hold more'}"
+            return f"{name}: limit {size} {'holds' if holds else 'is set; the engine goes on shrinking'}"
 
         self._change(names, change)
 
     def action_trim(self) -> None:
-        """Let those marked, or the selected one, give back what no request needs."""
+        """Ask the marked engines, or the selected engine, to give back memory that no request needs."""
 
         def change(name: str) -> str:
             trims = ask_to_trim(self._runtime, name)
             outcomes = wait_until_trimmed(self._runtime, name, trims, _WAIT_SECONDS)
             holds = all(outcome.holds for outcome in outcomes)
-            return f"{name}: {'trimmed' if holds else 'has not given back all yet'}"
+            return f"{name}: {'trimmed' if holds else 'has not given back all of it yet'}"
 
         if names := self._chosen_names():
             self.say(f"trimming {', '.join(names)}")
             self._change(names, change)
 
     def _chosen_names(self) -> list[str]:
-        """Return the engines to act on; none, and why, if that is not to be done."""
-        picture, view = self._area.picture, self.view
+        """Return the engines to act on. With --readonly say so and return none."""
+        sample, view = self._devices.sample, self.view
         if self._readonly:
             self.say(_READONLY, "yellow")
             return []
         chosen: set[RankKey | None] = {*view.marked} or {view.selected}
-        found = [] if picture is None else [
-            engine.owner.name for device in picture.devices for engine in device.engines
-            if engine.key in chosen
+        found = [] if sample is None else [
+            rank.owner.name for device in sample.devices for rank in device.ranks if rank.key in chosen
         ]  # fmt: skip
         return sorted(set(found))
 
     def _change(self, names: list[str], change: Callable[[str], str]) -> None:
-        """Change each in a thread of its own, which may wait for locks and for engines."""
+        """Change the engines in another thread, which may wait for locks and for engines."""
 
         def work() -> None:
-            told, style = [], "green"
+            results, style = [], "green"
             for name in names:
                 try:
-                    told.append(change(name))
+                    results.append(change(name))
                 except KVCachedError as error:
-                    told.append(str(error))
+                    results.append(str(error))
                     style = "bold red"
-            self.call_from_thread(self.say, "; ".join(told), style)
-            self.call_from_thread(self.look)
+            self.call_from_thread(self.say, "; ".join(results), style)
+            self.call_from_thread(self.refresh_sample)
 
         self.run_worker(work, thread=True)
 
-    # -- the line to type in -----------------------------------------------------------------------------
+    # -- prompts -----------------------------------------------------------------------------------------
 
     def _ask(self, prompt: Prompt, value: str = "") -> None:
         self._prompt = prompt
         self.say(prompt.label, "bold")
         self._input.value = value
         self._input.display = True
-        self.screen.set_focus(self._input)  # at once: the next key is its
+        self.screen.set_focus(self._input)  # at once, so that it gets the next key
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Take what was typed."""
+        """Hand the typed line to the prompt."""
         prompt = self._close_prompt()
         if prompt is not None:
             prompt.done(event.value)
 
     def on_key(self, event: events.Key) -> None:
-        """Let Escape leave the line; what was typed before the line had the focus belongs into it."""
+        """Close the prompt on Escape. Keys that came before the line had the focus are added to the line."""
         if self._prompt is None:
             return
         if event.key == "escape":

@@ -1,4 +1,4 @@
-"""The parts of kvtop's screen: the picture, and the help."""
+"""The parts of kvtop's screen: the devices with their engines, and the help."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ KEYS = "h help  l limit  t trim  space mark  / filter  s order  q leave"
 HELP = """\
 kvtop: the KV memory of all devices, live
 
-  up down k j  select a rank         space   mark it, or no more
-  PgUp PgDn    ten at a time         /       filter: name, model, engine
-  Home End     the first, the last   s S     next order, reverse it
-  l            set the limit         t       trim: give back spare, cache
-  Esc          forget filter, marks  h ? F1  this help
+  up down k j  select a rank         space   mark or unmark the rank
+  PgUp PgDn    move by ten ranks     /       filter: name, model, engine
+  Home End     first, last rank      s S     next order, reverse order
+  l            set the limit         t       trim: free spare and cache
+  Esc          clear filter, marks   h ? F1  this help
   q            leave
 
-Limit and trim act on the engines marked, or on the selected one, and
-there on all ranks. Bars are on the scale of the device:
+Limit and trim act on all ranks of the marked engines, or of the
+selected engine if none is marked. The width of a bar is the device:
   █ used  ▓ cached  ▒ stranded  ░ spare  · free, up to the limit
   ┊ floor  │ limit
-States: busy, idle, running (neither said), short (got less than it
-asked for), asked (to give back), over limit, waiting and starting,
-ended (dead), returning (its ledger was lost).
+States: busy, idle, running (busy or idle is unknown), short (got less
+than it asked for), asked (to give memory back), over limit, waiting
+(to start), starting, ended (dead), returning (its ledger was lost).
 
-Any key closes this."""
+Any key closes this help."""
 
 
 class SampleView(Widget):
-    """The picture, as high as there is room. Only lines that have changed are drawn again."""
+    """Devices and engines, as high as the terminal allows. Only changed lines are drawn again."""
 
     DEFAULT_CSS = "SampleView { height: 1fr; }"
 
@@ -45,15 +45,15 @@ class SampleView(Widget):
         super().__init__()
         self._view = view
         self._lines: list[Text] = []
-        self.picture: Sample | None = None
+        self.sample: Sample | None = None
 
     def draw(self) -> None:
-        """Draw what is different now."""
-        if self.picture is None:
+        """Draw the lines that have changed."""
+        if self.sample is None:
             return
         before, self._lines = (
             self._lines,
-            screen_lines(self.picture, self._view, self.size.width, self.size.height),
+            screen_lines(self.sample, self._view, self.size.width, self.size.height),
         )
         most = max(len(before), len(self._lines))
         changed = [y for y in range(most) if before[y : y + 1] != self._lines[y : y + 1]]
@@ -61,11 +61,11 @@ class SampleView(Widget):
             self.refresh(*(Region(0, y, self.size.width, 1) for y in changed))
 
     def on_resize(self) -> None:
-        """Draw anew."""
+        """Draw again at the new size."""
         self.draw()
 
     def render_line(self, y: int) -> Strip:
-        """Return one line."""
+        """Return line `y` of the widget."""
         if y >= len(self._lines):
             return Strip.blank(self.size.width)
         segments = self._lines[y].render(self.app.console)
@@ -73,7 +73,7 @@ class SampleView(Widget):
 
 
 class HelpScreen(ModalScreen[None]):
-    """The keys and what the bars mean."""
+    """Explains keys, bars and states."""
 
     DEFAULT_CSS = """
     HelpScreen { align: center middle; }
@@ -81,7 +81,7 @@ class HelpScreen(ModalScreen[None]):
     """
 
     def compose(self) -> ComposeResult:
-        """Make the text."""
+        """Yield the text."""
         yield Static(Text(HELP))
 
     def on_key(self, event: events.Key) -> None:
