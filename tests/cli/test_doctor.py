@@ -69,7 +69,7 @@ def test_the_doctor_finds_a_plugin_that_its_engine_is_kept_from(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv(variable, "other")
-    found = {(check.status, check.text.split(":")[0]) for check in machine_checks.check_packages()}
+    found = {(finding.status, finding.text.split(":")[0]) for finding in machine_checks.check_packages()}
     assert ("info", group) in found
     assert ("error", f"{variable}='other' keeps {engine} from loading kvcached") in found
 
@@ -81,9 +81,9 @@ def test_the_doctor_finds_an_engine_without_its_plugin(
     make_distribution(tmp_path, "sglang", "0.5.23")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert [
-        check.text
-        for check in machine_checks.check_packages()
-        if check.status == "warning" and "SGLang" in check.text
+        finding.text
+        for finding in machine_checks.check_packages()
+        if finding.status == "warning" and "SGLang" in finding.text
     ] == ["SGLang is installed and sglang-kvcached is not: run pip install sglang-kvcached"]
 
 
@@ -92,9 +92,12 @@ def test_the_doctor_finds_what_is_in_the_way(tmp_path: Path, monkeypatch: pytest
     make_distribution(tmp_path, "vllm-kvcached", "0.0.7")
     make_distribution(tmp_path, "kvctl", "0.0.8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = {(check.status, check.text.split(":")[0]) for check in machine_checks.check_packages()}
-    assert ("warning", "kvcached 0.1.6 of another project is installed") in found
-    assert any(status == "error" and text.startswith("versions differ") for status, text in found)
+    found = {(finding.status, finding.text.split(":")[0]) for finding in machine_checks.check_packages()}
+    assert ("warning", "the package kvcached 0.1.6 is another project") in found
+    assert any(
+        status == "error" and text.startswith("kvcached's packages have different versions")
+        for status, text in found
+    )
 
 
 def test_the_doctor_reads_the_driver_in_another_process(
@@ -114,26 +117,26 @@ def test_the_doctor_reads_the_driver_in_another_process(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert [(check.status, check.text.split(":")[0]) for check in machine_checks.check_cuda()] == [
+    assert [(finding.status, finding.text.split(":")[0]) for finding in machine_checks.check_cuda()] == [
         ("ok", "the driver supports CUDA 12.9"),
         ("ok", "device 0, H100, supports virtual memory management"),
         ("error", "device 1, H100, has no virtual memory management"),
     ]
     (package / "driver.py").write_text("raise SystemExit('CUDA_ERROR_NO_DEVICE')\n")
-    (check,) = machine_checks.check_cuda()
-    assert check.status == "warning" and check.text.endswith("CUDA_ERROR_NO_DEVICE")
+    (finding,) = machine_checks.check_cuda()
+    assert finding.status == "warning" and finding.text.endswith("CUDA_ERROR_NO_DEVICE")
 
 
 def test_the_doctor_finds_mps_and_mig(tmp_path: Path) -> None:
     environ = {"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)}
-    (check,) = machine_checks.check_mps(environ)
-    assert check.status == "warning" and check.text.endswith("MPS is not running")
+    (finding,) = machine_checks.check_mps(environ)
+    assert finding.status == "warning" and finding.text.endswith("MPS is not running")
     (tmp_path / "control").touch()
-    (check,) = machine_checks.check_mps(environ)
-    assert check.status == "info" and f"MPS answers at {tmp_path}" in check.text
+    (finding,) = machine_checks.check_mps(environ)
+    assert finding.status == "info" and f"MPS runs (control pipe in {tmp_path})" in finding.text
     answer = {"driver": 12090, "devices": [{"name": "NVIDIA H100 MIG 1g.10gb", "vmm": True}]}
-    texts = [check.text for check in machine_checks._check_devices(json.dumps(answer))]
-    assert texts[-1] == "device 0 is a MIG instance: its ledger is its own"
+    texts = [finding.text for finding in machine_checks._check_devices(json.dumps(answer))]
+    assert texts[-1] == "device 0 is a MIG instance, which has its own ledger"
 
 
 def test_the_doctor_reads_the_limits_of_the_host(tmp_path: Path) -> None:
@@ -141,12 +144,12 @@ def test_the_doctor_reads_the_limits_of_the_host(tmp_path: Path) -> None:
     (tmp_path / "sys" / "vm" / "max_map_count").write_text("1000\n")
     (tmp_path / "meminfo").write_text("MemTotal:  2048 kB\nMemFree: 1 kB\nMemAvailable:  1024 kB\n")
     (tmp_path / "memory.max").write_text("1048576\n")
-    found = [(check.status, check.text) for check in machine_checks.check_host(tmp_path, tmp_path)]
+    found = [(finding.status, finding.text) for finding in machine_checks.check_host(tmp_path, tmp_path)]
     assert found[:4] == [
-        ("warning", "a process may have 1000 mappings (vm.max_map_count)"),
+        ("warning", "a process may have 1000 memory mappings (vm.max_map_count)"),
         ("info", "MemTotal: 2 MiB"),
         ("info", "MemAvailable: 1 MiB"),
         ("info", "memory limit of this cgroup: 1 MiB"),
     ]
     (tmp_path / "memory.max").write_text("max\n")
-    assert not any("cgroup" in check.text for check in machine_checks.check_host(tmp_path, tmp_path))
+    assert not any("cgroup" in finding.text for finding in machine_checks.check_host(tmp_path, tmp_path))

@@ -1,4 +1,4 @@
-"""`kvctl doctor`: is this machine fit, who uses the ledgers, and which settings hold."""
+"""`kvctl doctor`: find problems on this machine and show all settings."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from kvctl.output import print_json, print_table
 
 
 def run_doctor(arguments: argparse.Namespace) -> ExitCode:
-    """Print every finding and every setting; fails if a finding is an error."""
-    checks = [*check_packages(), *check_cuda(), *check_mps(), *check_host()]
-    settings, wrong_settings = _settings(os.environ)
-    found, damaged = _check_runtime(arguments)
-    checks += [*found, *wrong_settings]
+    """Print every finding and every setting. Exits with FAILED or INTEGRITY if a finding is an error."""
+    findings = [*check_packages(), *check_cuda(), *check_mps(), *check_host()]
+    settings, setting_errors = _settings(os.environ)
+    ledger_findings, damaged = _check_runtime(arguments)
+    findings += [*ledger_findings, *setting_errors]
     if arguments.json:
-        data = [finding._asdict() for finding in checks]
+        data = [finding._asdict() for finding in findings]
         print_json({"checks": data, "settings": [setting._asdict() for setting in settings]})
     else:
-        print_table(("SUBJECT", "STATUS", "FINDING"), checks)
+        print_table(("SUBJECT", "STATUS", "FINDING"), findings)
         print()
         rows = [(s.name, s.variable, s.value, s.source) for s in settings]
         print_table(("SETTING", "VARIABLE", "VALUE", "FROM"), rows)
     if damaged:
         return ExitCode.INTEGRITY
-    return ExitCode.FAILED if any(finding.status == "error" for finding in checks) else ExitCode.OK
+    return ExitCode.FAILED if any(finding.status == "error" for finding in findings) else ExitCode.OK
 
 
 def _settings(environ: Mapping[str, str]) -> tuple[list[config.Setting], list[Finding]]:
-    """Return every setting, and what is wrong with them; then the defaults are shown."""
+    """Return every setting, and an error if a value is not legal; then the settings are the defaults."""
     switch = environ.get(config.SWITCH_VARIABLE, "")
     source = config.SWITCH_VARIABLE if switch else "default"
     settings = [config.Setting("enabled", config.SWITCH_VARIABLE, switch or "0", source)]
@@ -59,7 +59,7 @@ def _settings(environ: Mapping[str, str]) -> tuple[list[config.Setting], list[Fi
 
 
 def _check_runtime(arguments: argparse.Namespace) -> tuple[list[Finding], bool]:
-    """Look at the runtime directory and all its ledgers; also say whether one is damaged."""
+    """Check the runtime directory and its ledgers; also return whether a ledger is damaged."""
     try:
         runtime = Runtime.open(arguments.runtime_dir, create=False)
         devices = snapshot(runtime)
@@ -67,22 +67,22 @@ def _check_runtime(arguments: argparse.Namespace) -> tuple[list[Finding], bool]:
         return [Finding("ledger", "error", str(error))], False
     chosen = choose_devices(devices, arguments.device)
     broken = [sentence for device in chosen for sentence in check(device)]
-    checks = [*_check_folder(runtime), *_check_owners(chosen), *_check_open_files(runtime, chosen)]
-    checks += [Finding("ledger", "error", sentence) for sentence in broken]
-    return checks, bool(broken)
+    findings = [*_check_folder(runtime), *_check_owners(chosen), *_check_open_files(runtime, chosen)]
+    findings += [Finding("ledger", "error", sentence) for sentence in broken]
+    return findings, bool(broken)
 
 
 def _check_folder(runtime: Runtime) -> Iterator[Finding]:
     try:
         status = runtime.path.stat()
     except FileNotFoundError:
-        yield Finding("ledger", "info", f"{runtime.path} does not exist yet: no engine has run")
+        yield Finding("ledger", "info", f"{runtime.path} does not exist yet: no engine has run with it")
         return
     mode = stat.S_IMODE(status.st_mode)
-    shared = ", shared by a group" if runtime.shared else ""
+    shared = ", shared with a group" if runtime.shared else ""
     yield Finding("ledger", "ok", f"{runtime.path} has mode {mode:04o}, owner {status.st_uid}{shared}")
     if not os.access(runtime.path, os.W_OK | os.X_OK):
-        yield Finding("ledger", "error", f"{runtime.path} is not writable for user {os.getuid()}")
+        yield Finding("ledger", "error", f"user {os.getuid()} cannot write to {runtime.path}")
 
 
 def _check_owners(devices: Iterable[DeviceSnapshot]) -> Iterator[Finding]:
@@ -92,18 +92,19 @@ def _check_owners(devices: Iterable[DeviceSnapshot]) -> Iterator[Finding]:
         text = f"{device.uuid}: {leased} leased of {capacity}, headroom {headroom}"
         yield Finding("ledger", "info", text)
         for owner in device.owners:
-            who = f"{device.uuid}: {owner.name} rank {owner.rank}, slot {owner.slot}, {state(owner)}"
+            rank = f"{device.uuid}: {owner.name} rank {owner.rank}, slot {owner.slot}, {state(owner)}"
             if owner.live:
-                yield Finding("ledger", "ok", f"{who}, worker {owner.worker_pid}")
+                yield Finding("ledger", "ok", f"{rank}, worker {owner.worker_pid}")
             else:
                 yield Finding(
                     "ledger",
                     "warning",
-                    f"{who}: removed at the next engine start or kvctl limit on its device",
+                    f"{rank}: removed at the next engine start or kvctl limit on its device",
                 )
 
 
 def _check_open_files(runtime: Runtime, devices: Iterable[DeviceSnapshot]) -> Iterator[Finding]:
     for device in devices:
         if found := processes_with_open_files((runtime.path / device.folder).resolve()):
-            yield Finding("ledger", "info", f"{device.uuid}: its files are open in {', '.join(found)}")
+            text = f"{device.uuid}: its ledger is open in {', '.join(found)}"
+            yield Finding("ledger", "info", text)
