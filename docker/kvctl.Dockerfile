@@ -1,4 +1,4 @@
-# kvctl alone: no engine, no CUDA. Build from the root of the checkout, after `make wheels`:
+# An image with kvctl only: no engine, no CUDA. Build from the root of the checkout, after `make wheels`:
 #   docker build -f docker/kvctl.Dockerfile -t kvctl .
 FROM python:3.13-slim
 COPY build/dist/*.whl /tmp/wheels/

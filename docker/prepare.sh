@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the runtime directory that containers share: in memory, for one group. Run as root, once after a boot.
+# Make the runtime directory that containers of one group share, in memory. Run it as root after each boot.
 #   docker/prepare.sh [FOLDER] [GROUP-ID]      default: /run/kvcached 1000
 set -euo pipefail
 
@@ -12,7 +12,7 @@ fi
 mkdir -p "$folder"
 kind=$(stat -f -c %T "$folder")
 if [[ $kind != tmpfs && $kind != ramfs ]]; then
-    echo "prepare.sh: $folder is on $kind and not in memory; the ledger works there, with more wear" >&2
+    echo "prepare.sh: $folder is on $kind, not in memory: the ledger works there, but writes to the disk all the time" >&2
 fi
 chgrp "$group" "$folder"
 chmod 2770 "$folder"

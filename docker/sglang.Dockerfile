@@ -1,4 +1,4 @@
-# SGLang's official image with the elastic KV cache. Build from the root of the checkout, after `make wheels`:
+# SGLang's official image plus the elastic KV cache. Build from the root of the checkout, after `make wheels`:
 #   docker build -f docker/sglang.Dockerfile -t sglang-kvcached .
 ARG SGLANG_VERSION=v0.5.23
 FROM lmsysorg/sglang:${SGLANG_VERSION}

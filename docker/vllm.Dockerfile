@@ -1,4 +1,4 @@
-# vLLM's official image with the elastic KV cache. Build from the root of the checkout, after `make wheels`:
+# vLLM's official image plus the elastic KV cache. Build from the root of the checkout, after `make wheels`:
 #   docker build -f docker/vllm.Dockerfile -t vllm-kvcached .
 ARG VLLM_VERSION=v0.32.0
 FROM vllm/vllm-openai:${VLLM_VERSION}
@@ -7,5 +7,5 @@ COPY build/dist/*.whl /tmp/wheels/
 RUN pip install --no-cache-dir --find-links /tmp/wheels "vllm-kvcached[${CUDA}]" \
     && rm -r /tmp/wheels
 ENV KVCACHED_RUNTIME_DIR=/run/kvcached
-# As the image's own, with the backend chosen; what follows the image's name goes to vllm serve.
+# The image's own entry point, with the backend chosen. Arguments after the image's name go to vllm serve.
 ENTRYPOINT ["vllm", "serve", "--kv-cache-backend", "kvcached"]

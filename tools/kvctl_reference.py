@@ -1,6 +1,6 @@
 """Write docs/kvctl.md and the pictures of kvtop: `python -m tools.kvctl_reference`.
 
-What is not in the code stands in kvctl_reference.md beside this file. A test fails if the page is stale.
+Text that is not in the code is in kvctl_reference.md beside this file. A test fails if the page is stale.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kvctl.command_definitions import COMMANDS, COMMON, EXIT_CODES, Argument, Co
 from kvctl.kvtop.app import TopApp
 from kvctl.kvtop.screen import ViewState
 from kvctl.kvtop.widgets import HELP
-from kvctl.metrics import PREFIX, READABLE
+from kvctl.metrics import PREFIX, READABLE, READABLE_HELP
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -58,7 +58,7 @@ def _arguments(arguments: tuple[Argument, ...]) -> str:
 
 def _metrics() -> str:
     def rows() -> Iterator[str]:
-        yield f"| {READABLE} | gauge | none | 1 if the ledgers can be read. |"
+        yield f"| {READABLE} | gauge | none | {READABLE_HELP} |"
         for device in DEVICE_METRICS:
             yield f"| {PREFIX}{device.name} | gauge | device | {device.help} |"
         for engine in ENGINE_METRICS:
@@ -68,12 +68,14 @@ def _metrics() -> str:
             yield f"| {PREFIX}{time.name} | histogram | engine | {time.help} |"
 
     head = ("| metric | type | labels | meaning |", "|---|---|---|---|")
-    labels = "Labels: device is `gpu`, `UUID`; engine is these and `engine`, `model`, `name`, `rank`.\n"
+    labels = (
+        "`device` means the labels `gpu` and `UUID`; `engine` adds `engine`, `model`, `name` and `rank`.\n"
+    )
     return "\n".join([*head, *rows()]) + "\n\n" + labels
 
 
 def pictures() -> Mapping[str, str]:
-    """Return the pictures of a made-up machine, as SVG, by file name."""
+    """Return pictures of kvtop on a made-up machine, as SVG by file name."""
     with tempfile.TemporaryDirectory() as folder:
         runtime = Runtime.open(Path(folder) / "runtime")
         accounts = play(runtime)
@@ -89,7 +91,7 @@ async def _picture(runtime: Runtime, size: tuple[int, int]) -> str:
 
 
 def text_of(svg: str) -> list[str]:
-    """Return the texts in a picture, which do not depend on who drew it."""
+    """Return the texts in a picture, which do not depend on the version of Textual."""
     return [text.replace("&#160;", " ") for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
 
 
