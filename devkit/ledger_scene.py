@@ -1,4 +1,4 @@
-"""Ledgers as on a busy machine, without memory: the same numbers each time."""
+"""Ledgers like those of a busy machine, without memory and with the same numbers each time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GPUS = ("GPU-5d1a9c3e", "GPU-8f27b640")
 
 
 class Part(NamedTuple):
-    """An engine of the scene; sizes in granules."""
+    """One rank in the scene. Sizes are in granules."""
 
     name: str
     model: str
@@ -43,7 +43,7 @@ CAST = (
 
 
 def play(runtime: Runtime, cast: tuple[Part, ...] = CAST) -> list[Account]:
-    """Attach the cast, and write what each engine says."""
+    """Attach the ranks of the cast and write the fields that their engines would write."""
     accounts = []
     for part in cast:
         rank = sum(before.name == part.name for before in cast[: cast.index(part)])
@@ -72,17 +72,17 @@ def play(runtime: Runtime, cast: tuple[Part, ...] = CAST) -> list[Account]:
 
 
 def put(runtime: Runtime, gpu: int, slot: int, **words: int) -> None:
-    """Write words of a slot."""
+    """Write fields of a slot."""
     with contextlib.closing(LedgerFile(runtime.device(GPUS[gpu]).ledger)) as file:
         for name, value in words.items():
             file.set(slot, name, value)
 
 
 def sampler(runtime: Runtime, **more: Any) -> Sampler:
-    """Return a sampler that says it is noon."""
+    """Return a sampler whose clock always shows noon."""
     return Sampler(runtime, wall=lambda: NOON, **more)
 
 
 def crowd(count: int) -> tuple[Part, ...]:
-    """Return so many small engines on the first GPU."""
+    """Return `count` small engines on the first GPU."""
     return tuple(Part(f"engine-{n:02d}", "tiny/model", 0, 10 + n, 20, 4, 400, 2) for n in range(count))

@@ -1,4 +1,4 @@
-"""A runtime directory, and main() as a function."""
+"""Fixtures: a runtime directory, and main() as a function that returns its output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @contextlib.contextmanager
 def worker(account: Account) -> Iterator[None]:
-    """Do what a worker's thread does: acknowledge when the bell rings."""
+    """Acknowledge changes when the doorbell rings, as a worker's thread does."""
     end, stop = os.pipe()
     poller = select.poll()
     poller.register(account.fileno(), select.POLLIN)
@@ -43,7 +43,7 @@ def worker(account: Account) -> Iterator[None]:
 
 @pytest.fixture
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
-    """Yield a runtime directory that commands find by themselves; what tests left open in it is closed."""
+    """Yield a runtime directory that commands use by default; files left open in it are closed at the end."""
     monkeypatch.setenv("KVCACHED_RUNTIME_DIR", str(tmp_path / "runtime"))
     yield Runtime.open()
     while ATTACHED:

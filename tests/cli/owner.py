@@ -1,8 +1,8 @@
-"""An engine without a model: real host memory, a real account, desk and governor, in a process of its own.
+"""An engine without a model, in its own process, with real host memory, account, scheduler view and governor.
 
-`python -m tests.cli.owner NAME DEVICE`: says `ready`, then obeys lines on stdin (`serve USED CACHED` in
-blocks, `private BYTES`, `memfd` for the bytes that the kernel counts) and answers each with a line.
-Between them it sleeps in poll() like an engine that is idle.
+`python -m tests.cli.owner NAME DEVICE` prints `ready`, then carries out lines on stdin and answers each with
+a line: `serve USED CACHED` in blocks, `private BYTES`, and `memfd` for the bytes that the kernel counts.
+Between two lines it sleeps in poll(), like an idle engine.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class Owner:
             page_bytes=PAGE, granule_bytes=PAGE, granule_count=COUNT, blocks_per_granule=SIZE,
             block_count=SIZE * COUNT, stride_bytes=PAGE // SIZE,
         )  # fmt: skip
-        self.desk = SchedulerView.find(runtime, f"{name}-{os.getpid()}", 1)
+        self.view = SchedulerView.find(runtime, f"{name}-{os.getpid()}", 1)
         self.granules = Granules([Block(n) for n in range(SIZE * COUNT)], range(0, SIZE * COUNT, SIZE), SIZE)
-        self.governor = Governor(self.granules, self.desk, self._evict, spare_granules=2, idle_seconds=1e9)
+        self.governor = Governor(self.granules, self.view, self._evict, spare_granules=2, idle_seconds=1e9)
         self.used: list[Block] = []
         self.cached: list[Block] = []
         self.evictions = 0
         self._handles: list[Handle] = []
         self._private_bytes = 0
-        self.turn()
+        self.settle()
 
     def _evict(self, blocks: list[Block]) -> None:
         self.evictions += len(blocks)
@@ -53,29 +53,29 @@ class Owner:
 
     def serve(self, used: int, cached: int) -> None:
         """Take blocks for requests; `cached` of them end and stay in the prefix cache."""
-        self.turn(demand=used + cached)
+        self.settle(demand=used + cached)
         taken = self.granules.take(used + cached)
         assert len(taken) == used + cached, "not granted"
         self.granules.lend(taken[:cached])
         self.cached += taken[:cached]
         self.used += taken[cached:]
-        self.turn()
+        self.settle()
 
-    def turn(self, demand: int = 0) -> None:
-        """Do what worker and scheduler do between two steps."""
+    def settle(self, demand: int = 0) -> None:
+        """Do the work of worker and scheduler between two steps."""
         self.account.acknowledge()
         busy = bool(self.used or demand)
         self.governor.update(time.monotonic(), demand, busy)
-        self._supply()
+        self._create_granted()
         if busy:
             self.governor.update(time.monotonic(), demand, busy)
         self.governor.take_plan()
         self._release()
         idle_since_ms = 0 if busy else int(time.monotonic() * 1000)
-        self.desk.count(self.evictions, 0, busy, idle_since_ms)
+        self.view.count(self.evictions, 0, busy, idle_since_ms)
         self.account.publish(len(self._handles) * PAGE, self._private_bytes)
 
-    def _supply(self) -> None:
+    def _create_granted(self) -> None:
         want = self.account.wanted_bytes - self.account.leased_bytes
         granted = self.account.lease(want, self.driver.memory()) // PAGE if want > 0 else 0
         for _ in range(granted):
@@ -91,38 +91,38 @@ class Owner:
             self.account.give_back(granules_released=over)
 
     def memory_bytes(self) -> int:
-        """Return what the kernel counts for this process's pages."""
+        """Return the bytes that the kernel counts for this process's pages."""
         return os.fstat(self.driver._fd).st_blocks * 512
 
-    def obey(self, line: str) -> str:
+    def carry_out(self, line: str) -> str:
         """Carry out one line."""
         word, *numbers = line.split()
         if word == "serve":
             self.serve(int(numbers[0]), int(numbers[1]))
         elif word == "private":
             self._private_bytes = int(numbers[0])
-            self.turn()
+            self.settle()
         else:
             assert word == "memfd"
             return str(self.memory_bytes())
         return "done"
 
     def run(self) -> None:
-        """Sleep until somebody rings or speaks; ends with stdin."""
+        """Sleep until a doorbell rings or a line arrives; return at the end of stdin."""
         poller = select.poll()
-        for descriptor in (0, self.account.fileno(), *self.desk.filenos()):
+        for descriptor in (0, self.account.fileno(), *self.view.filenos()):
             poller.register(descriptor, select.POLLIN | select.POLLHUP)
         print("ready", flush=True)
         while True:
             rung = [descriptor for descriptor, _ in poller.poll()]
             self.account.drain()
-            self.desk.drain()
-            self.turn()
+            self.view.drain()
+            self.settle()
             if 0 in rung:
                 line = sys.stdin.readline()
                 if not line:
                     return
-                print(self.obey(line), flush=True)
+                print(self.carry_out(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""kvctl and owners as processes."""
+"""Run kvctl and engines without a model as processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BOUND_SECONDS = 15.0
 
 
 def environment(runtime: Runtime, **more: str) -> dict[str, str]:
-    """Return what a child needs to find the sources and the ledgers."""
+    """Return the environment in which a child finds the sources and the ledgers."""
     path = os.pathsep.join(str(ROOT / part) for part in ("", "cli"))
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     return kept | {"PYTHONPATH": path, "KVCACHED_RUNTIME_DIR": str(runtime.path), **more}
@@ -29,7 +29,7 @@ def environment(runtime: Runtime, **more: str) -> dict[str, str]:
 def kvctl(
     *arguments: str, runtime: Runtime, stdin: str = "", **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run kvctl to its end."""
+    """Run kvctl until it exits."""
     return subprocess.run(
         [sys.executable, "-m", "kvctl", *arguments], env=environment(runtime, **more), input=stdin,
         capture_output=True, text=True, timeout=BOUND_SECONDS, check=False,
@@ -60,7 +60,7 @@ def line_of(stream: IO[bytes] | None) -> str:
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition that no descriptor tells of."""
+    """Poll until a condition holds. Raises AssertionError, which names it, after BOUND_SECONDS."""
     end = time.monotonic() + BOUND_SECONDS
     while not condition():
         assert time.monotonic() < end, f"not in {BOUND_SECONDS} s: {what}"
@@ -68,7 +68,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 class OwnerProcess:
-    """A live engine that obeys."""
+    """A live engine that carries out lines sent to it (see owner.py)."""
 
     def __init__(self, runtime: Runtime, name: str, device: str) -> None:
         self.process = subprocess.Popen(
@@ -88,7 +88,7 @@ class OwnerProcess:
         self.process.send_signal(number)
 
     def end(self) -> None:
-        """kill -9, unless it has ended."""
+        """Kill the engine with SIGKILL if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(BOUND_SECONDS)
@@ -100,7 +100,7 @@ class OwnerProcess:
 
 @contextlib.contextmanager
 def owner(runtime: Runtime, name: str, device: str = "host") -> Iterator[OwnerProcess]:
-    """Run an engine for the length of the block; it is ready when that begins."""
+    """Run an engine during the block, which begins when the engine is ready."""
     process = OwnerProcess(runtime, name, device)
     try:
         assert line_of(process.process.stdout) == "ready"

@@ -1,4 +1,4 @@
-"""The JSON of every command, as JSON Schema: what scripts may rely on in version 1."""
+"""The JSON output of every command in version 1, as JSON Schema. Scripts may rely on it."""
 
 from __future__ import annotations
 
@@ -91,5 +91,5 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 
 
 def validate(command: str, data: Any) -> None:
-    """Raise ValidationError unless this is what the command prints."""
+    """Raise ValidationError unless `data` follows the schema of the command."""
     jsonschema.validate(data, SCHEMAS[command])

@@ -1,4 +1,4 @@
-"""A real terminal: tmux."""
+"""Run a command in a real terminal: tmux."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KEPT = ("PATH", "PYTHONPATH", "KVCACHED_RUNTIME_DIR", "LANG")
 
 
 class Terminal:
-    """A tmux session with a command in it, of a size in cells."""
+    """A tmux session that runs a command; its size is in cells."""
 
     count = 0
 
@@ -23,38 +23,38 @@ class Terminal:
         Terminal.count += 1
         self._tmux = [program("tmux"), "-L", f"kvctl-test-{os.getpid()}-{Terminal.count}", "-f", "/dev/null"]
         options = ["new-session", "-d", "-x", str(columns), "-y", str(lines)]
-        # The server hands on its environment: nothing of this process, such as COLUMNS, is to get into it.
+        # The tmux server passes its environment on: nothing of this process, such as COLUMNS, may be in it.
         subprocess.run([*self._tmux, *options, command], env=environ, check=True, timeout=60)
 
     def type(self, *keys: str) -> None:
-        """Press keys, by tmux' names."""
+        """Press keys, named as in tmux."""
         subprocess.run([*self._tmux, "send-keys", *keys], check=True, timeout=60)
 
     def screen(self, colours: bool = False) -> str:
-        """Return what is on the screen; empty once the command has ended."""
+        """Return the text on the screen; empty after the command has ended."""
         command = [*self._tmux, "capture-pane", "-p", *(["-e"] if colours else [])]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
 
     def has_other_screen(self) -> bool:
-        """Say whether a full-screen program has its own screen."""
+        """Return whether the alternate screen is shown."""
         command = [*self._tmux, "display-message", "-p", "#{alternate_on}"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "1"
 
     def resize(self, columns: int, lines: int) -> None:
-        """Give it another size."""
+        """Resize the terminal."""
         size = ["resize-window", "-x", str(columns), "-y", str(lines)]
         subprocess.run([*self._tmux, *size], check=True, timeout=60)
 
     def ended(self) -> bool:
-        """Say whether the command has ended."""
+        """Return whether the command has ended."""
         return subprocess.run([*self._tmux, "has-session"], capture_output=True, check=False).returncode != 0
 
     def close(self) -> None:
-        """End it."""
+        """End the session."""
         subprocess.run([*self._tmux, "kill-server"], capture_output=True, check=False)
 
     def wait_for(self, *texts: str) -> str:
-        """Wait until all of them are on the screen, and return it."""
+        """Wait until all texts are on the screen, and return the screen."""
         seen = ""
 
         def there() -> bool:
@@ -73,7 +73,7 @@ class Terminal:
 def terminal(
     command: str, runtime: Runtime, columns: int = 80, lines: int = 24, **more: str
 ) -> Iterator[Terminal]:
-    """Run a command in a terminal for the length of the block."""
+    """Run a command in a terminal during the block."""
     environ = {name: value for name, value in environment(runtime).items() if name in _KEPT}
     opened = Terminal(command, environ | {"LC_ALL": "C.UTF-8"} | more, columns, lines)
     try:

@@ -30,7 +30,7 @@ def test_a_limit_waits_until_it_holds(runtime: Runtime, run: Run) -> None:
     assert account.limit_bytes == CAPACITY // 2
 
 
-def test_a_limit_that_does_not_hold_in_time_is_4_and_says_why(runtime: Runtime, run: Run) -> None:
+def test_a_limit_that_times_out_exits_with_4_and_says_why(runtime: Runtime, run: Run) -> None:
     account = attach(runtime, "a")
     hold(account, 20)
     code, out, err = run("limit", "m", "8MiB", "--wait", "0.05")
@@ -43,14 +43,14 @@ def test_a_limit_that_does_not_hold_in_time_is_4_and_says_why(runtime: Runtime, 
     assert run("limit", "m", "8MiB", "--no-wait")[0] == 0
 
 
-def test_a_limit_below_the_floor_is_set_and_said(runtime: Runtime, run: Run) -> None:
+def test_a_limit_below_the_floor_is_set_with_a_message(runtime: Runtime, run: Run) -> None:
     account = attach(runtime, "a", floor_bytes=10 * GRANULE)
     with worker(account):
         code, _, err = run("limit", "m", "4MiB", "--wait", "60")
     assert code == 0 and "below its floor of 10 MiB" in err and "its floor is the limit, 4 MiB" in err
 
 
-def test_a_limit_for_one_device_leaves_the_others(runtime: Runtime, run: Run) -> None:
+def test_a_limit_for_one_device_leaves_other_devices_alone(runtime: Runtime, run: Run) -> None:
     accounts = [attach(runtime, "a", 0), attach(runtime, "a", 1, device=DeviceIdentity("GPU-9", "gpu"))]
     assert run("limit", "m", "4MiB", "--device", "GPU-9", "--no-wait")[0] == 0
     for account in accounts:
@@ -71,7 +71,7 @@ def test_a_floor_waits_until_it_is_acknowledged(runtime: Runtime, run: Run) -> N
     assert account.floor_bytes == CAPACITY // 4
 
 
-def test_a_floor_that_does_not_fit_is_1_with_the_numbers_and_changes_nothing(
+def test_a_floor_that_does_not_fit_exits_with_1_and_the_sizes_and_changes_nothing(
     runtime: Runtime, run: Run
 ) -> None:
     account = attach(runtime, "a", floor_bytes=GRANULE)
@@ -89,7 +89,7 @@ def test_a_floor_that_does_not_fit_is_1_with_the_numbers_and_changes_nothing(
         assert run("floor", "m", "54MiB", "--wait", "60")[0] == 0
 
 
-def test_a_floor_above_the_limit_is_set_and_said(runtime: Runtime, run: Run) -> None:
+def test_a_floor_above_the_limit_is_set_with_a_message(runtime: Runtime, run: Run) -> None:
     attach(runtime, "a", limit_bytes=4 * GRANULE)
     code, _, err = run("floor", "m", "10MiB", "--no-wait")
     assert code == 0 and "below its floor of 10 MiB" in err and "its floor is the limit, 4 MiB" in err
@@ -109,7 +109,7 @@ def test_a_weight_waits_until_it_is_acknowledged(runtime: Runtime, run: Run) -> 
 
 
 @pytest.mark.parametrize(("control", "value"), [("floor", "2MiB"), ("weight", "5")])
-def test_what_nobody_acknowledges_in_time_is_4_and_stays_set(
+def test_a_control_that_is_not_acknowledged_in_time_exits_with_4_and_stays_set(
     runtime: Runtime, run: Run, control: str, value: str
 ) -> None:
     attach(runtime, "a")
@@ -121,7 +121,7 @@ def test_what_nobody_acknowledges_in_time_is_4_and_stays_set(
     assert run(control, "m", value, "--no-wait")[0] == 0
 
 
-def test_controls_of_every_rank_and_device_are_set(runtime: Runtime, run: Run) -> None:
+def test_controls_are_set_on_every_rank_and_device(runtime: Runtime, run: Run) -> None:
     devices = [HOST, DeviceIdentity("GPU-9", "gpu")]
     accounts = [attach(runtime, "a", rank, device=device) for rank, device in enumerate(devices)]
     run("weight", "m", "7", "--no-wait")

@@ -15,7 +15,7 @@ from tests.cli.conftest import Run
 from tests.ledger.helpers import attach, child, die, files
 
 
-def test_the_doctor_shows_owners_holders_and_every_setting(
+def test_the_doctor_shows_ranks_open_files_and_every_setting(
     runtime: Runtime, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KVCACHED_SPARE", "32MiB")
@@ -39,7 +39,7 @@ def test_the_doctor_shows_owners_holders_and_every_setting(
     assert "slot-00.owner" in files(runtime)
 
 
-def test_the_doctor_finds_a_wrong_setting(
+def test_the_doctor_finds_an_illegal_setting(
     run: Run, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KVCACHED_LIMIT", "much")
@@ -61,7 +61,7 @@ def make_distribution(folder: Path, name: str, version: str, entry_points: str =
         ("SGLang", "sglang-kvcached", "sglang.srt.plugins", "SGLANG_PLUGINS"),
     ],
 )
-def test_the_doctor_finds_a_plugin_that_its_engine_is_kept_from(
+def test_the_doctor_finds_a_plugin_that_its_engine_does_not_load(
     engine: str, plugin: str, group: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_distribution(
@@ -87,7 +87,7 @@ def test_the_doctor_finds_an_engine_without_its_plugin(
     ] == ["SGLang is installed and sglang-kvcached is not: run pip install sglang-kvcached"]
 
 
-def test_the_doctor_finds_what_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_finds_conflicting_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_distribution(tmp_path, "kvcached", "0.1.6")
     make_distribution(tmp_path, "vllm-kvcached", "0.0.7")
     make_distribution(tmp_path, "kvctl", "0.0.8")

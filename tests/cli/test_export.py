@@ -1,4 +1,4 @@
-"""kvctl export: what it says, that it serves, and that a real Prometheus understands it and the dashboard."""
+"""kvctl export: its metrics, its server, and the dashboard and alert rules in a real Prometheus."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
 def fetch(url: str) -> str:
-    """Return what is at a URL of this machine."""
+    """Return the body at a URL of this machine."""
     with urllib.request.urlopen(url, timeout=10) as answer:
         body: bytes = answer.read()
     return body.decode()
@@ -57,7 +57,7 @@ def scene(runtime: Runtime) -> list[Account]:
     return play(runtime)
 
 
-def test_it_says_what_the_ledger_says(scene: list[Account], run: Run) -> None:
+def test_exported_metrics_equal_the_ledger(scene: list[Account], run: Run) -> None:
     code, out, err = run("export")
     assert (code, err) == (0, "")
     told = values(out)
@@ -75,7 +75,7 @@ def test_it_says_what_the_ledger_says(scene: list[Account], run: Run) -> None:
     assert labels and [pair.split("=")[0] for pair in labels[1].split(",")] == sorted(metrics.ENGINE_LABELS)
 
 
-def test_times_are_histograms_whose_buckets_add_up(scene: list[Account], run: Run) -> None:
+def test_durations_are_histograms_whose_buckets_add_up(scene: list[Account], run: Run) -> None:
     tally = Histogram(MAP_BUCKETS)
     for seconds in (15e-6, 30e-6, 40e-6, 3.0):
         tally.add(seconds)
@@ -97,7 +97,7 @@ def test_times_are_histograms_whose_buckets_add_up(scene: list[Account], run: Ru
     assert code == 0 and (shown["count"], shown["buckets"]["5e-05"], shown["buckets"]["+Inf"]) == (4, 3, 4)
 
 
-def test_names_and_types_are_as_prometheus_wants_them(scene: list[Account], run: Run) -> None:
+def test_names_and_types_follow_prometheus_rules(scene: list[Account], run: Run) -> None:
     families = list(text_string_to_metric_families(run("export")[1]))
     assert len(scene) and all(family.documentation.endswith(".") for family in families)
     for family in families:
@@ -106,7 +106,7 @@ def test_names_and_types_are_as_prometheus_wants_them(scene: list[Account], run:
         assert family.name.startswith("kvcached_") and "pid" not in str(family.samples)
 
 
-def test_promtool_finds_nothing_to_say(scene: list[Account], run: Run) -> None:
+def test_promtool_finds_no_problem(scene: list[Account], run: Run) -> None:
     done = subprocess.run(
         [program("promtool"), "check", "metrics"], input=run("export")[1], capture_output=True, text=True
     )
@@ -116,14 +116,14 @@ def test_promtool_finds_nothing_to_say(scene: list[Account], run: Run) -> None:
 @pytest.mark.parametrize(
     "check", ["check rules alerts.yml", "test rules alerts_test.yml", "check config prometheus.yml"]
 )
-def test_promtool_accepts_rules_their_tests_and_the_configuration(check: str) -> None:
+def test_promtool_accepts_rules_and_their_tests_and_the_configuration(check: str) -> None:
     done = subprocess.run(
         [program("promtool"), *check.split()], cwd=MONITORING, capture_output=True, text=True
     )
     assert done.returncode == 0 and "SUCCESS" in done.stdout, done.stdout + done.stderr
 
 
-def test_the_dead_are_counted_and_show_nothing(runtime: Runtime, run: Run) -> None:
+def test_dead_ranks_are_counted_and_have_no_metrics(runtime: Runtime, run: Run) -> None:
     dead = attach(runtime, "a", name="llama")
     die(dead)
     told = values(run("export")[1])
@@ -133,7 +133,7 @@ def test_the_dead_are_counted_and_show_nothing(runtime: Runtime, run: Run) -> No
     assert list(values(run("export")[1])["kvcached_held_bytes"]) == [("0", "qwen", "0")]
 
 
-def test_ledgers_that_cannot_be_read_are_said(runtime: Runtime, run: Run) -> None:
+def test_a_metric_reports_ledgers_that_cannot_be_read(runtime: Runtime, run: Run) -> None:
     attach(runtime, "a")
     assert values(run("export", "--device", "GPU-7")[1]) == {"kvcached_ledger_readable": {(): 0.0}}
     runtime.device("host").ledger.write_bytes(b"x" * 9000)
@@ -143,7 +143,7 @@ def test_ledgers_that_cannot_be_read_are_said(runtime: Runtime, run: Run) -> Non
 
 @contextlib.contextmanager
 def exporter(runtime: Runtime, *more: str) -> Iterator[str]:
-    """Serve on a free port for the length of the block; yields the address."""
+    """Serve on a free port during the block; yields the address."""
     process = start("export", "--port", "0", *more, runtime=runtime)
     try:
         found = _ADDRESS.search(line_of(process.stderr))
@@ -155,13 +155,15 @@ def exporter(runtime: Runtime, *more: str) -> Iterator[str]:
     assert process.returncode == 0
 
 
-def test_it_serves_on_this_machine_only_and_ends_when_told(runtime: Runtime, scene: list[Account]) -> None:
+def test_export_serves_this_machine_only_and_ends_on_sigterm(runtime: Runtime, scene: list[Account]) -> None:
     with exporter(runtime) as address:
         before = values(fetch(f"{address}/metrics"))
         assert before["kvcached_used_bytes"]["0", "qwen3-8b", "0"] == 310 * GRANULE
         scene[2].publish(0, 9 * GIB)
         after = values(fetch(f"{address}/metrics"))
-        assert after["kvcached_private_bytes"]["0", "qwen3-8b", "0"] == 9 * GIB, "read when it is asked"
+        assert after["kvcached_private_bytes"]["0", "qwen3-8b", "0"] == 9 * GIB, (
+            "each scrape reads the ledger"
+        )
         listening = Path("/proc/net/tcp").read_text().split()
         port = int(address.rsplit(":", 1)[1])
         assert f"0100007F:{port:04X}" in listening and f"00000000:{port:04X}" not in listening
@@ -177,7 +179,7 @@ def panels() -> list[tuple[str, str]]:
 
 
 def variables() -> list[tuple[str, str]]:
-    """Return the metric, and the label of it, that the choices at the top of the dashboard come from."""
+    """Return metric and label of each variable at the top of the dashboard."""
     board = json.loads((MONITORING / "grafana/dashboards/kvcached.json").read_text())
     queries = [each["query"]["query"] for each in board["templating"]["list"]]
     found = [re.fullmatch(r"label_values\((.*), (\w+)\)", query) for query in queries]
@@ -185,7 +187,7 @@ def variables() -> list[tuple[str, str]]:
     return [(match[1].replace("$UUID", ".*"), match[2]) for match in found if match]
 
 
-def test_the_dashboard_and_the_rules_use_metrics_that_there_are() -> None:
+def test_the_dashboard_and_the_rules_use_existing_metrics() -> None:
     rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
     used = [expression for _, expression in panels()] + [rule["expr"] for rule in rules]
     names = {name for text in used for name in re.findall(r"kvcached_\w+", text)}
@@ -195,7 +197,7 @@ def test_the_dashboard_and_the_rules_use_metrics_that_there_are() -> None:
 
 
 class Prometheus:
-    """A real one, that scrapes an exporter every second."""
+    """A real Prometheus that scrapes an exporter every second."""
 
     def __init__(self, folder: Path, target: str) -> None:
         config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
@@ -216,7 +218,7 @@ class Prometheus:
             self._address = f"http://{found[1]}" if found and "Listening" in line else ""
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """Return what an expression is now; none while it is starting."""
+        """Return the samples of an expression now; none while Prometheus starts."""
         text = urllib.parse.urlencode({"query": expression})
         try:
             answer = json.loads(fetch(f"{self._address}/api/v1/query?{text}"))
@@ -228,12 +230,12 @@ class Prometheus:
         return found
 
     def close(self) -> None:
-        """End it."""
+        """End Prometheus."""
         self._process.terminate()
         self._process.communicate(timeout=60)
 
 
-def test_a_real_prometheus_scrapes_it_and_answers_every_query_of_the_dashboard(
+def test_prometheus_scrapes_kvctl_and_answers_every_query_of_the_dashboard(
     runtime: Runtime, scene: list[Account], tmp_path: Path
 ) -> None:
     with exporter(runtime) as address, contextlib.closing(Prometheus(tmp_path, address)) as server:

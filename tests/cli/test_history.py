@@ -20,7 +20,7 @@ Write = Callable[..., None]
 
 @pytest.fixture
 def write(runtime: Runtime) -> Write:
-    """Return a function that writes an event of second n, to a device that exists by then."""
+    """Return a function that writes an event at second n to the history of an existing device."""
 
     def call(n: float, kind: Kind, device: str = "host", name: str = "m", **data: Value) -> None:
         who: dict[str, Value] = {"device": device, "name": name, "slot": 0}
@@ -30,13 +30,13 @@ def write(runtime: Runtime) -> Write:
 
 
 def make_devices(runtime: Runtime, *uuids: str) -> None:
-    """Make ledgers, each with an engine, and nothing in their histories."""
+    """Make ledgers with one engine each and empty histories."""
     for uuid in uuids:
         attach(runtime, f"on {uuid}", device=DeviceIdentity(uuid, "test"))
         runtime.device(uuid).history.unlink(missing_ok=True)
 
 
-def test_history_shows_what_happened_newest_last(runtime: Runtime, run: Run, write: Write) -> None:
+def test_history_shows_events_newest_last(runtime: Runtime, run: Run, write: Write) -> None:
     make_devices(runtime, "host")
     code, out, err = run("history")
     assert (code, out) == (0, "") and "there are no events yet" in err
@@ -55,7 +55,7 @@ def test_history_shows_what_happened_newest_last(runtime: Runtime, run: Run, wri
     assert [line[1][-7:] for line in lines] == [":41.000", ":42.000", ":43.000"]
 
 
-def test_history_is_cut_to_the_newest_and_to_the_engines_named(
+def test_history_shows_only_the_newest_events_and_the_named_engines(
     runtime: Runtime, run: Run, write: Write
 ) -> None:
     make_devices(runtime, "host")
@@ -71,7 +71,7 @@ def test_history_is_cut_to_the_newest_and_to_the_engines_named(
     assert granules("gone") == []
 
 
-def test_history_of_several_devices_says_which(runtime: Runtime, run: Run, write: Write) -> None:
+def test_history_of_several_devices_has_a_device_column(runtime: Runtime, run: Run, write: Write) -> None:
     make_devices(runtime, "host", "GPU-9")
     write(1, "evict", device="host", granules=1)
     write(2, "evict", device="GPU-9", granules=2)

@@ -1,4 +1,4 @@
-"""kvctl through its main() and as a process."""
+"""kvctl through main() and as a process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("floor", "lama", "1GiB"), ("weight", "lama", "5"),
     ],
 )  # fmt: skip
-def test_a_wrong_name_is_3_and_the_nearest_is_named(
+def test_a_wrong_name_exits_with_3_and_suggests_the_most_similar(
     runtime: Runtime, run: Run, command: tuple[str, ...]
 ) -> None:
     code, out, err = run(*command)
@@ -45,7 +45,9 @@ def test_a_wrong_name_is_3_and_the_nearest_is_named(
         ("weight", "m", "1000001"), ("weight", "m", "50%"), ("weight", "m", "1", "--wait", "x"),
     ],
 )  # fmt: skip
-def test_wrong_usage_is_2_and_changes_nothing(runtime: Runtime, run: Run, command: tuple[str, ...]) -> None:
+def test_wrong_usage_exits_with_2_without_effect(
+    runtime: Runtime, run: Run, command: tuple[str, ...]
+) -> None:
     account = attach(runtime, "a")
     code, out, err = run(*command)
     assert (code, out) == (2, "") and err
@@ -54,7 +56,7 @@ def test_wrong_usage_is_2_and_changes_nothing(runtime: Runtime, run: Run, comman
     assert (owner.limit_bytes, owner.floor_bytes, owner.weight_wanted) == (CAPACITY, 0, 100)
 
 
-def test_a_damaged_ledger_is_5(runtime: Runtime, run: Run) -> None:
+def test_a_damaged_ledger_exits_with_5(runtime: Runtime, run: Run) -> None:
     attach(runtime, "a")
     runtime.device("host").ledger.write_bytes(b"x" * 70_000)
     code, _, err = run("list")
@@ -62,7 +64,7 @@ def test_a_damaged_ledger_is_5(runtime: Runtime, run: Run) -> None:
     assert run("doctor")[0] == 5
 
 
-def test_an_unsafe_runtime_directory_is_1_and_says_what_to_do(tmp_path: Path, run: Run) -> None:
+def test_an_unsafe_runtime_directory_exits_with_1_and_a_remedy(tmp_path: Path, run: Run) -> None:
     tmp_path.chmod(0o777)
     code, _, err = run("list", "--runtime-dir", str(tmp_path))
     assert code == 1 and "chmod 700" in err

@@ -1,4 +1,4 @@
-"""kvtop: its picture, driven by Textual's pilot, and in a real terminal."""
+"""kvtop, driven by Textual's pilot and in a real terminal."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def drive(
 
 
 def screen(app: TopApp) -> list[str]:
-    """Return what is on the screen."""
+    """Return the lines on the screen."""
     return [strip.text.rstrip() for strip in app.screen._compositor.render_strips()]
 
 
-async def until_said(pilot: Pilot[None], app: TopApp, text: str) -> None:
-    """Wait until the status line says it."""
+async def until_shown(pilot: Pilot[None], app: TopApp, text: str) -> None:
+    """Wait until the status line shows the text."""
     for _ in range(1000):
         if text in str(app._status.render()):
             return
@@ -73,7 +73,7 @@ def test_keys(runtime: Runtime) -> None:
         await pilot.press("slash", *"QWEN", "enter")
         assert [key[1] for key in app._keys()] == ["qwen3-8b"] and "filter 'Q" in screen(app)[0]
         await pilot.press("slash", *"x", "escape")
-        assert app.view.filter == "QWEN", "Escape leaves the line as it was"
+        assert app.view.filter == "QWEN", "Escape discards the typed line"
         await pilot.press("escape")
         assert (app.view.filter, app.view.marked) == ("", set())
         for pressed in ("h", "question_mark", "f1"):
@@ -87,19 +87,19 @@ def test_keys(runtime: Runtime) -> None:
     assert app.return_code == 0 and len(accounts) == 5
 
 
-def test_limit_and_trim_act_on_those_marked_and_say_what_came_of_it(runtime: Runtime) -> None:
+def test_limit_and_trim_act_on_marked_engines_and_show_the_outcome(runtime: Runtime) -> None:
     first, second = attach(runtime, "a", name="llama"), attach(runtime, "b", name="qwen")
     app = TopApp(runtime, sampler(runtime), ViewState(order="name"))
 
     async def work(pilot: Pilot[None]) -> None:
         await pilot.press("l", *"9M", "enter")
-        await until_said(pilot, app, "llama: limit 9 MiB holds")
+        await until_shown(pilot, app, "llama: limit 9 MiB holds")
         await pilot.press("l", *"9 apples", "enter")
-        await until_said(pilot, app, "'9 apples': expected bytes")
+        await until_shown(pilot, app, "'9 apples': expected bytes")
         await pilot.press("space", "space", "l", *"8M", "enter")
-        await until_said(pilot, app, "llama: limit 8 MiB holds; qwen: limit 8 MiB holds")
+        await until_shown(pilot, app, "llama: limit 8 MiB holds; qwen: limit 8 MiB holds")
         await pilot.press("t")
-        await until_said(pilot, app, "llama: trimmed; qwen: trimmed")
+        await until_shown(pilot, app, "llama: trimmed; qwen: trimmed")
         assert app.focused is None
 
     with worker(first), worker(second):
@@ -115,7 +115,7 @@ def test_readonly_changes_nothing(runtime: Runtime) -> None:
         assert "limit" not in screen(app)[-1]
         for key in ("l", "t"):
             await pilot.press(key)
-            await until_said(pilot, app, "--readonly")
+            await until_shown(pilot, app, "--readonly")
             await pilot.press("escape")
 
     drive(app, work)
@@ -123,7 +123,7 @@ def test_readonly_changes_nothing(runtime: Runtime) -> None:
     assert account.limit_bytes == 64 << 20
 
 
-def test_engines_and_devices_that_come_and_go_are_no_error(runtime: Runtime) -> None:
+def test_engines_and_devices_may_come_and_go(runtime: Runtime) -> None:
     app = TopApp(runtime, sampler(runtime), ViewState())
 
     async def work(pilot: Pilot[None]) -> None:
@@ -158,7 +158,7 @@ def test_engines_and_devices_that_come_and_go_are_no_error(runtime: Runtime) -> 
 
 
 @pytest.mark.parametrize("count", [1, 9, 32])
-def test_it_follows_the_size_of_the_terminal(runtime: Runtime, count: int) -> None:
+def test_kvtop_follows_the_size_of_the_terminal(runtime: Runtime, count: int) -> None:
     accounts = play(runtime, crowd(count))
     app = TopApp(runtime, sampler(runtime), ViewState())
 
@@ -176,14 +176,14 @@ def test_it_follows_the_size_of_the_terminal(runtime: Runtime, count: int) -> No
 
 
 def _seconds_to_add(numbers: int) -> float:
-    """Return what adding so many numbers costs the processor now: a measure of how fast it is."""
+    """Return the CPU seconds of adding so many numbers, as a measure of the machine's speed now."""
     begun, total = time.process_time(), 0
     for number in range(numbers):
         total += number
     return time.process_time() - begun
 
 
-def test_a_refresh_costs_less_than_to_add_300000_numbers(runtime: Runtime) -> None:
+def test_a_refresh_costs_less_than_adding_300000_numbers(runtime: Runtime) -> None:
     # That is one or two hundredths of the second between two refreshes.
     accounts = play(runtime, crowd(32))
     app = TopApp(runtime, sampler(runtime), ViewState())
@@ -221,7 +221,7 @@ def test_colours_are_left_out_when_asked(
     assert ("#e5a04f" in drawn) == coloured and len(accounts) == 5
 
 
-def test_once_prints_a_picture_and_leaves(runtime: Runtime, run: Run) -> None:
+def test_once_prints_the_bars_and_exits(runtime: Runtime, run: Run) -> None:
     accounts = play(runtime)
     code, out, err = run("kvtop", "--once")
     assert (code, err) == (0, "") and "qwen3-8b" in out and max(map(len, out.splitlines())) <= 100
@@ -232,7 +232,7 @@ def test_once_prints_a_picture_and_leaves(runtime: Runtime, run: Run) -> None:
     assert 3 * GIB == 3221225472
 
 
-def test_without_a_terminal_it_says_what_to_do(runtime: Runtime, run: Run) -> None:
+def test_kvtop_without_a_terminal_names_the_alternative(runtime: Runtime, run: Run) -> None:
     code, out, err = run("kvtop")
     assert (code, out) == (1, "") and "kvtop --once" in err
     assert run("kvtop", "--json")[0] == 2 and run("kvtop", "nobody")[0] == 3
@@ -269,7 +269,7 @@ def test_kvtop_in_a_terminal_without_colours_ends_with_ctrl_c(runtime: Runtime) 
 
 @pytest.mark.parametrize("command", ["kvtop", "watch -n 0.1"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(
+def test_a_signal_ends_kvtop_and_watch_and_restores_the_terminal(
     runtime: Runtime, tmp_path: Path, command: str, number: signal.Signals
 ) -> None:
     accounts = play(runtime)

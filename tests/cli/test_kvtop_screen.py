@@ -1,4 +1,4 @@
-"""The picture that kvtop shows: what is on it, and that it fits."""
+"""The lines that kvtop shows: their content, and that they fit."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.ledger.helpers import die
 
 
 def lines(runtime: Runtime, width: int = 80, height: int | None = None, **view: Any) -> list[str]:
-    """Return the picture of what is there."""
-    picture = sampler(runtime).sample()
-    return [line.plain.rstrip() for line in screen_lines(picture, ViewState(**view), width, height)]
+    """Return the lines for the current ledgers."""
+    sample = sampler(runtime).sample()
+    return [line.plain.rstrip() for line in screen_lines(sample, ViewState(**view), width, height)]
 
 
 def test_a_device_and_its_engines(runtime: Runtime) -> None:
@@ -40,19 +40,19 @@ def test_a_device_and_its_engines(runtime: Runtime) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 7, 32])
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 60), (40, 10), (20, 5)])
-def test_it_fits_whatever_the_size_and_the_selected_rank_is_on_it(
+def test_the_lines_fit_every_size_and_include_the_selected_rank(
     runtime: Runtime, count: int, width: int, height: int
 ) -> None:
     accounts = play(runtime, crowd(count))
-    picture = sampler(runtime).sample()
-    for key in rank_keys(picture, ViewState()):
-        shown = screen_lines(picture, ViewState(selected=key), width, height)
+    sample = sampler(runtime).sample()
+    for key in rank_keys(sample, ViewState()):
+        shown = screen_lines(sample, ViewState(selected=key), width, height)
         assert len(shown) <= height and all(line.cell_len <= width for line in shown)
         assert sum(line.plain.startswith(">") for line in shown) == 1
-    assert len(accounts) == count == len(rank_keys(picture, ViewState()))
+    assert len(accounts) == count == len(rank_keys(sample, ViewState()))
 
 
-def test_more_is_said_where_there_is_room(runtime: Runtime) -> None:
+def test_a_higher_terminal_shows_more_details(runtime: Runtime) -> None:
     accounts = play(runtime, crowd(5))
     counts = [sum("Prealloc" in line for line in lines(runtime, 80, height)) for height in (60, 24, 14, 13)]
     assert counts == [5, 5, 5, 0] and len(accounts) == 5
@@ -61,7 +61,7 @@ def test_more_is_said_where_there_is_room(runtime: Runtime) -> None:
 @pytest.mark.parametrize(
     "state", ["busy", "idle", "asked", "over limit", "short", "waiting", "starting", "ended"]
 )
-def test_every_state_has_its_word(runtime: Runtime, state: str) -> None:
+def test_every_state_has_a_name(runtime: Runtime, state: str) -> None:
     (account,) = play(runtime, (Part("one", "m", 0, 4, 4, 4),))
     words = {
         "busy": {"busy": 1}, "idle": {"idle_since_ms": 5}, "short": {"demand_bytes": GRANULE},
@@ -75,28 +75,28 @@ def test_every_state_has_its_word(runtime: Runtime, state: str) -> None:
     assert f" {state} " in lines(runtime)[4]
 
 
-def test_without_colours_and_in_ascii_the_parts_still_differ(runtime: Runtime) -> None:
+def test_without_colours_and_in_ascii_the_segments_still_differ(runtime: Runtime) -> None:
     accounts = play(runtime)
     shown = lines(runtime, ascii_only=True)
     assert "".join(shown).isascii() and len(accounts) == len(CAST)
     assert set("#=+.:|") <= set(shown[4]) and set("#%=x.") <= set(shown[2])
 
 
-def test_rates_are_of_the_time_between_two_pictures(runtime: Runtime) -> None:
+def test_rates_cover_the_time_between_two_samples(runtime: Runtime) -> None:
     (account,) = play(runtime, crowd(1))
     seconds = iter((100.0, 102.0, 104.0))
-    taking = sampler(runtime, clock=lambda: next(seconds))
-    assert taking.sample().devices[0].rates == (0.0, 0.0), "there was none before"
+    taker = sampler(runtime, clock=lambda: next(seconds))
+    assert taker.sample().devices[0].rates == (0.0, 0.0), "there is no earlier sample"
     put(runtime, 0, account.slot, leases=11, reclaims=3)
-    (device,) = taking.sample().devices
+    (device,) = taker.sample().devices
     assert device.rates == device.ranks[0].rates == (5.0, 1.5)
     put(runtime, 0, account.slot, leases=4)
-    assert taking.sample().devices[0].rates.leases == 0.0, "a slot that began anew gave nothing back"
+    assert taker.sample().devices[0].rates.leases == 0.0, "a count that falls is that of a new rank"
 
 
-def test_a_curve_keeps_the_most_of_each_moment_for_minutes() -> None:
-    curve = PeakHistory()
-    assert curve.add(0.0, 5) == (5,) and curve.add(1.0, 3) == (5,)
-    assert curve.add(BUCKET_SECONDS, 2) == (5, 2)
-    assert curve.add(4 * BUCKET_SECONDS, 9) == (5, 2, 2, 2, 9), "nobody looked"
-    assert curve.add(1e6, 1) == (*[9] * (BUCKETS - 1), 1)
+def test_a_history_keeps_the_peak_of_each_bucket_for_minutes() -> None:
+    history = PeakHistory()
+    assert history.add(0.0, 5) == (5,) and history.add(1.0, 3) == (5,)
+    assert history.add(BUCKET_SECONDS, 2) == (5, 2)
+    assert history.add(4 * BUCKET_SECONDS, 9) == (5, 2, 2, 2, 9), "empty buckets repeat the one before"
+    assert history.add(1e6, 1) == (*[9] * (BUCKETS - 1), 1)

@@ -20,7 +20,7 @@ from tests.cli.conftest import Run
 from tests.ledger.helpers import CAPACITY, GRANULE, attach, die, engine_usage, hold
 
 
-def test_list_of_nothing_is_empty_and_makes_nothing(tmp_path: Path, run: Run) -> None:
+def test_list_without_ledgers_is_empty_and_creates_nothing(tmp_path: Path, run: Run) -> None:
     folder = tmp_path / "none"
     code, out, err = run("list", "--runtime-dir", str(folder))
     assert (code, out) == (0, "") and "no engine is running" in err
@@ -32,17 +32,17 @@ def test_list_of_nothing_is_empty_and_makes_nothing(tmp_path: Path, run: Run) ->
 
 
 def names(out: str) -> list[str]:
-    """Return the first words of the lines of engines: neither a device's line nor a header."""
+    """Return the names of the engines in the list, without device lines and headers."""
     return [line.split()[0] for line in out.splitlines() if line and not re.match(r"\d+: |NAME |   \S", line)]
 
 
-def test_list_shows_what_each_engine_holds(runtime: Runtime, run: Run) -> None:
+def test_list_shows_the_memory_that_each_engine_holds(runtime: Runtime, run: Run) -> None:
     account = attach(runtime, "a", name="llama", limit_bytes=32 * GRANULE, floor_bytes=2 * GRANULE)
     attach(runtime, "b", name="qwen", device=DeviceIdentity("GPU-1234", "gpu"))
     hold(account, 20)
-    desk = SchedulerView.find(runtime, "a", 1)
-    desk.publish(engine_usage(used_blocks=12, cached_blocks=8, stranded_blocks=4))
-    desk.close()
+    view = SchedulerView.find(runtime, "a", 1)
+    view.publish(engine_usage(used_blocks=12, cached_blocks=8, stranded_blocks=4))
+    view.close()
     code, out, err = run("list")
     assert (code, err) == (0, "")
     lines = [" ".join(line.split()) for line in out.splitlines()]
@@ -66,7 +66,7 @@ def test_list_wide_adds_engine_model_and_worker(runtime: Runtime, run: Run) -> N
     assert line.endswith(f"running test 1 tiny {os.getpid()}")
 
 
-def test_list_shows_what_outsiders_hold_also_of_some_engines(runtime: Runtime, run: Run) -> None:
+def test_list_shows_memory_outside_the_ledger_also_for_some_engines(runtime: Runtime, run: Run) -> None:
     first, second = attach(runtime, "a", name="llama"), attach(runtime, "b", name="qwen")
     hold(first, 4)
     first.publish(0, private_now_bytes=3 * GRANULE)
@@ -84,13 +84,13 @@ def test_list_shows_what_outsiders_hold_also_of_some_engines(runtime: Runtime, r
 
 
 def put(runtime: Runtime, slot: int, **words: int) -> None:
-    """Write words of a slot, as its owner or those who ask it would."""
+    """Write fields of a slot, as its owner or another engine would."""
     with contextlib.closing(LedgerFile(runtime.device("host").ledger)) as file:
         for name, value in words.items():
             file.set(slot, name, value)
 
 
-def test_list_shows_what_an_engine_misses_and_what_it_is_asked_for(runtime: Runtime, run: Run) -> None:
+def test_list_shows_unmet_demand_and_memory_asked_back(runtime: Runtime, run: Run) -> None:
     account = attach(runtime, "a")
     hold(account, 20)
     account.refuse(1536 << 10)
@@ -140,7 +140,7 @@ def test_a_short_size_has_three_digits_and_a_letter(size_bytes: int, text: str) 
         ({}, "running"),
     ],
 )
-def test_list_says_how_an_engine_is(runtime: Runtime, run: Run, words: dict[str, int], state: str) -> None:
+def test_list_shows_an_engines_state(runtime: Runtime, run: Run, words: dict[str, int], state: str) -> None:
     account = attach(runtime, "a")
     put(runtime, account.slot, **words)
     assert run("list")[1].split()[-1] == state

@@ -35,7 +35,7 @@ CALLS = {
 def _run(
     command: list[str], runtime: Runtime, stdout: Any = subprocess.PIPE
 ) -> subprocess.CompletedProcess[str]:
-    """Run any command where kvctl finds its sources and the ledgers."""
+    """Run any command in an environment in which kvctl finds its sources and the ledgers."""
     return subprocess.run(
         command, env=environment(runtime), stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60
     )
@@ -63,7 +63,7 @@ def test_every_command_in_text_and_in_json(runtime: Runtime, llama: OwnerProcess
     assert llama.process.poll() is None
 
 
-def test_a_limit_is_obeyed_and_the_kernel_agrees(runtime: Runtime, llama: OwnerProcess) -> None:
+def test_a_limit_takes_effect_and_the_kernel_counts_the_same(runtime: Runtime, llama: OwnerProcess) -> None:
     done = kvctl("limit", "llama", "6MiB", "--json", runtime=runtime)
     (rank,) = json.loads(done.stdout)["ranks"]
     assert done.returncode == 0 and rank["leased_bytes"] <= 6 * PAGE
@@ -83,7 +83,7 @@ def test_trim_gives_back_spare_and_cache(runtime: Runtime, llama: OwnerProcess) 
     assert "kvctl trim" in kvctl("history", runtime=runtime).stdout
 
 
-def test_an_engine_that_is_stopped_is_4_and_goes_on_where_it_was(
+def test_a_stopped_engine_exits_with_4_and_complies_once_it_continues(
     runtime: Runtime, llama: OwnerProcess
 ) -> None:
     llama.signal(signal.SIGSTOP)
@@ -96,7 +96,7 @@ def test_an_engine_that_is_stopped_is_4_and_goes_on_where_it_was(
     assert int(llama.say("memfd")) <= 8 * PAGE
 
 
-def test_an_engine_that_dies_in_the_middle_is_1_and_leaves_a_slot_to_delete(
+def test_an_engine_that_dies_meanwhile_exits_with_1_and_leaves_a_slot_to_delete(
     runtime: Runtime, llama: OwnerProcess
 ) -> None:
     llama.signal(signal.SIGSTOP)
@@ -114,7 +114,7 @@ def test_an_engine_that_dies_in_the_middle_is_1_and_leaves_a_slot_to_delete(
     assert kvctl("delete", "llama", runtime=runtime).returncode == 3
 
 
-def test_delete_of_a_living_engine_is_refused_and_by_force_sets_back_what_was_set(
+def test_delete_of_a_running_engine_is_refused_and_with_force_resets_its_settings(
     runtime: Runtime, llama: OwnerProcess
 ) -> None:
     kvctl("limit", "llama", "20M", runtime=runtime)
@@ -128,7 +128,7 @@ def test_delete_of_a_living_engine_is_refused_and_by_force_sets_back_what_was_se
     assert after.live and after.leased_bytes == before.leased_bytes == int(llama.say("memfd"))
 
 
-def test_two_at_once_both_hold_in_the_end(runtime: Runtime, llama: OwnerProcess) -> None:
+def test_concurrent_changes_all_hold_in_the_end(runtime: Runtime, llama: OwnerProcess) -> None:
     calls = [["limit", "llama", f"{size}M"] for size in (20, 30)] + [["weight", "llama", "7"]] * 2
     processes = [start(*call, "--json", runtime=runtime) for call in calls]
     for process in processes:
@@ -140,7 +140,7 @@ def test_two_at_once_both_hold_in_the_end(runtime: Runtime, llama: OwnerProcess)
     assert llama.process.poll() is None
 
 
-def test_check_is_5_where_an_invariant_does_not_hold(runtime: Runtime, llama: OwnerProcess) -> None:
+def test_check_exits_with_5_if_an_invariant_is_broken(runtime: Runtime, llama: OwnerProcess) -> None:
     done = kvctl("check", runtime=runtime)
     assert done.returncode == 0 and "ok" in done.stdout and done.stderr == ""
     llama.signal(signal.SIGSTOP)
@@ -152,7 +152,7 @@ def test_check_is_5_where_an_invariant_does_not_hold(runtime: Runtime, llama: Ow
     assert kvctl("list", runtime=runtime).returncode == 5
 
 
-def test_watch_goes_on_until_it_is_interrupted(runtime: Runtime, llama: OwnerProcess) -> None:
+def test_watch_continues_until_it_is_interrupted(runtime: Runtime, llama: OwnerProcess) -> None:
     watching = start("watch", "-n", "0.1", "--json", runtime=runtime)
     for _ in range(3):
         data = json.loads(line_of(watching.stdout))
@@ -166,7 +166,9 @@ def test_watch_goes_on_until_it_is_interrupted(runtime: Runtime, llama: OwnerPro
     assert all(json.loads(line) for line in out.splitlines())
 
 
-def test_ctrl_c_while_waiting_is_130_and_what_was_set_stays(runtime: Runtime, llama: OwnerProcess) -> None:
+def test_ctrl_c_while_waiting_exits_with_130_and_the_limit_stays(
+    runtime: Runtime, llama: OwnerProcess
+) -> None:
     waiting = start("limit", "llama", "1M", "--wait", "60", runtime=runtime)
     until(lambda: snapshot(runtime)[0].owners[0].limit_applied == 1 << 20, "the limit is acknowledged")
     waiting.send_signal(signal.SIGINT)
@@ -179,7 +181,7 @@ def test_ctrl_c_while_waiting_is_130_and_what_was_set_stays(runtime: Runtime, ll
     "call", ["list", "list --json", "history", "export", "help", "watch -n 0.1", "kvtop --once", "doctor",
              "completion bash"],
 )  # fmt: skip
-def test_a_reader_that_leaves_is_no_error(runtime: Runtime, llama: OwnerProcess, call: str) -> None:
+def test_a_closed_pipe_is_no_error(runtime: Runtime, llama: OwnerProcess, call: str) -> None:
     read, write = os.pipe()
     os.close(read)
     done = _run([sys.executable, "-m", "kvctl", *call.split()], runtime, stdout=write)
@@ -187,7 +189,7 @@ def test_a_reader_that_leaves_is_no_error(runtime: Runtime, llama: OwnerProcess,
     assert (done.returncode, done.stderr) == (0, "") and llama.process.poll() is None
 
 
-def test_output_that_cannot_be_written_is_1_and_said(runtime: Runtime, llama: OwnerProcess) -> None:
+def test_output_that_cannot_be_written_exits_with_1(runtime: Runtime, llama: OwnerProcess) -> None:
     with open("/dev/full", "w") as full:
         done = _run([sys.executable, "-m", "kvctl", "list"], runtime, stdout=full)
     assert done.returncode == 1 and done.stderr == "kvctl: output: No space left on device\n"
@@ -196,7 +198,7 @@ def test_output_that_cannot_be_written_is_1_and_said(runtime: Runtime, llama: Ow
     assert llama.process.poll() is None
 
 
-def test_colours_are_for_terminals_or_for_whoever_asks(runtime: Runtime, llama: OwnerProcess) -> None:
+def test_colours_appear_on_terminals_or_on_request(runtime: Runtime, llama: OwnerProcess) -> None:
     colour = "\x1b["
     assert colour not in kvctl("list", runtime=runtime).stdout
     assert colour in kvctl("list", "--color", "always", runtime=runtime).stdout
@@ -215,7 +217,7 @@ def test_a_terminal_without_utf8_gets_ascii(runtime: Runtime, llama: OwnerProces
 
 
 @pytest.mark.parametrize("shell", sorted(SCRIPTS))
-def test_completion_scripts_are_sound(runtime: Runtime, shell: str) -> None:
+def test_completion_scripts_work(runtime: Runtime, shell: str) -> None:
     script = kvctl("completion", shell, runtime=runtime).stdout
     assert "kvctl --complete --" in script
     if shell == "bash":
@@ -228,7 +230,7 @@ def test_completion_scripts_are_sound(runtime: Runtime, shell: str) -> None:
         assert done.stdout.splitlines() == ["llama", "limit limit-percent list"], done.stderr
 
 
-def test_it_starts_in_a_moment_and_imports_nothing_heavy(runtime: Runtime) -> None:
+def test_kvctl_starts_fast_and_imports_nothing_heavy(runtime: Runtime) -> None:
     code = (
         "import resource, sys\n"
         "from kvctl.main import main\n"

@@ -1,4 +1,4 @@
-"""The page about kvctl and its pictures are those of this code."""
+"""docs/kvctl.md and its pictures are current."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tools.kvctl_reference import DOCS, SIZES, pictures, reference, text_of
 REDO = "stale: run python -m tools.kvctl_reference"
 
 
-def test_the_page_is_what_the_code_says() -> None:
+def test_the_page_is_current() -> None:
     assert (DOCS / "kvctl.md").read_text() == reference(), REDO
 
 
@@ -19,7 +19,7 @@ def test_the_page_has_every_command_and_option() -> None:
         assert all(f"`{each.usage}`".replace("|", "\\|") in page for each in (*command.arguments, *COMMON))
 
 
-def test_the_pictures_show_what_kvtop_shows() -> None:
+def test_the_pictures_are_current() -> None:
     for name, svg in pictures().items():
         assert text_of((DOCS / name).read_text()) == text_of(svg), REDO
         shown = "".join(text_of(svg))

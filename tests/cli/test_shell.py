@@ -1,4 +1,4 @@
-"""The shell: what a session prints, what it refuses, completion, and the history's rights."""
+"""The shell: the output of a session, wrong lines, completion, and the permissions of its history."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ list --json
 """
 
 
-def test_a_session_says_what_is_expected(runtime: Runtime) -> None:
+def test_a_session_prints_the_expected_lines(runtime: Runtime) -> None:
     attach(runtime, "a", name="llama")
     done = kvctl(runtime=runtime, stdin=SESSION)
     out = [" ".join(line.split()) for line in done.stdout.splitlines()]
@@ -61,17 +61,17 @@ def test_a_session_says_what_is_expected(runtime: Runtime) -> None:
     [("", 0), ("exit\n", 0), ("list\n", 0), ("list nobody\n", 3), ("!exit 7\n", 7), ("!kill -TERM $$\n", 143),
      ("list nobody\nlist\n", 0), ("lst\n", 2), ("limit\n", 2), ("help\n", 0), ("help limit\n", 0)],
 )  # fmt: skip
-def test_its_exit_code_is_that_of_the_last_line(runtime: Runtime, lines: str, code: int) -> None:
+def test_the_exit_code_of_the_shell_is_that_of_the_last_line(runtime: Runtime, lines: str, code: int) -> None:
     assert kvctl(runtime=runtime, stdin=lines).returncode == code
 
 
-def test_help_names_what_is_only_in_the_shell(runtime: Runtime) -> None:
+def test_help_in_the_shell_also_explains_its_own_commands(runtime: Runtime) -> None:
     out = kvctl(runtime=runtime, stdin="help\n").stdout
     assert "!COMMAND" in out and "exit, quit" in out and "limit-percent" in out
     assert "!COMMAND" not in kvctl("help", runtime=runtime).stdout
 
 
-def test_what_is_no_command_never_reaches_a_shell(runtime: Runtime, tmp_path: Path) -> None:
+def test_only_lines_with_an_exclamation_mark_reach_the_users_shell(runtime: Runtime, tmp_path: Path) -> None:
     witness = tmp_path / "witness"
     for line in (
         f"touch {witness}",
@@ -109,7 +109,7 @@ def test_completion(line: str, found: list[str]) -> None:
     assert there == found
 
 
-def test_the_prompt_completes_and_keeps_its_history_to_itself(
+def test_the_prompt_completes_and_its_history_is_private(
     runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attach(runtime, "a", name="llama")
@@ -135,7 +135,7 @@ def test_the_prompt_completes_and_keeps_its_history_to_itself(
     assert "list llama" in path.read_text()
 
 
-def test_a_history_that_cannot_be_kept_is_said_and_no_reason_to_end(
+def test_a_history_that_cannot_be_saved_is_reported_and_does_not_end_the_shell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -147,7 +147,7 @@ def test_a_history_that_cannot_be_kept_is_said_and_no_reason_to_end(
 
 
 def prompts(screen: Terminal) -> None:
-    """Wait until it asks for a line."""
+    """Wait until the shell shows a prompt."""
     until(lambda: screen.screen().rstrip().endswith("kvcached>"), "a prompt")
 
 

@@ -1,4 +1,4 @@
-"""Wrong calls: each has its code, says what is wrong, prints no data and changes nothing."""
+"""Wrong calls: each has an exit code and a message, prints no data and changes nothing."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_wrong_call(runtime: Runtime, run: Run, wrong: Wrong) -> None:
     record("kvctl.wrong_calls", 1)
 
 
-def test_there_are_enough_of_them_and_every_command_has_some() -> None:
+def test_every_command_has_wrong_calls() -> None:
     assert len({wrong.call for wrong in CALLS}) >= 60
     missing = {command.name for command in COMMANDS} - {wrong.call.split()[0] for wrong in CALLS}
     assert missing == set() and len(COMMON) == 4

@@ -35,7 +35,7 @@ def acting(*engines: Owner) -> Callable[[float], None]:
     def sleep(seconds: float) -> None:
         assert seconds > 0
         for engine in engines:
-            engine.turn()
+            engine.settle()
 
     return sleep
 
@@ -82,7 +82,7 @@ def test_what_a_lease_of_another_lifts_is_asked_again(runtime: Runtime) -> None:
             hold(other, 1)  # the arbiter writes its own asks, which are none
             assert words(runtime, engine.account.slot, "target_bytes") == [0]
         else:
-            engine.turn()
+            engine.settle()
 
     seconds = iter(range(1000))
     trims = ask_to_trim(runtime, "a")
