@@ -172,9 +172,9 @@ class PoolAccounting:
         """Granules that may be mapped now."""
         return max(0, self.budget - self.mapped)
 
-    def available_pages(self, at: int) -> int:
-        """Return the free pages of pool number `at`, plus the pages that the rest of the budget would add."""
-        page_pool = self.page_pools[at]
+    def available_pages(self, index: int) -> int:
+        """Return the free pages of pool number `index`, plus the pages that the rest of the budget adds."""
+        page_pool = self.page_pools[index]
         return page_pool.free + page_pool.addable_pages(self.spare)
 
     def missing_pages(self, pages: Sequence[int]) -> list[int]:
@@ -201,9 +201,9 @@ class PoolAccounting:
         wanted = zip(self.page_pools, pages, strict=True)
         return [min(pool.cached_pages, max(0, count - pool.free)) for pool, count in wanted]
 
-    def map_pages(self, at: int, pages: int) -> list[MappedGranule]:
-        """Map granules of pool number `at` until it has `pages` more, within the budget."""
-        return self.page_pools[at].map_pages(pages, self.spare)
+    def map_pages(self, index: int, pages: int) -> list[MappedGranule]:
+        """Map granules of pool number `index` until it has `pages` more, within the budget."""
+        return self.page_pools[index].map_pages(pages, self.spare)
 
     # -- giving up ---------------------------------------------------------------------------------------
 

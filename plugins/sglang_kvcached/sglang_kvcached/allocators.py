@@ -29,14 +29,14 @@ class MappedFreeList(BudgetedAllocator):
     need_sort: bool
     _kvcache: Any
     _page_pool: PagePool | None = None
-    _at = 0
+    _pool_index = 0
 
     def _claim(self) -> None:
         """Become the owner of the pool's pages."""
         if self.need_sort:
             raise UnsupportedError("kvcached: PD disaggregation is not supported")
         reservation = reservation_of(self._kvcache)
-        self._at = reservation.rank_memory.claim(reservation.page_pool, self)
+        self._pool_index = reservation.rank_memory.claim(reservation.page_pool, self)
         self._page_pool = reservation.page_pool
 
     @property
@@ -69,7 +69,7 @@ class MappedFreeList(BudgetedAllocator):
         page_pool, memory = self.page_pool, process_state.find_scheduler_memory()
         short = pages - self.free_count()
         if short > 0 and memory is not None:
-            mapped = memory.map_pages(self._at, short)
+            mapped = memory.map_pages(self._pool_index, short)
             ranges = [
                 torch.arange(first, end, dtype=torch.int64, device=self.device) for _, first, end in mapped
             ]

@@ -36,12 +36,12 @@ class PrefixCacheView:
 
         Return how many pages became free.
         """
-        freed = self._evict(pages)
+        freed = self._evict_from_tree(pages)
         self.evicted_pages += freed
         self.count()
         return freed
 
-    def _evict(self, pages: Sequence[int]) -> int:
+    def _evict_from_tree(self, pages: Sequence[int]) -> int:
         from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
         tree = self._scheduler.tree_cache

@@ -124,12 +124,12 @@ class SchedulerMemory:
         self._pages_moved = False  # every granule is known to be empty
         self._update(False)
 
-    def map_pages(self, at: int, pages: int) -> list[MappedGranule]:
-        """Map granules of pool number `at` until it has `pages` more, within the budget.
+    def map_pages(self, index: int, pages: int) -> list[MappedGranule]:
+        """Map granules of pool number `index` until it has `pages` more, within the budget.
 
         `apply_plan` makes their memory usable.
         """
-        return self.accounting.map_pages(at, pages)
+        return self.accounting.map_pages(index, pages)
 
     def apply_plan(self) -> None:
         """Map and unmap the granules that changed; kernels launched after this see the memory."""
@@ -173,17 +173,17 @@ class SchedulerMemory:
         """
         return not (self.must_retract or self.governor.over_target) or not self.demand.running
 
-    def attainable_pages(self, at: int) -> int:
-        """Return the pages of pool number `at` that requests would have if all attainable memory came."""
+    def attainable_pages(self, index: int) -> int:
+        """Return the pages of pool number `index` that requests would have if all attainable memory came."""
         accounting = self.accounting
         most = self.governor.attainable_blocks // accounting.blocks_per_granule
-        page_pool = accounting.page_pools[at]
+        page_pool = accounting.page_pools[index]
         addable = page_pool.addable_pages(max(accounting.spare, most - accounting.mapped))
         return page_pool.free + page_pool.cached_pages + addable
 
-    def limit_pages(self, at: int) -> int:
-        """Return the pages of pool number `at` that requests could hold if they had the whole limit."""
-        accounting, page_pool = self.accounting, self.accounting.page_pools[at]
+    def limit_pages(self, index: int) -> int:
+        """Return the pages of pool number `index` that requests could hold if they had the whole limit."""
+        accounting, page_pool = self.accounting, self.accounting.page_pools[index]
         each = page_pool.ledger_granules_each
         others = accounting.least - each
         granules = min(page_pool.extent.count, max(1, (self.governor.limit - others) // each))
@@ -266,7 +266,7 @@ class SchedulerMemory:
         """
         if self._refused_pages is not None and self.may_admit:
             pools = range(len(self.accounting.page_pools))
-            if all(self.attainable_pages(at) >= self._refused_pages[at] for at in pools):
+            if all(self.attainable_pages(index) >= self._refused_pages[index] for index in pools):
                 self.demand.clear_batch_is_full()
 
     def _idle_update_is_due(self) -> bool:
