@@ -21,6 +21,7 @@ from tools.wheels import ROOT
 PAGES = [
     *(p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if p.exists()),
     *sorted((ROOT / "docs").glob("*.md")),
+    *(p for p in (ROOT / "benchmarks" / "README.md",) if p.exists()),
 ]
 BLOCK = re.compile(r"(?P<mark><!-- run -->\s*\n)?^```console\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
 VARIABLE = re.compile(r"\bKVCACHED_[A-Z]+(?:_[A-Z]+)*\b")
@@ -31,7 +32,7 @@ CODE = re.compile(r"`([^`]+)`")
 # a value in a quoted message: dots, one capital, a number, a name with an underscore
 PLACEHOLDER = re.compile(r"\.\.\.|\b(?:[A-Z]|DEVICE|\d+|\w+_\w+)\b")
 FILE = re.compile(r"(?:[\w.-]+/)*[\w-]+\.(?:py|json|sh|yaml|yml|md|png|svg)")
-MODULE = re.compile(r"\b(?:benchmarks|tools|examples)(?:\.[a-z]\w*)+")
+MODULE = re.compile(r"\b(?:benchmarks|devkit|tools|examples)(?:\.[a-z]\w*)+")
 
 
 class Command(NamedTuple):
