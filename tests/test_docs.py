@@ -32,7 +32,7 @@ CODE = re.compile(r"`([^`]+)`")
 # a value in a quoted message: dots, one capital, a number, a name with an underscore
 PLACEHOLDER = re.compile(r"\.\.\.|\b(?:[A-Z]|DEVICE|\d+|\w+_\w+)\b")
 FILE = re.compile(r"(?:[\w.-]+/)*[\w-]+\.(?:py|json|sh|yaml|yml|md|png|svg)")
-MODULE = re.compile(r"\b(?:benchmarks|devkit|tools|examples)(?:\.[a-z]\w*)+")
+MODULE = re.compile(r"\b(?:benchmarks|tools|examples)(?:\.[a-z]\w*)+")
 
 
 class Command(NamedTuple):

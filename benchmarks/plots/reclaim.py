@@ -1,12 +1,8 @@
-"""Pictures of the results of benchmarks.sharing.one_gpu and benchmarks.sharing.reclaim, a PNG beside each.
-
-python -m benchmarks.plots.reclaim benchmarks/results/sharing.json benchmarks/results/reclaim.json
-"""
+"""Draw the results of benchmarks.sharing.one_gpu and benchmarks.sharing.reclaim, a PNG beside each."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +90,3 @@ def draw_file(path: Path) -> None:
     figure = Figure(figsize=size, layout="constrained")
     draw(json.loads(path.read_text()), figure)
     FigureCanvasAgg(figure).print_png(str(path.with_suffix(".png")))
-
-
-def main() -> None:
-    """Draw every file given."""
-    for name in sys.argv[1:]:
-        draw_file(Path(name))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,8 @@
-"""The picture of benchmarks.sharing.shared_budget: `python -m benchmarks.plots.shared_budget RESULT.json`."""
+"""Draw the result of benchmarks.sharing.shared_budget."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +65,3 @@ def _times(axes: Any, samples: dict[str, list[float]], kind: str, title: str) ->
     axes.set_ylabel("share of requests")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-
-
-if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        draw_file(Path(argument))
