@@ -105,7 +105,7 @@ def state(owner: OwnerSnapshot, now_ms: int | None = None) -> str:
     """Return the state of an engine in one or two words."""
     if not owner.live:
         return "ended"
-    if not owner.heard:
+    if not owner.written:
         return "returning"
     if owner.starting_bytes:
         return "waiting"

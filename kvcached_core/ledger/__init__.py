@@ -1,7 +1,7 @@
-"""The ledger: one file per device by which engines that share it agree on who holds how much.
+"""The ledger: one file per device, in which the engines that share the device agree on how much each holds.
 
-`Account` is a worker's side and `SchedulerView` its scheduler's; `snapshot` and `tools` are for operators.
-Names are imported when they are first used, so a tool that only reads the ledger imports only that part.
+A worker uses an `Account`, its scheduler a `SchedulerView`; `snapshot` and `tools` are for operators. A name
+is imported when it is first used, so a tool that only reads the ledger imports only that part.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""The history of a device: its latest events, a line of JSON each, for tools. It may be lost, and is never
-in anybody's way: no lock, no waiting, no error. Two files of half the bound each take turns.
+"""The history of a device: its latest events, one line of JSON each, for tools.
+
+Writing it takes no lock, never waits and raises no error; events may be lost. Two files take turns, so the
+size is bounded.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from kvcached_core.ledger.file.runtime import DeviceFolder
 from kvcached_core.ledger.file.storage import write_point
 
 ROTATE_BYTES = 512 << 10
-MOST_BYTES = ROTATE_BYTES + (64 << 10)  # of one file; more only if nobody wrote under the lock for long: lost
+MOST_BYTES = ROTATE_BYTES + (64 << 10)  # of one file: further events are lost until it is put aside
 _MOST_PENDING = 1024
 _MOST_SECONDS = 1 << 36  # since the epoch, about the year 4100
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -35,7 +37,7 @@ class History:
         self._path = str(folder.history)
 
     def append(self, event: Event) -> None:
-        """Add an event with one write(2). Without a folder, or on a full disk, it is lost."""
+        """Add an event with one write(2). If the folder is missing or the disk is full, the event is lost."""
         head = {"kind": event.kind, "at_seconds": event.at_seconds, "wall_seconds": event.wall_seconds}
         line = _encode(head | dict(event.data)).encode() + b"\n"
         with contextlib.suppress(OSError):
@@ -48,7 +50,7 @@ class History:
                 os.close(fd)
 
     def put_aside(self) -> None:
-        """Rename the file if it is full; the lock is held, or another process might rename the next one."""
+        """Rename the file if it is full. The lock is held, so no other process renames the next file."""
         with contextlib.suppress(OSError):
             if os.stat(self._path).st_size >= ROTATE_BYTES:
                 write_point("history.old")
@@ -59,14 +61,14 @@ class History:
             return os.open(self._path, _APPEND)
         except FileNotFoundError:
             fd = os.open(self._path, _APPEND | os.O_CREAT, self._folder.file_mode)
-            with contextlib.suppress(OSError):  # another user of the group made it just now
-                os.fchmod(fd, self._folder.file_mode)  # whatever the umask was
+            with contextlib.suppress(OSError):  # another user of the group has just made it
+                os.fchmod(fd, self._folder.file_mode)  # open applies the umask
             return fd
 
 
 def read(folder: DeviceFolder, limit: int | None = None) -> list[Event]:
-    """Return the events, newest last: the latest `limit` (1 or more) or all. What is none is passed over."""
-    # The newer file is read first: if it is put aside in between, its lines are seen twice rather than never.
+    """Return the latest `limit` events (1 or more), or all, newest last. Damaged lines are skipped."""
+    # The newer file is read first: if it is put aside in between, its lines are read twice, not lost.
     newer = _lines(folder.history)
     lines = dict.fromkeys(_lines(folder.old_history) + newer)
     events = [event for line in lines if (event := _parse(line)) is not None]
@@ -84,9 +86,9 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def _parse(line: bytes) -> Event | None:
-    """Return the event of a line; None for one that was cut, damaged, or written by a newer version."""
+    """Return the event of a line; None if the line was cut or damaged, or is of a newer version."""
     try:
-        data = json.loads(line[line.rfind(_BEGIN) :])  # behind a line that was cut
+        data = json.loads(line[line.rfind(_BEGIN) :])  # a line that was cut may stand before it
         kind, at, wall = data.pop("kind"), float(data.pop("at_seconds")), float(data.pop("wall_seconds"))
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
         return None
@@ -97,32 +99,32 @@ def _parse(line: bytes) -> Event | None:
 
 
 class Reporter:
-    """Tells of what happens to one slot of a device: to the device's history, and to observers."""
+    """Reports the events of one slot to the device's history and to observers."""
 
     def __init__(self, folder: DeviceFolder, name_of: Callable[[], str], slot_of: Callable[[], int]) -> None:
         self._history = History(folder)
         self._device = folder.path.name
         self._name_of, self._slot_of = name_of, slot_of
         self._pending: deque[Event] = deque(maxlen=_MOST_PENDING)
-        OBSERVERS.present()  # loads plugins now rather than in a step
+        OBSERVERS.present()  # loads plugins now, not in a step
 
     def report(self, kind: Kind, locked: bool = False, **data: Value) -> None:
-        """Tell of an event; `name` and `slot` may be given, where it happened to another's slot.
+        """Report an event; pass `name` and `slot` if it happened to another slot.
 
-        With `locked` the caller holds the ledger's lock, in which nobody may linger: it is told by `flush`,
-        or before the next event that is reported without it.
+        With `locked` the caller holds the ledger's lock, which must not be held for long: the event waits for
+        `flush`, or for the next event that is reported without the lock.
         """
-        who: dict[str, Value] = {
+        source: dict[str, Value] = {
             "device": self._device, "name": self._name_of(), "slot": self._slot_of()
         }  # fmt: skip
-        self._pending.append(happened(kind, who | data))
+        self._pending.append(happened(kind, source | data))
         if locked:
             self._history.put_aside()
         else:
             self.flush()
 
     def flush(self) -> None:
-        """Tell of what was reported under the lock; not to be called under it."""
+        """Report the events that wait since they happened under the lock; not to be called under it."""
         with contextlib.suppress(IndexError):
             while True:
                 event = self._pending.popleft()

@@ -1,4 +1,4 @@
-"""What must hold in every picture of a ledger; the numbers are those of docs/design.md."""
+"""Invariants that every snapshot of a ledger must satisfy; they are numbered as in docs/design.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kvcached_core.ledger.snapshot import DeviceSnapshot, OwnerSnapshot
 def check(device: DeviceSnapshot) -> list[str]:
     """Return a sentence for each invariant that does not hold.
 
-    Words are held against each other only in a settled picture; otherwise they are of different moments.
+    Fields are compared only in a settled snapshot; otherwise they may be of different moments.
     """
     if device.damage:
         return [f"{device.uuid}: {device.damage}"]
@@ -19,16 +19,16 @@ def check(device: DeviceSnapshot) -> list[str]:
         most = device.capacity_bytes - device.headroom_bytes
         if device.leased_bytes > most:
             wrong.append(
-                f"I1: {device.leased_bytes} bytes are leased on {device.uuid}, which has {most} to lease"
+                f"I1: {device.leased_bytes} bytes are leased on {where}, of which {most} can be leased"
             )
         for owner in device.owners:
-            wrong += _check_owner(owner) if owner.heard else []
+            wrong += _check_owner(owner) if owner.written else []
     floors = sum(owner.floor_applied for owner in device.owners)
     if floors > device.capacity_bytes:
-        wrong.append(f"I3: floors of {floors} bytes on {device.uuid}, which holds {device.capacity_bytes}")
-    keys = [(owner.instance, owner.rank) for owner in device.owners if owner.live and owner.heard]
+        wrong.append(f"I3: floors of {floors} bytes on {where} of {device.capacity_bytes}")
+    keys = [(owner.instance, owner.rank) for owner in device.owners if owner.live and owner.written]
     if len(set(keys)) != len(keys):
-        wrong.append(f"I4: a rank has two slots on {device.uuid}: {sorted(keys)}")
+        wrong.append(f"I4: a rank has two slots on {where}: {sorted(keys)}")
     return wrong
 
 

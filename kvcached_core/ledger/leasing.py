@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 
 from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.ledger.applied_controls import AppliedControls
-from kvcached_core.ledger.file.layout import UNHEARD
+from kvcached_core.ledger.file.layout import UNWRITTEN
 from kvcached_core.ledger.file.storage import LedgerFile, Row
 from kvcached_core.ledger.membership import Membership
 from kvcached_core.ledger.owned_slot import ring_waiting, sweep
@@ -62,11 +62,11 @@ class Leasing:
             file.show_memory(memory)
             if self._own["queued_at_ms"]:  # it grows without having been admitted
                 self._queue.leave()
-            if UNHEARD in file.claims():
+            if UNWRITTEN in file.claims():
                 sweep(member.folder, file)
             rows = file.rows()
             self._measure_external_usage(file, rows, memory)
-            if any(row["claim"] == UNHEARD for row in rows.values()):
+            if any(row["claim"] == UNWRITTEN for row in rows.values()):
                 ring_waiting(member.folder, file, member.slot.index)
                 self._fall_short(want_bytes)
                 return 0

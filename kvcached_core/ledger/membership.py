@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from kvcached_core.driver.base import DeviceIdentity
 from kvcached_core.errors import BusyError, LedgerError
-from kvcached_core.ledger.file.layout import ANY_WORDS, CONTROLS, ENGINE_WORDS, FREE, UNHEARD
+from kvcached_core.ledger.file.layout import ANY_WORDS, CONTROLS, ENGINE_WORDS, FREE, UNWRITTEN
 from kvcached_core.ledger.file.lock import BOUND_SECONDS, LedgerLock
 from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.file.storage import LedgerFile
@@ -92,7 +92,7 @@ class Membership:
     def _check_key_and_floor(self, file: LedgerFile) -> None:
         key, rows = (self.texts["instance"], self.own["rank"]), file.rows()
         for index, row in rows.items():
-            if row["claim"] != UNHEARD and (file.get_text(index, "instance"), row["rank"]) == key:
+            if row["claim"] != UNWRITTEN and (file.get_text(index, "instance"), row["rank"]) == key:
                 raise LedgerError(
                     f"rank {key[1]} of instance {key[0]} is attached to {self.device.uuid} already"
                 )

@@ -1,4 +1,4 @@
-"""Names for people: unique among living instances over all devices, the same for all ranks of one."""
+"""Names of engines for people: unique among living instances, over all devices."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ _BYTES = 64
 
 
 def choose_name(runtime: Runtime, name: str, instance: str) -> str:
-    """Return `name`, or `name-2` and so on if another living instance has it; the names' lock is held."""
+    """Return `name`, or `name-2` and so on if another living instance has it.
+
+    All ranks of an instance get the same name. The lock of names is held.
+    """
     wanted = decode_text(encode_text(name or "engine", _BYTES))
     owners = [owner for device in snapshot(runtime) for owner in device.owners if owner.live]
     for owner in owners:
-        if owner.instance == instance:  # another rank has chosen
+        if owner.instance == instance:  # another rank has chosen the name
             return owner.name
-    taken = {owner.name for owner in owners}
+    others = {owner.name for owner in owners}
     chosen, number = wanted, 1
-    while chosen in taken:
+    while chosen in others:
         number += 1
         suffix = f"-{number}"
         chosen = decode_text(encode_text(wanted, _BYTES - len(suffix))) + suffix

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from kvcached_core.errors import InvariantError, LedgerError
 from kvcached_core.ledger.file.descriptors import close_private, open_private
 from kvcached_core.ledger.file.doorbells import Ringer, make_bell, open_bell, ring
-from kvcached_core.ledger.file.layout import FIRST_CLAIM, FREE, MINOR_1, MINOR_2, UNHEARD
+from kvcached_core.ledger.file.layout import FIRST_CLAIM, FREE, MINOR_1, MINOR_2, UNWRITTEN
 from kvcached_core.ledger.file.runtime import DeviceFolder, FolderState
 from kvcached_core.ledger.file.storage import (
     LedgerFile,
@@ -50,7 +50,7 @@ def open_ledger(folder: DeviceFolder, uuid: str, capacity_bytes: int, headroom_b
                 f"{folder.ledger}: {error}; {len(living)} engine workers that use it are alive "
                 f"(slots {', '.join(map(str, sorted(living)))}): end them, and the next engine makes it anew"
             ) from error
-    make_ledger(folder.ledger, folder.file_mode, uuid, capacity_bytes, headroom_bytes, unheard=living)
+    make_ledger(folder.ledger, folder.file_mode, uuid, capacity_bytes, headroom_bytes, unwritten=living)
     for slot in living:
         ring(folder.worker_bell(slot))
     return LedgerFile(folder.ledger)
@@ -80,7 +80,7 @@ def ring_waiting(folder: DeviceFolder, file: LedgerFile, but_slot: int = -1) -> 
     for slot, claim in enumerate(file.claims()):
         if claim == FREE or slot == but_slot:
             continue
-        if claim == UNHEARD or file.get(slot, "demand_bytes") or file.get(slot, "starting_bytes"):
+        if claim == UNWRITTEN or file.get(slot, "demand_bytes") or file.get(slot, "starting_bytes"):
             ring(folder.worker_bell(slot))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kvcached_core.ledger.file.layout import UNHEARD
+from kvcached_core.ledger.file.layout import UNWRITTEN
 from kvcached_core.ledger.file.storage import LedgerFile, Row
 from kvcached_core.ledger.membership import Membership
 from kvcached_core.ledger.owned_slot import ring_waiting
@@ -14,7 +14,7 @@ from kvcached_core.ledger.policy import arbiter, grant
 def room_for(member: Membership, file: LedgerFile, rows: Mapping[int, Row], free_bytes: int) -> grant.Room:
     """Return the room for this worker; none while a living owner has yet to write its slot."""
     leased, limit = member.own["leased_bytes"], member.own["limit_applied"]
-    if any(row["claim"] == UNHEARD for row in rows.values()):
+    if any(row["claim"] == UNWRITTEN for row in rows.values()):
         ring_waiting(member.folder, file, member.slot.index)
         return grant.Room(limit - leased, 0, 0)
     promises = [grant.Promise(*map(row.__getitem__, grant.Promise._fields)) for row in rows.values()]

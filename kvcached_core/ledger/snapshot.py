@@ -1,4 +1,4 @@
-"""A picture of all ledgers, read without the lock from raw bytes that may be anything."""
+"""Snapshots of all ledgers, read without the lock from bytes that may be damaged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from kvcached_core.errors import LedgerError
 from kvcached_core.histogram import MAP_BUCKETS, RECLAIM_BUCKETS, HistogramReading
 from kvcached_core.ledger.file import layout
-from kvcached_core.ledger.file.layout import FREE, HEADER_AT, MINOR_1, MINOR_2, SLOT_AT, UNHEARD, WORD
+from kvcached_core.ledger.file.layout import FREE, HEADER_AT, MINOR_1, MINOR_2, SLOT_AT, UNWRITTEN, WORD
 from kvcached_core.ledger.file.runtime import DeviceFolder, Runtime
 from kvcached_core.ledger.file.storage import Header, parse_header
 
@@ -21,11 +21,11 @@ _TIMES = {"map_seconds": MAP_BUCKETS, "reclaim_seconds": RECLAIM_BUCKETS}
 
 @dataclass(frozen=True)
 class OwnerSnapshot:
-    """One slot, field by field as in the layout, times as histograms. `live`: its owner's lock is held."""
+    """One slot, with the fields of the layout; histograms are read as such. `live`: its owner is alive."""
 
     slot: int
     live: bool
-    heard: bool  # False: its owner lives and has yet to write its numbers into a new file
+    written: bool  # False: the owner has yet to write its numbers into a new file
     rank: int
     worker_pid: int
     instance: str
@@ -94,35 +94,38 @@ class OwnerSnapshot:
 
     @property
     def spare_bytes(self) -> int:
-        """Ready and empty."""
+        """KV memory that exists and is empty."""
         return max(0, self.ready_bytes - self.used_bytes - self.cached_bytes - self.stranded_bytes)
 
     @property
     def limit_bytes(self) -> int:
-        """The limit as last set, acknowledged or not."""
+        """The limit that was set last, acknowledged or not."""
         return self.limit_wanted
 
     @property
     def floor_bytes(self) -> int:
-        """What it can always get back: a limit below the floor wins."""
+        """KV memory that the engine can always get back: a limit below the floor wins."""
         return min(self.floor_wanted, self.limit_wanted)
 
 
 @dataclass(frozen=True)
 class DeviceSnapshot:
-    """One device. `damage` says why the file cannot be (wholly) believed, empty if it can; `settled` is
-    False where writers never paused for the length of a read, so that words may not fit each other."""
+    """One device.
+
+    `damage` says what is wrong in the file; it is empty if nothing is. `settled` is False if the file changed
+    during every read, so fields may be of different moments.
+    """
 
     folder: str
     uuid: str
     capacity_bytes: int
     headroom_bytes: int
-    free_bytes: int  # what the driver said at the latest lease
+    free_bytes: int  # reported by the driver at the latest lease
     total_bytes: int
     owners: tuple[OwnerSnapshot, ...]
     settled: bool = True
     damage: str = ""
-    outside_bytes: int = 0  # what processes that the ledger does not know held at the latest lease
+    outside_bytes: int = 0  # used by processes outside the ledger, at the latest lease
 
     @property
     def leased_bytes(self) -> int:
@@ -134,7 +137,7 @@ class DeviceSnapshot:
 
 
 def snapshot(runtime: Runtime) -> list[DeviceSnapshot]:
-    """Return every device that has a ledger, sorted by folder. Raises LedgerError if it is unreadable."""
+    """Return every device that has a ledger, sorted by folder. Raises LedgerError if one cannot be read."""
     found = []
     for folder in runtime.devices():
         try:
@@ -148,8 +151,10 @@ def snapshot(runtime: Runtime) -> list[DeviceSnapshot]:
 
 
 def _read(folder: DeviceFolder) -> tuple[bytes, bool]:
-    """Return the bytes, and whether two readings were equal: then no writer was between two of its stores,
-    or it has stopped there, which leaves a state that could also be that of its death."""
+    """Return the bytes, and whether two reads were equal.
+
+    If they were, no writer was between two of its stores, or one has stopped there, as if it had died.
+    """
     before = folder.ledger.read_bytes()
     for _ in range(_TRIES):
         data = folder.ledger.read_bytes()
@@ -162,7 +167,7 @@ def _read(folder: DeviceFolder) -> tuple[bytes, bool]:
 def parse(
     data: bytes, alive: Callable[[int], bool], folder: str = "", settled: bool = True
 ) -> DeviceSnapshot:
-    """Read a ledger's bytes, whatever they are; nothing in it is greater than the capacity it states."""
+    """Parse a ledger's bytes, damaged or not; numbers of held memory are cut to the capacity it states."""
     try:
         header = parse_header(data[: layout.HEADER_BYTES], len(data))
     except LedgerError as error:
@@ -189,7 +194,7 @@ def _parse_slot(data: bytes, header: Header, slot: int, alive: Callable[[int], b
     claim = words[SLOT_AT["claim"]]
     if claim == FREE:
         return None
-    # Behind an owner of an earlier minor there are the words of whoever had the slot before.
+    # An owner of an earlier minor leaves the words of the slot's last owner behind its own.
     silent_from = min((SLOT_AT[mark] for mark in (MINOR_1, MINOR_2) if words[SLOT_AT[mark]] != claim),
                       default=layout.SLOT_WORDS)  # fmt: skip
     values: dict[str, Any] = {}
@@ -204,4 +209,4 @@ def _parse_slot(data: bytes, header: Header, slot: int, alive: Callable[[int], b
             damage.append(f"slot {slot}: {field.name} of {words[at]} is impossible")
     times: dict[str, Any] = {name: HistogramReading.of(buckets, [values.pop(word) for word in buckets.words])
              for name, buckets in _TIMES.items()}  # fmt: skip
-    return OwnerSnapshot(slot=slot, live=alive(slot), heard=claim != UNHEARD, **values, **times)
+    return OwnerSnapshot(slot=slot, live=alive(slot), written=claim != UNWRITTEN, **values, **times)

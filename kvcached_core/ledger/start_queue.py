@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.errors import CapacityError
-from kvcached_core.ledger.file.layout import UNHEARD
+from kvcached_core.ledger.file.layout import UNWRITTEN
 from kvcached_core.ledger.file.storage import LedgerFile, Row
 from kvcached_core.ledger.membership import Membership
 from kvcached_core.ledger.owned_slot import sweep
@@ -107,7 +107,7 @@ class StartQueue:
         self._check_floor(rows, floor)
         floors = others = 0
         for row in rows:
-            if row["claim"] != UNHEARD:
+            if row["claim"] != UNWRITTEN:
                 # An engine never gives its last granule, with block 0, even without a floor (I7).
                 floors += max(row["floor_wanted"], row["floor_applied"], row["granule_bytes"])
                 others += max(row["private_peak_bytes"], row["private_now_bytes"])

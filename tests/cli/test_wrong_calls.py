@@ -115,7 +115,7 @@ CALLS = [
     Wrong("help lst", 2, "did you mean 'list'?"),
     Wrong("doctor now", 2, "doctor has too many arguments: 'now'"),
     Wrong("check m", 2, "check has too many arguments: 'm'"),
-    Wrong("list --runtime-dir /dev/null", 1, "runtime directory /dev/null is no directory"),
+    Wrong("list --runtime-dir /dev/null", 1, "runtime directory /dev/null is not a directory"),
 ]
 
 

@@ -23,7 +23,7 @@ def make_old_file(runtime: Runtime) -> None:
     """Put a ledger of minor 0 in place."""
     folder = runtime.device("host")
     folder.make()
-    storage.make_ledger(folder.ledger, 0o600, "host", CAPACITY, 0, unheard=set())
+    storage.make_ledger(folder.ledger, 0o600, "host", CAPACITY, 0, unwritten=set())
     with folder.ledger.open("r+b") as file:
         file.seek(HEADER_AT["minor"] * WORD)
         file.write(struct.pack("<Q", 0))

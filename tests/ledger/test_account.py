@@ -62,7 +62,7 @@ def test_snapshot_shows_what_was_attached(runtime: Runtime) -> None:
     )
     assert (owner.limit_bytes, owner.floor_bytes, owner.weight_applied) == (9 * GRANULE, 2 * GRANULE, 100)
     assert (owner.page_bytes, owner.granule_bytes, owner.granule_count) == (GRANULE, GRANULE, TOTAL)
-    assert owner.live and owner.heard and owner.worker_pid == os.getpid()
+    assert owner.live and owner.written and owner.worker_pid == os.getpid()
 
 
 def test_i2_lease_create_publish_release(runtime: Runtime) -> None:

@@ -84,9 +84,9 @@ def test_those_who_used_a_damaged_file_write_it_again(runtime: Runtime, damage: 
     hold(b, 60)
     damage(runtime.device("host").ledger)
     assert a.lease(GRANULE, PLENTY) == 0, "b holds memory that the new file does not show yet"
-    assert [owner.heard for owner in picture(runtime).owners] == [True, False]
+    assert [owner.written for owner in picture(runtime).owners] == [True, False]
     b.acknowledge()
-    assert [owner.heard for owner in picture(runtime).owners] == [True, True]
+    assert [owner.written for owner in picture(runtime).owners] == [True, True]
     assert a.lease(CAPACITY, PLENTY) == GRANULE
     for account in (a, b):
         account.check()

@@ -44,7 +44,7 @@ def test_a_runtime_directory_of_another_user_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_in_place_of_the_runtime_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(LedgerError, match="is no directory"):
+    with pytest.raises(LedgerError, match="is not a directory"):
         Runtime.open(tmp_path / "file")
 
 

@@ -131,7 +131,7 @@ def test_a_newer_minor_version_with_more_fields_works_together(
         newer.setattr(layout, "HEADER_BYTES", 1024)
         newer.setattr(layout, "SLOT_BYTES", 2048)
         newer.setattr(layout, "SLOT_COUNT", 80)
-        storage.make_ledger(folder.ledger, 0o600, "host", CAPACITY, 0, unheard=set())
+        storage.make_ledger(folder.ledger, 0o600, "host", CAPACITY, 0, unwritten=set())
         inode = folder.ledger.stat().st_ino
     accounts = [attach(runtime, f"i{n}", name=f"n{n}") for n in range(70)]
     hold(accounts[69], 5)

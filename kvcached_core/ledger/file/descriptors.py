@@ -1,7 +1,8 @@
-"""File descriptors that die with the process that opened them, also in its forked children.
+"""File descriptors that forked children close.
 
-A flock belongs to the open file, which a fork shares: a child that kept a copy would keep its dead parent
-alive in the ledger. Such descriptors are opened here; O_CLOEXEC covers exec, a fork handler the rest.
+A flock belongs to the open file, which a forked child shares: a child that kept the descriptor would keep its
+dead parent alive in the ledger. Such files are opened here. O_CLOEXEC closes them at exec, a fork handler at
+fork.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def open_private(path: str | Path, flags: int, mode: int = 0o600) -> int:
 
 
 def close_private(fd: int) -> None:
-    """Close it; nothing happens in a forked child, where the number may mean another file by now."""
+    """Close a descriptor; do nothing in a forked child, where the number may be another file by now."""
     with _mutex:
         if fd in _open:
             _open.discard(fd)
@@ -39,5 +40,5 @@ def _forked() -> None:
     _mutex.release()
 
 
-# The mutex is held over the fork, so that no descriptor is open without being in the set.
+# The mutex is held during the fork, so every open descriptor is in the set.
 os.register_at_fork(before=_mutex.acquire, after_in_parent=_mutex.release, after_in_child=_forked)

@@ -1,4 +1,4 @@
-"""Doorbells: one FIFO each for a worker and its engine. Ringing never blocks and never fails."""
+"""Doorbells: FIFOs that wake a worker or an engine. Ringing never blocks and never fails."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from kvcached_core.ledger.file.descriptors import close_private, open_private
 
 
 def make_bell(path: Path, mode: int) -> None:
-    """Create the FIFO anew. Raises OSError."""
+    """Create the FIFO, in place of an old one. Raises OSError."""
     path.unlink(missing_ok=True)
     os.mkfifo(path, mode)
-    path.chmod(mode)  # whatever the umask was
+    path.chmod(mode)  # mkfifo applies the umask
 
 
 def open_bell(path: Path) -> int:
-    """Return a descriptor to poll. Open for writing too, so that it never reports a hang-up.
+    """Return a descriptor to poll. Raises OSError.
 
-    Raises OSError.
+    It is open for writing too, so poll() never reports a hang-up.
     """
     return open_private(path, os.O_RDWR | os.O_NONBLOCK)
 
 
 def drain_bell(fd: int) -> None:
-    """Read all that was rung."""
+    """Empty the FIFO."""
     with contextlib.suppress(BlockingIOError):
         while len(os.read(fd, 4096)) == 4096:
             pass
 
 
 def ring(path: Path) -> None:
-    """Ring once. Nobody listening, a full pipe and a missing one are all fine."""
+    """Ring once. Do nothing if the FIFO is missing or full, or nobody listens."""
     with contextlib.suppress(OSError):
         fd = open_private(path, os.O_WRONLY | os.O_NONBLOCK)
         try:
@@ -42,14 +42,14 @@ def ring(path: Path) -> None:
 
 
 class Ringer:
-    """Rings one bell often: keeps it open."""
+    """Rings one doorbell again and again: keeps it open."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = -1
 
     def ring(self) -> None:
-        """Ring once; opens the bell when that is possible for the first time."""
+        """Ring once; open the FIFO as soon as it exists."""
         with contextlib.suppress(OSError):
             if self._fd < 0:
                 self._fd = open_private(self._path, os.O_WRONLY | os.O_NONBLOCK)

@@ -21,7 +21,7 @@ HEADER_BYTES, SLOT_BYTES, SLOT_COUNT = 512, 1024, 64
 WORD_LIMIT = 1 << 62  # every value of every field is below this; a greater value is damage
 
 FREE = 0  # `claim` of a free slot
-UNHEARD = 1  # `claim` of a slot whose living owner has not yet written its numbers into this file
+UNWRITTEN = 1  # `claim` of a slot whose living owner has not yet written its numbers into this file
 # The first field of each minor version. It equals the slot's claim if the owner writes that version's fields.
 # An owner of an earlier version leaves there the words of the slot's last owner.
 MINOR_1, MINOR_2 = "spoken_claim", "timed_claim"
@@ -121,7 +121,7 @@ SLOT = (
     Field("created_granules", "owner", False, "granules created so far, less those withdrawn"),
     Field("released_granules", "owner", False, "granules released so far; never falls"),
     Field("demand_bytes", "owner", False, "bytes wanted and not leased"),
-    Field("reclaim_bytes", "any", True, "bytes that the owner is asked to give back"),
+    Field("reclaim_bytes", "any", True, "bytes that a reclaim asks the owner to give back"),
     Field("leases", "owner", False, "leases that were granted memory"),
     Field("lease_bytes", "owner", False, "bytes leased so far"),
     Field("refusals", "owner", False, "leases that got less than they asked for"),
@@ -140,14 +140,14 @@ SLOT = (
     Field("spoken_claim", "owner", True, "equals claim if the owner writes the fields of minor 1"),
     Field("needed_bytes", "engine", False, "part of wanted_bytes that requests hold or are about to take"),
     Field("idle_since_ms", "engine", False, "time at which the last request ended; 0 while requests run"),
-    Field("target_bytes", "any", True, "most bytes that the owner is asked to hold; 0: it is not asked"),
+    Field("target_bytes", "any", True, "most bytes that a reclaim lets the owner hold; 0: no reclaim"),
     Field(
         "must_bytes",
         "any",
         True,
-        "the same for another engine's floor: the owner preempts requests if it must; 0: not asked",
+        "the same for another engine's floor: the owner preempts requests if it must; 0: no reclaim",
     ),
-    Field("asked_until_ms", "any", True, "time at which the request lapses unless it is repeated"),
+    Field("asked_until_ms", "any", True, "time at which the reclaim lapses unless it is repeated"),
     Field("short_at_ms", "owner", True, "time of the latest lease that got less than it asked for"),
     Field(
         "coming_bytes",
@@ -163,7 +163,7 @@ SLOT = (
     ),
     Field("starting_bytes", "owner", True, "memory claimed by an engine that waits to start"),
     Field("queued_at_ms", "owner", True, "time at which the engine began to wait for its start; else 0"),
-    Field("reclaims", "any", True, "times that the owner was asked to give memory back"),
+    Field("reclaims", "any", True, "reclaims from the owner so far"),
     # Minor 2.
     Field("timed_claim", "owner", True, "equals claim if the owner writes the fields of minor 2"),
     Field(
@@ -172,9 +172,9 @@ SLOT = (
         False,
         "part of created_granules that the scheduler may use; the worker withdraws the rest; 0: all",
     ),
-    Field("asked_since_ms", "any", True, "time at which the standing request to give back was first made"),
+    Field("asked_since_ms", "any", True, "time at which the reclaim was first written"),
     *_times(MAP_BUCKETS, "histogram of the time to map a granule: a count for each bucket, and the sum"),
-    *_times(RECLAIM_BUCKETS, "histogram of the time from a request to give back until it was met"),
+    *_times(RECLAIM_BUCKETS, "histogram of the time from a reclaim until it is met"),
 )
 
 

@@ -1,4 +1,4 @@
-"""The one lock of a ledger: a flock around microseconds of arithmetic, waited for with a bound."""
+"""The lock of a ledger: a flock, held for microseconds of arithmetic and waited for with a bound."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _PAUSE_SECONDS = (50e-6, 1e-3)  # the first wait and the longest
 
 
 class LedgerLock:
-    """Mutual exclusion over processes and threads: each taker opens the file for itself.
+    """Mutual exclusion among processes and threads: each of them opens the file for itself.
 
-    The kernel frees it with its holder's death. A holder that is stopped keeps it: others get BusyError.
+    The kernel frees the lock when its holder dies. A holder that is stopped keeps it, and others get
+    BusyError.
     """
 
     def __init__(self, path: Path, mode: int = 0o600, clock: Callable[[], float] = time.monotonic,
@@ -31,17 +32,17 @@ class LedgerLock:
 
     @contextlib.contextmanager
     def held(self, bound_seconds: float = BOUND_SECONDS) -> Iterator[None]:
-        """Hold the lock. Raises BusyError if it was not to be had in time, OSError without its folder."""
+        """Hold the lock. Raises BusyError after `bound_seconds`, OSError if the folder is missing."""
         fd = self._take(bound_seconds)
         try:
             yield
         finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)  # not only closed: a process forked just now may share it
+            fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough: a process just forked may share it
             close_private(fd)
 
     @contextlib.contextmanager
     def held_if_possible(self, bound_seconds: float = 2e-3) -> Iterator[bool]:
-        """Hold the lock if it is to be had; for changes that are safe without it. Yields whether it is."""
+        """Hold the lock if it is free; for changes that are safe without it. Yields whether it is held."""
         try:
             fd = self._take(bound_seconds)
         except (BusyError, OSError):
@@ -65,7 +66,7 @@ class LedgerLock:
             if now >= end:
                 raise BusyError(
                     f"{self._path} was held by another process for {bound_seconds:g} s; nothing was changed. "
-                    f"A process stopped inside it (state T in ps) has to continue or end: fuser {self._path}"
+                    f"If its holder is stopped (state T in ps), let it continue or end it: fuser {self._path}"
                 )
             self._sleep(min(pause, end - now))
             pause = min(2 * pause, longest)
@@ -78,7 +79,7 @@ class LedgerLock:
         except (BlockingIOError, FileNotFoundError):
             close_private(fd)
             return None
-        if (held.st_dev, held.st_ino) != (named.st_dev, named.st_ino):  # deleted and made anew: not the lock
+        if (held.st_dev, held.st_ino) != (named.st_dev, named.st_ino):  # deleted and made anew: another lock
             close_private(fd)
             return None
         if held.st_mode & 0o777 != self._mode and held.st_uid == os.getuid():

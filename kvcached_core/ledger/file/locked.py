@@ -1,4 +1,4 @@
-"""A ledger as a tool writes it: mapped, with its lock held."""
+"""A ledger opened by a tool: mapped, with its lock held."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvcached_core.ledger.file.storage import LedgerFile
 
 @contextlib.contextmanager
 def locked(folder: DeviceFolder) -> Iterator[LedgerFile | None]:
-    """Hold the lock of a device with its file mapped; None where there is no file.
+    """Hold the lock of a device with its ledger mapped; yields None if it has none.
 
     Raises BusyError, LedgerError.
     """

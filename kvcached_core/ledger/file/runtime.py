@@ -1,4 +1,4 @@
-"""The runtime directory: one folder per user, and in it one per device with its ledger's files."""
+"""The runtime directory: a folder of the user, with a folder for each device and its ledger's files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from kvcached_core.errors import LedgerError
 from kvcached_core.ledger.file.descriptors import close_private, open_private
 
 VARIABLE = "KVCACHED_RUNTIME_DIR"
-_CLOCK_TICK_NS = 100_000_000  # of file systems: 1 to 10 ms
+_CLOCK_TICK_NS = 100_000_000  # well above the 1 to 10 ms of a file system's clock
 _SLOT_FILE = re.compile(r"slot-(\d+)\.(?:owner|worker|engine|new)")
 
 
 class FolderState(NamedTuple):
-    """A folder at a moment: it is the same again only if no name in it was made, renamed or removed."""
+    """A folder's state: it stays equal only while no name in the folder is made, renamed or removed."""
 
     device: int
     inode: int
@@ -31,7 +31,7 @@ class FolderState(NamedTuple):
 
 @dataclass(frozen=True)
 class DeviceFolder:
-    """The files of one device's ledger; `file_mode` is theirs."""
+    """The files of one device's ledger, and their mode."""
 
     path: Path
     file_mode: int
@@ -46,20 +46,20 @@ class DeviceFolder:
 
     @property
     def history(self) -> Path:
-        """The latest events, for tools."""
+        """The file of the latest events, for tools."""
         return self.path / "history.jsonl"
 
     @property
     def old_history(self) -> Path:
-        """Those before."""
+        """The file of the events before those."""
         return self.path / "history.old.jsonl"
 
     def owner(self, slot: int) -> Path:
-        """Return the file that the owner of a slot holds a flock on for as long as it lives."""
+        """Return the file on which the owner of a slot holds a flock for as long as it lives."""
         return self.path / f"slot-{slot:02d}.owner"
 
     def fresh(self, slot: int) -> Path:
-        """Return the name an owner file has until it is locked."""
+        """Return the name that an owner file has until it is locked."""
         return self.path / f"slot-{slot:02d}.new"
 
     def worker_bell(self, slot: int) -> Path:
@@ -69,8 +69,11 @@ class DeviceFolder:
         return self.path / f"slot-{slot:02d}.engine"
 
     def state(self) -> FolderState | None:
-        """Return what tells whether names in it change; None if it is missing or changed just now, when the
-        file system's clock might not tell the next change from that one."""
+        """Return a state that changes with the names in the folder; None if the folder is missing.
+
+        None also if it changed within the last clock tick of the file system: the next change might have the
+        same time.
+        """
         try:
             status = os.stat(self.path)
         except OSError:
@@ -85,10 +88,10 @@ class DeviceFolder:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             self.path.mkdir(mode=mode)
-            self.path.chmod(mode)  # whatever the umask was
+            self.path.chmod(mode)  # mkdir applies the umask
 
     def slots_with_files(self) -> set[int]:
-        """Return the slots that have any file, dead or alive."""
+        """Return the slots that have any file, of living or dead owners."""
         try:
             names = os.listdir(self.path)
         except FileNotFoundError:
@@ -96,12 +99,12 @@ class DeviceFolder:
         return {int(match[1]) for match in map(_SLOT_FILE.fullmatch, names) if match}
 
     def alive(self, slot: int) -> bool:
-        """Say whether a living process owns the slot: it holds its file exclusively.
+        """Return whether a living process owns the slot: it holds an exclusive lock on the owner file.
 
-        The probe asks for a shared lock, so that two probes never take each other for an owner.
+        The probe tries a shared lock, so two probes never take each other for an owner.
         """
         try:
-            # A name, not a Path: that costs more than both system calls, and a lease looks at all slots.
+            # Not a Path: making one takes longer than both system calls, and a lease probes all slots.
             fd = open_private(f"{self.path}/slot-{slot:02d}.owner", os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             return False
@@ -114,14 +117,14 @@ class DeviceFolder:
         return False
 
     def remove(self, slot: int) -> None:
-        """Remove the files of a slot, its owner file last: until then it keeps others off the slot."""
+        """Remove the files of a slot. The owner file goes last: until then it keeps others off the slot."""
         for path in (self.fresh(slot), self.worker_bell(slot), self.engine_bell(slot), self.owner(slot)):
             path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A runtime directory that was found safe to use; `shared` if a group was given it on purpose."""
+    """A runtime directory that is safe to use; `shared` if it was opened to a group on purpose."""
 
     path: Path
     shared: bool = False
@@ -129,9 +132,9 @@ class Runtime:
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None = None, *, environ: Mapping[str, str] = os.environ,
              create: bool = True) -> Runtime:  # fmt: skip
-        """Return the directory named by `path`, by KVCACHED_RUNTIME_DIR, or the user's own under /dev/shm.
+        """Return the directory `path`, else KVCACHED_RUNTIME_DIR, else the user's own under /dev/shm.
 
-        It is created if it is missing and `create` says so. Raises LedgerError if it is not safe to use.
+        With `create` it is created if it is missing. Raises LedgerError if it is not safe to use.
         """
         named = path or environ.get(VARIABLE)
         folder = Path(named) if named else default_path()
@@ -140,7 +143,7 @@ class Runtime:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = folder.stat() if named else folder.lstat()
         except FileNotFoundError:
-            return cls(folder)  # nothing there yet, and nothing to be read
+            return cls(folder)  # there is nothing to read yet
         except OSError as error:
             raise LedgerError(
                 f"runtime directory {folder}: {error.strerror}; set {VARIABLE} to another"
@@ -153,16 +156,16 @@ class Runtime:
 
     @property
     def lock(self) -> Path:
-        """The lock under which instances choose their names, over all devices."""
+        """The lock that instances of all devices hold while they choose their names."""
         return self.path / "lock"
 
     def device(self, uuid: str) -> DeviceFolder:
-        """Return the folder of a device, there or not."""
+        """Return the folder of a device, whether it exists or not."""
         name = re.sub(r"[^A-Za-z0-9_-]", "_", uuid)[:80] or "_"
         return DeviceFolder(self.path / name, self.file_mode)
 
     def devices(self) -> list[DeviceFolder]:
-        """Return the folders of all devices that have one, sorted by name."""
+        """Return the folders of all devices that have a ledger, sorted by name."""
         try:
             found = sorted(
                 entry.path for entry in os.scandir(self.path) if entry.is_dir(follow_symlinks=False)
@@ -180,11 +183,11 @@ def default_path() -> Path:
 
 
 def _judge(folder: Path, status: os.stat_result, explicit: bool) -> bool:
-    """Return whether the directory is shared by a group; raises LedgerError if it cannot be trusted."""
+    """Return whether the directory is shared with a group; raises LedgerError if it is not safe to use."""
     mode = stat.S_IMODE(status.st_mode)
     if not stat.S_ISDIR(status.st_mode):
         raise LedgerError(
-            f"runtime directory {folder} is no directory; remove it or set {VARIABLE} to another"
+            f"runtime directory {folder} is not a directory; remove it or set {VARIABLE} to another"
         )
     if explicit and mode == 0o2770:
         return True
@@ -195,7 +198,7 @@ def _judge(folder: Path, status: os.stat_result, explicit: bool) -> bool:
         )
     if mode & 0o022:
         raise LedgerError(
-            f"runtime directory {folder} has mode {mode:04o}, so that others can write it: run "
+            f"runtime directory {folder} has mode {mode:04o}, so other users can write into it: run "
             f"chmod 700 {folder}, or share it with one group on purpose: chmod 2770 and name it in {VARIABLE}"
         )
     return False

@@ -1,8 +1,8 @@
-"""A ledger file, mapped: aligned 8-byte loads and stores, and every write passes one place.
+"""A ledger file, mapped: aligned 8-byte loads and stores; tests see every write at one place.
 
-The file is as long as its header says for as long as it lives; it is replaced by renaming, never cut.
-Whoever cuts it under a live mapping (only its own user can) makes the kernel end the readers, so its
-length is looked at each time the lock is taken, before any word is.
+The file keeps the length that its header states. It is replaced by renaming, never cut. If its user cuts it
+while it is mapped, the kernel ends processes that read it, so its length is checked each time the lock is
+taken, before any word is read.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from kvcached_core.ledger.file import layout
 from kvcached_core.ledger.file.layout import HEADER_AT, SLOT_AT, TEXT_BYTES, TIMES, WORD
 
 WriteHook = Callable[[str], None]
-Row = Mapping[str, int]  # the words of a slot by name, less what only monitoring reads
+Row = Mapping[str, int]  # the fields of a slot by name, without those that only monitoring reads
 
 _NAMES = tuple(name for name in SLOT_AT if name not in TEXT_BYTES and name not in TIMES)
 _pick = operator.itemgetter(*(SLOT_AT[name] for name in _NAMES))
 _write_hook: WriteHook | None = None
-# os.lseek() gives Python's lock away, and a thread beside an engine's loop waits for it after each such call.
+# os.lseek() releases the GIL, and a thread beside an engine's loop then waits to get it back.
 _lseek = ctypes.PyDLL(None).lseek
 _lseek.argtypes, _lseek.restype = [ctypes.c_int, ctypes.c_int64, ctypes.c_int], ctypes.c_int64
 
 
 def set_write_hook(hook: WriteHook | None) -> None:
-    """Call `hook` with a name before every change of a ledger or of its files; for tests that kill there."""
+    """Call `hook` with a name before every change of a ledger or its files; for tests that kill there."""
     global _write_hook
     _write_hook = hook
 
 
 def write_point(name: str) -> None:
-    """Say that a change follows."""
+    """Call the hook of the tests: a change follows."""
     if _write_hook is not None:
         _write_hook(name)
 
 
 class OtherVersionError(LedgerError):
-    """The file is of another major version."""
+    """The ledger has another major version."""
 
 
 class Header(NamedTuple):
-    """What makes a file readable; its fields are those of the layout."""
+    """The header of a ledger; its fields are those of the layout."""
 
     minor: int
     header_bytes: int
@@ -66,7 +66,7 @@ class Header(NamedTuple):
 
 
 def parse_header(data: bytes, file_bytes: int) -> Header:
-    """Read a header and hold it against the length of its file.
+    """Read a header and check it against the length of its file.
 
     Raises LedgerError if the file is damaged, OtherVersionError if it is of another major version.
     """
@@ -87,17 +87,17 @@ def parse_header(data: bytes, file_bytes: int) -> Header:
     )  # fmt: skip
     if not sizes_fit or header.file_bytes > file_bytes:
         raise LedgerError(f"the ledger is damaged: its sizes do not fit its {file_bytes} bytes")
-    if not _make_sense(header.capacity_bytes, header.headroom_bytes):
-        raise LedgerError("the ledger is damaged: its capacity makes no sense")
+    if not _are_possible(header.capacity_bytes, header.headroom_bytes):
+        raise LedgerError("the ledger is damaged: its capacity or headroom is impossible")
     return header
 
 
-def _make_sense(capacity_bytes: int, headroom_bytes: int) -> bool:
+def _are_possible(capacity_bytes: int, headroom_bytes: int) -> bool:
     return 0 <= headroom_bytes <= capacity_bytes < layout.WORD_LIMIT
 
 
 class LedgerFile:
-    """The mapped words of one ledger."""
+    """One ledger file, mapped."""
 
     def __init__(self, path: Path) -> None:
         """Map the file. Raises FileNotFoundError, LedgerError if it is damaged or of another version."""
@@ -118,7 +118,7 @@ class LedgerFile:
         self.words = self._bytes.cast("Q")
 
     def close(self) -> None:
-        """Unmap; using it afterwards raises ValueError. May be repeated."""
+        """Unmap the file; using it afterwards raises ValueError. May be repeated."""
         if self._fd < 0:
             return
         self.words.release()
@@ -128,7 +128,7 @@ class LedgerFile:
         self._fd = -1
 
     def is_current(self) -> bool:
-        """Say whether the path still names this file, whole and unharmed."""
+        """Return whether the path still names this file, and the file is intact."""
         try:
             status = os.stat(self.path)
         except OSError:
@@ -136,11 +136,11 @@ class LedgerFile:
         return (status.st_dev, status.st_ino) == self._inode and self.is_intact()
 
     def is_whole(self) -> bool:
-        """Say whether the mapped file, named or not, is still as long as its mapping."""
+        """Return whether the mapped file, even if it has no name, is still as long as its mapping."""
         return int(_lseek(self._fd, 0, os.SEEK_END)) >= self._mapped_bytes  # a third of the cost of fstat
 
     def is_intact(self) -> bool:
-        """Say whether the file, named or not, is whole and unharmed."""
+        """Return whether the mapped file, even if it has no name, is whole and its header is valid."""
         words = self.words
         return (
             self.is_whole()
@@ -149,7 +149,7 @@ class LedgerFile:
 
     @property
     def uuid(self) -> str:
-        """The device, as its driver names it."""
+        """The UUID of the device, as its driver names it."""
         start = HEADER_AT["uuid"] * WORD
         return layout.decode_text(bytes(self._bytes[start : start + TEXT_BYTES["uuid"]]))
 
@@ -158,7 +158,7 @@ class LedgerFile:
         return range(self.header.slot_count)
 
     def at(self, slot: int, name: str) -> int:
-        """Return the index into `words` of a field of a slot."""
+        """Return the index of a slot's field in `words`."""
         return (self.header.header_bytes + slot * self.header.slot_bytes) // WORD + SLOT_AT[name]
 
     def claims(self) -> list[int]:
@@ -167,7 +167,10 @@ class LedgerFile:
         return self.words[self.at(0, "claim") : self.header.file_bytes // WORD : step].tolist()
 
     def rows(self) -> dict[int, Row]:
-        """Return all taken slots as they are now: one copy each is a tenth of the cost of its words."""
+        """Return the fields of all claimed slots, by slot.
+
+        Copying a slot as a whole takes a tenth of the time of reading its words one by one.
+        """
         step = self.header.slot_bytes // WORD
         rows: dict[int, Row] = {}
         for slot, claim in enumerate(self.claims()):
@@ -188,7 +191,7 @@ class LedgerFile:
         self.words[HEADER_AT[name]] = value
 
     def show_memory(self, memory: MemoryInfo) -> None:
-        """Write what the driver says of the device, for tools."""
+        """Write the free and total memory that the driver reports, for tools."""
         self.set_header("free_bytes", memory.free_bytes)
         self.set_header("total_bytes", memory.total_bytes)
 
@@ -197,7 +200,7 @@ class LedgerFile:
         return layout.decode_text(bytes(self._bytes[start : start + TEXT_BYTES[name]]))
 
     def set_text(self, slot: int, name: str, text: str) -> None:
-        """Write a text; only in a slot whose claim is not yet written, for it takes several stores."""
+        """Write a text, in several stores: only before the slot's claim is written."""
         start = self.at(slot, name)
         for i, (word,) in enumerate(struct.iter_unpack("<Q", layout.encode_text(text, TEXT_BYTES[name]))):
             write_point(name)
@@ -205,18 +208,18 @@ class LedgerFile:
 
 
 def fresh_path(path: Path) -> Path:
-    """Return the name a ledger has until it is whole."""
+    """Return the name that a new ledger has until it is complete."""
     return path.with_suffix(".new")
 
 
 def make_ledger(path: Path, mode: int, uuid: str, capacity_bytes: int, headroom_bytes: int,
-                unheard: set[int]) -> None:  # fmt: skip
-    """Put a new ledger in place of what is there; the lock is held.
+                unwritten: set[int]) -> None:  # fmt: skip
+    """Write a new ledger in place of any old one; the lock is held.
 
-    The slots in `unheard` belong to living owners that have yet to write them. Raises LedgerError if the
-    file system has no room for it, InvariantError for numbers that no reader would accept.
+    The slots in `unwritten` belong to living owners that have yet to write them. Raises LedgerError if the file
+    system has no room, InvariantError for sizes that no reader would accept.
     """
-    if not _make_sense(capacity_bytes, headroom_bytes):
+    if not _are_possible(capacity_bytes, headroom_bytes):
         raise InvariantError(f"no ledger of {capacity_bytes} bytes with a headroom of {headroom_bytes}")
     size_bytes = layout.HEADER_BYTES + layout.SLOT_BYTES * layout.SLOT_COUNT
     values = {
@@ -229,8 +232,8 @@ def make_ledger(path: Path, mode: int, uuid: str, capacity_bytes: int, headroom_
     for name, value in values.items():
         struct.pack_into("<Q", data, HEADER_AT[name] * WORD, value)
     struct.pack_into("64s", data, HEADER_AT["uuid"] * WORD, layout.encode_text(uuid, 64))
-    for slot in unheard & set(range(layout.SLOT_COUNT)):
-        struct.pack_into("<Q", data, layout.HEADER_BYTES + slot * layout.SLOT_BYTES, layout.UNHEARD)
+    for slot in unwritten & set(range(layout.SLOT_COUNT)):
+        struct.pack_into("<Q", data, layout.HEADER_BYTES + slot * layout.SLOT_BYTES, layout.UNWRITTEN)
     fresh = fresh_path(path)
     write_point("ledger.new")
     try:
@@ -238,7 +241,7 @@ def make_ledger(path: Path, mode: int, uuid: str, capacity_bytes: int, headroom_
         fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         try:
             os.fchmod(fd, mode)
-            os.posix_fallocate(fd, 0, size_bytes)  # a hole that cannot be filled later would end a writer
+            os.posix_fallocate(fd, 0, size_bytes)  # a write into a hole could kill the writer
             os.pwrite(fd, data, 0)
         finally:
             os.close(fd)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from kvcached_core.errors import CapacityError
-from kvcached_core.ledger.file.layout import UNHEARD
+from kvcached_core.ledger.file.layout import UNWRITTEN
 from kvcached_core.ledger.file.storage import Row
 from kvcached_core.units import format_size
 
@@ -53,7 +53,7 @@ def check_floors(rows: Iterable[Row], wanted: Sequence[int], capacity_bytes: int
     A floor that is being changed counts as the greater of wanted and applied, so I3 holds in every order of
     events.
     """
-    floors = sum(max(row["floor_wanted"], row["floor_applied"]) for row in rows if row["claim"] != UNHEARD)
+    floors = sum(max(row["floor_wanted"], row["floor_applied"]) for row in rows if row["claim"] != UNWRITTEN)
     if floors + sum(wanted) > capacity_bytes:
         ranks = f" on each of {len(wanted)} ranks" if len(wanted) > 1 else ""
         raise CapacityError(

@@ -19,7 +19,7 @@ LabelValues = tuple[str, ...]
 
 def live_ranks(device: DeviceSnapshot) -> Iterator[OwnerSnapshot]:
     """Yield the ranks to report. A dead rank is left out: a live rank may have its name and number."""
-    return (owner for owner in device.owners if owner.live and owner.heard)
+    return (owner for owner in device.owners if owner.live and owner.written)
 
 
 def device_families(

@@ -48,7 +48,7 @@ def find_owner(owners: Owners, asked: Asked) -> OwnerSnapshot | None:
     owner = owners.get((asked.folder, asked.slot))
     if owner is None or not owner.live:
         return None
-    if owner.heard and (owner.instance, owner.rank) != (asked.instance, asked.rank):
+    if owner.written and (owner.instance, owner.rank) != (asked.instance, asked.rank):
         return None
     return owner
 
