@@ -216,8 +216,8 @@ def make_ledger(path: Path, mode: int, uuid: str, capacity_bytes: int, headroom_
                 unwritten: set[int]) -> None:  # fmt: skip
     """Write a new ledger in place of any old one; the lock is held.
 
-    The slots in `unwritten` belong to living owners that have yet to write them. Raises LedgerError if the file
-    system has no room, InvariantError for sizes that no reader would accept.
+    The slots in `unwritten` belong to living owners that have yet to write them. Raises LedgerError if the
+    file system has no room, InvariantError for sizes that no reader would accept.
     """
     if not _are_possible(capacity_bytes, headroom_bytes):
         raise InvariantError(f"no ledger of {capacity_bytes} bytes with a headroom of {headroom_bytes}")
