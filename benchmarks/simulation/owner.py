@@ -114,7 +114,7 @@ class Owner:
         """Give back what is asked for and sleep until a bell, the governor's deadline or a request."""
         self._idle_since_ms = self._idle_since_ms or int(self._world.now * 1000)
         self.governor.update(self._world.now, 0, busy=False)
-        if self.governor.owes_memory:
+        if self.governor.plan_gives_back:
             self._send_plan(process)
             process.sleep(EMPTY_STEP_SECONDS)
             return

@@ -1,38 +1,41 @@
-"""What a governor asks of an engine's books, however the engine keeps its free blocks."""
+"""The counts that a governor needs; each engine's plugin keeps them over its own free list."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from kvcached_core.scheduler.mapped_set import Change
+from kvcached_core.scheduler.mapped_set import PlanChange
 
 
-class PlanChanges(Protocol):
+class PlanSource(Protocol):
     """Granules mapped and unmapped since the last plan."""
 
     @property
     def changed(self) -> bool:
-        """Say whether `take_change` would return anything."""
+        """Say whether a granule was mapped or unmapped."""
 
     @property
     def gives_back(self) -> bool:
-        """Say whether the next change unmaps anything."""
+        """Say whether a granule was unmapped."""
 
-    def take_change(self) -> Change:
-        """Return what changed since the last call."""
+    def take_change(self) -> PlanChange:
+        """Return what changed since the last call, and start anew."""
 
 
 class GranuleAccounting(Protocol):
-    """Blocks in granules: used by requests, cached, or clean. All counts are cheap to read."""
+    """Blocks by granule: used by requests, cached, or clean (free, with contents that nobody needs).
+
+    Every count is cheap to read.
+    """
 
     @property
-    def extent(self) -> PlanChanges:
-        """What the next plan is made of."""
+    def mapped_set(self) -> PlanSource:
+        """The changes for the next plan."""
 
     @property
     def granule_count(self) -> int:
-        """Granules of the whole reserved range."""
+        """Granules of the whole reserved address range."""
 
     @property
     def blocks_per_granule(self) -> int:
@@ -48,7 +51,7 @@ class GranuleAccounting(Protocol):
 
     @property
     def busy(self) -> int:
-        """Mapped granules that can only be given up when requests end; never fewer than there are."""
+        """Mapped granules that stay until requests end. An engine that cannot tell counts too many."""
 
     @property
     def used_blocks(self) -> int:
@@ -66,13 +69,13 @@ class GranuleAccounting(Protocol):
         """Set how many granules may be mapped; between steps only."""
 
     def shrink(self, granules: int, evict: Callable[[Any], None]) -> None:
-        """Unmap until at most `granules` are mapped or all that are left hold a used block.
+        """Unmap until at most `granules` are mapped, or all that are left hold a used block.
 
-        `evict` is told the cached blocks that go (a sized collection).
+        `evict` is called with the cached blocks of each granule that goes, as a sized collection.
         """
 
     def expire(self, now: float, seconds: float, evict: Callable[[Any], None]) -> float | None:
-        """Evict what is cached and was not used for so long; return when the next is due, or None."""
+        """Evict cached blocks not used for `seconds`; return when the next ones are due, or None."""
 
     def check(self) -> None:
-        """Raise InvariantError unless everything adds up."""
+        """Raise InvariantError unless the counts add up."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def sums(of: Granules[Any]) -> dict[str, tuple[object, object]]:
     """Return pairs of what the books say and what it has to be; looks at all granules."""
-    size, mapped, used = of.blocks_per_granule, of.extent.granules(), of._used
+    size, mapped, used = of.blocks_per_granule, of.mapped_set.granules(), of._used
     unmapped = set(range(of.granule_count)).difference(mapped)
     clean = {g: len(of._clean[g]) for g in mapped}
     empty = {g for g in mapped if clean[g] == size}

@@ -46,7 +46,7 @@ class Granules(Generic[BlockT]):
             raise InvariantError("granule 0 must begin with block 0")
         self.blocks_per_granule = blocks_per_granule
         self.granule_count = len(first_blocks)
-        self.extent = MappedSet(self.granule_count)
+        self.mapped_set = MappedSet(self.granule_count)
         self._blocks = blocks
         self._first = list(first_blocks)
         self._granule_of = [-1] * len(blocks)
@@ -69,7 +69,7 @@ class Granules(Generic[BlockT]):
         self.clean_blocks = 0
         self.capacity_blocks = self.free_blocks = 0  # what is free or used; what is free
         self._map_next()
-        self.extent.take_change()  # granule 0 is mapped before the first plan (I7)
+        self.mapped_set.take_change()  # granule 0 is mapped before the first plan (I7)
         block_zero = self.take(1)
         assert block_zero[0].block_id == 0
         self.set_budget(1)
@@ -168,7 +168,7 @@ class Granules(Generic[BlockT]):
         clean; all are to be evicted. If these are too few, evict the oldest blocks with `hold`.
         """
         # All that is mapped and not used is cached.
-        cached_blocks = self.extent.mapped * self.blocks_per_granule - self.used_blocks
+        cached_blocks = self.mapped_set.mapped * self.blocks_per_granule - self.used_blocks
         rested_by = self._lent_blocks - self.stale_turns * cached_blocks
         taken: list[BlockT] = []
         left: list[BlockT] = []
@@ -275,7 +275,7 @@ class Granules(Generic[BlockT]):
     @property
     def mapped(self) -> int:
         """Granules that are mapped."""
-        return self.extent.mapped
+        return self.mapped_set.mapped
 
     @property
     def empty(self) -> int:
@@ -285,7 +285,7 @@ class Granules(Generic[BlockT]):
     @property
     def busy(self) -> int:
         """Mapped granules with a used block: they can only be given up when requests end."""
-        return self.extent.mapped - self.empty - len(self._idle)
+        return self.mapped_set.mapped - self.empty - len(self._idle)
 
     @property
     def used_blocks(self) -> int:
@@ -306,7 +306,7 @@ class Granules(Generic[BlockT]):
         """Map another granule once no other is open; say False if the budget has no room for it."""
         if self.mapped >= self.budget:
             return False
-        granule = self.extent.map_lowest()
+        granule = self.mapped_set.map_lowest()
         first = self._first[granule]
         self._clean[granule] += reversed(self._blocks[first : first + self.blocks_per_granule])
         self.clean_blocks += self.blocks_per_granule
@@ -315,7 +315,7 @@ class Granules(Generic[BlockT]):
         return True
 
     def _unmap(self, granule: int) -> None:
-        self.extent.unmap(granule)
+        self.mapped_set.unmap(granule)
         self._clean[granule].clear()
         self.clean_blocks -= self.blocks_per_granule
         self._empties.remove()
@@ -344,7 +344,7 @@ class Granules(Generic[BlockT]):
 
     def check(self) -> None:
         """Raise InvariantError unless everything adds up (I9, and I5 for blocks); looks at all granules."""
-        self.extent.check()
+        self.mapped_set.check()
         wrong = {name: pair for name, pair in sums(self).items() if pair[0] != pair[1]}
         if wrong or self.free_blocks < 0:
             raise InvariantError(f"granules do not add up: {wrong}, free {self.free_blocks}")

@@ -36,7 +36,7 @@ class IdleWaker:
         self._poll = select.poll()
         for descriptor in (*doorbells, self._told_read):
             self._poll.register(descriptor, select.POLLIN)
-        self._thread = threading.Thread(target=self._run, name="kvcached-steward", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="kvcached-idle-waker", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""

@@ -8,7 +8,7 @@ from kvcached_core.errors import InvariantError
 from kvcached_core.vacancies import Vacancies
 
 
-class Change(NamedTuple):
+class PlanChange(NamedTuple):
     """Granules to unmap and to map since the last change was taken; disjoint and sorted."""
 
     unmap: tuple[int, ...]
@@ -44,9 +44,9 @@ class MappedSet:
         else:
             self._to_unmap.add(granule)
 
-    def take_change(self) -> Change:
+    def take_change(self) -> PlanChange:
         """Return what changed since the last call; a granule that came and went is in neither list."""
-        change = Change(tuple(sorted(self._to_unmap)), tuple(sorted(self._to_map)))
+        change = PlanChange(tuple(sorted(self._to_unmap)), tuple(sorted(self._to_map)))
         self._to_unmap.clear()
         self._to_map.clear()
         return change

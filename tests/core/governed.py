@@ -60,14 +60,14 @@ class Engine:
     """Granules, their governor and what a worker has carried out."""
 
     def __init__(self, spare: int = SPARE, cache_seconds: float = 0.0) -> None:
-        self.lasting = 0  # granules that requests may still take
+        self.remaining_granules = 0  # granules that requests may still take
         self.ledger = FakeLedger()
         self.blocks = [Block(index) for index in range(SIZE * COUNT)]
         self.granules = Granules(self.blocks, range(0, SIZE * COUNT, SIZE), SIZE)
         self.events: list[tuple[str, dict[str, int]]] = []
         self.governor = Governor(
             self.granules, self.ledger, self._evict, spare, IDLE_SECONDS, self._note_event, cache_seconds,
-            lambda: self.lasting,
+            lambda: self.remaining_granules,
         )  # fmt: skip
         self.used: list[Block] = []
         self.cached: list[Block] = []
@@ -108,7 +108,7 @@ class Engine:
             assert len(self.mapped) <= max(1, self.ledger.created() - plan.released), "a plan needs a create"
             assert not self.plans or plan.released >= self.plans[-1].released
             self.plans.append(plan)
-        assert not self.governor.owes and not self.governor.owes_memory
+        assert not self.governor.has_plan and not self.governor.plan_gives_back
         needed = {block.block_id // SIZE for block in [*self.used, *self.cached, self.blocks[0]]}
         assert needed <= self.mapped, "I5: a block in use or cached is mapped"
         return plan

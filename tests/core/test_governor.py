@@ -60,7 +60,7 @@ class GovernorMachine(RuleBasedStateMachine):
     def look_while_idle(self) -> None:
         self.engine.governor.update(self.now, 0, busy=False)
         self._budget_follows_the_ledger()
-        if self.engine.governor.owes_memory:
+        if self.engine.governor.plan_gives_back:
             self.engine.send_plan()
 
     def _budget_follows_the_ledger(self) -> None:
@@ -125,7 +125,7 @@ def test_a_lower_limit_is_obeyed_at_once_and_counted_once() -> None:
     assert (engine.granules.mapped, engine.governor.held, engine.governor.released) == (3, 3, held - 3)
     # Granule 0 is in use; the two that came to rest last are left, the last of them with one block.
     assert len(engine.cached) == (SIZE - 1) + SIZE + 1
-    assert engine.governor.owes_memory
+    assert engine.governor.plan_gives_back
     plan = engine.send_plan()
     assert plan is not None and plan.released == held - 3
     engine.governor.update(0.2, 0, busy=False)
@@ -168,7 +168,7 @@ def test_surplus_that_requests_may_come_to_need_is_kept_until_they_need_it_no_mo
     engine = serving(8 * SIZE)
     engine.put(6 * SIZE, cached=False)
     held = engine.governor.held
-    engine.lasting = held - 1 - (engine.granules.mapped - engine.granules.empty)
+    engine.remaining_granules = held - 1 - (engine.granules.mapped - engine.granules.empty)
     engine.governor.update(10.0, 0, busy=True)
     engine.governor.update(12.0, 0, busy=True)
     assert engine.governor.held == held - 1, "what they will not need goes"
@@ -178,7 +178,7 @@ def test_surplus_that_requests_may_come_to_need_is_kept_until_they_need_it_no_mo
     engine.ledger.target = held - 3
     engine.governor.update(16.5, 0, busy=True)
     assert engine.governor.held == held - 3, "others get it when they ask"
-    engine.ledger.target = engine.lasting = 0
+    engine.ledger.target = engine.remaining_granules = 0
     engine.governor.update(18.5, 0, busy=True)
     assert engine.governor.held == engine.governor.wanted < held - 3
 
@@ -207,7 +207,7 @@ def test_a_plan_is_sent_once() -> None:
     engine.put(3 * SIZE, cached=False)
     engine.ledger.limit = 1
     engine.governor.update(1.0, 0, busy=False)
-    assert engine.governor.owes_memory
+    assert engine.governor.plan_gives_back
     assert engine.send_plan() == Plan(1, (1, 2, 3), (), engine.governor.released)
 
 

@@ -9,7 +9,7 @@ from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
 from devkit.report import record
 from kvcached_core.scheduler import governor
-from kvcached_core.scheduler.governor import FLOOR_GRACE_SECONDS
+from kvcached_core.scheduler.floor_grace import FLOOR_GRACE_SECONDS
 from tests.core.governed import COUNT, IDLE_SECONDS, SIZE, SPARE, Engine, serving
 from tests.core.test_governor import GovernorMachine
 
@@ -89,7 +89,7 @@ class AskedMachine(GovernorMachine):
         in_use, used = busy_granules(self.engine), len(self.engine.used) + 1
         most = min(granule for granule in (governor.limit, ledger.target, ledger.must) if granule)
         kept = ledger.must if ledger.must and is_due else max(most, -(-(used + growth) // SIZE))
-        assert in_use <= set(granules.extent.granules()), "what requests use is not touched"
+        assert in_use <= set(granules.mapped_set.granules()), "what requests use is not touched"
         assert governor.held <= max(min(kept, governor.limit), len(in_use)), "all else is given at once"
         assert governor.over_target == (governor.held > most and most < governor.limit)
         type(self).refused_to_give += governor.over_target
@@ -142,7 +142,7 @@ def test_what_is_asked_for_is_given_at_once_spare_first_and_cached_last() -> Non
     ask(engine, 0.1, target=4)
     assert (engine.governor.held, engine.granules.mapped) == (4, 4)
     assert engine.events == [("evict", {"granules": 2, "blocks": len(cached) - len(engine.cached)})]
-    assert engine.governor.owes_memory and not engine.governor.over_target
+    assert engine.governor.plan_gives_back and not engine.governor.over_target
     plan = engine.send_plan()
     assert plan is not None and plan.released == 5
 
@@ -156,7 +156,7 @@ def test_an_idle_engine_gives_in_slices_so_that_its_worker_begins_early_and_a_bu
     mapped = []
     for now in (0.1, 0.2, 0.3):
         ask(engine, now, target=2)
-        assert engine.governor.owes_memory, "so the engine's loop comes again"
+        assert engine.governor.plan_gives_back, "so the engine's loop comes again"
         assert engine.governor.deadline == now, "or is woken"
         engine.send_plan()
         mapped.append(engine.granules.mapped)
@@ -165,7 +165,7 @@ def test_an_idle_engine_gives_in_slices_so_that_its_worker_begins_early_and_a_bu
     engine.send_plan()
     assert engine.granules.mapped == engine.governor.held == 2
     ask(engine, 0.5, target=2)
-    assert not engine.governor.owes_memory
+    assert not engine.governor.plan_gives_back
 
 
 def test_a_target_does_not_cap_what_is_wanted_and_what_was_given_is_not_wanted_again() -> None:
@@ -211,7 +211,7 @@ def test_a_target_that_cannot_be_met_is_no_reason_to_run_or_to_wake() -> None:
     engine.send_plan()
     for now in (0.2, 0.3, 50.0):
         engine.governor.update(now, 0, busy=False)
-        assert not engine.governor.owes and engine.governor.deadline is None
+        assert not engine.governor.has_plan and engine.governor.deadline is None
     assert engine.governor.over_target
 
 

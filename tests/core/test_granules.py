@@ -202,10 +202,10 @@ class GranuleMachine(RuleBasedStateMachine):
         there = len(self._all("clean")) + len(self._all("cached"))
         self.free = 0 if room < 0 else there + room * self.size
 
-    @precondition(lambda self: self.granules.extent.changed)
+    @precondition(lambda self: self.granules.mapped_set.changed)
     @rule()
     def take_change(self) -> None:
-        change, mapped = self.granules.extent.take_change(), self._mapped()
+        change, mapped = self.granules.mapped_set.take_change(), self._mapped()
         assert set(change.unmap) == self.planned - mapped
         assert set(change.map) == mapped - self.planned
         assert list(change.unmap) == sorted(set(change.unmap)) and list(change.map) == sorted(set(change.map))
@@ -223,8 +223,8 @@ class GranuleMachine(RuleBasedStateMachine):
         assert granules.busy == sum("used" in self._states(granule) for granule in mapped)
         assert granules.cached_blocks == len(self._all("cached"))
         assert granules.free_blocks == self.free  # I9
-        assert granules.extent.gives_back == bool(self.planned - mapped)
-        assert granules.extent.changed == (self.planned != mapped)
+        assert granules.mapped_set.gives_back == bool(self.planned - mapped)
+        assert granules.mapped_set.changed == (self.planned != mapped)
         stranded = [b for b in self._all("clean") if self._states(self.home[b]) != {"clean"}]
         assert granules.stranded_blocks == len(stranded)
 
@@ -261,12 +261,12 @@ def test_i2_over_the_budget_nothing_is_free_and_what_is_mapped_only_falls() -> N
     granules.shrink(3, lambda cached: pytest.fail("nothing is cached"))
     granules.set_budget(3)
     assert (granules.free_blocks, granules.mapped) == (0, 7)
-    assert granules.extent.take_change() == ((), tuple(range(1, 7)))
+    assert granules.mapped_set.take_change() == ((), tuple(range(1, 7)))
     granules.free([block for block in taken[:-6] if block.block_id >= 12])
     granules.shrink(3, lambda cached: pytest.fail("nothing is cached"))
     granules.set_budget(3)
     assert (granules.free_blocks, granules.mapped, granules.take(1)) == (0, 3, [])
-    assert granules.extent.take_change().unmap == (3, 4, 5, 6)
+    assert granules.mapped_set.take_change().unmap == (3, 4, 5, 6)
     granules.check()
 
 
@@ -274,11 +274,13 @@ def test_a_granule_that_comes_and_goes_between_two_plans_is_in_neither_list() ->
     _, granules = make(4, 2, 4)
     granules.free(granules.take(7))
     granules.shrink(2, lambda cached: None)
-    assert granules.extent.take_change() == ((), (1,))
+    assert granules.mapped_set.take_change() == ((), (1,))
     granules.shrink(1, lambda cached: None)
     granules.set_budget(2)
     granules.take(3)
-    assert granules.extent.take_change() == ((), ()), "unmapped and mapped again: the worker need not know"
+    assert granules.mapped_set.take_change() == ((), ()), (
+        "unmapped and mapped again: the worker need not know"
+    )
 
 
 def test_the_lowest_granule_is_filled_first_so_that_high_ones_can_be_given_up() -> None:
@@ -304,7 +306,7 @@ def test_granule_0_begins_with_block_0(first_blocks: list[int], size: int) -> No
         "_idle",
         "_open",
         "_empties._heap",
-        "extent.mapped",
+        "mapped_set.mapped",
     ],
 )
 def test_check_sees_what_does_not_add_up(damage: str) -> None:

@@ -105,8 +105,8 @@ def test_the_thread_learns_of_a_new_deadline(idle: Idle) -> None:
 def test_stopping_ends_the_thread_and_may_be_repeated(idle: Idle) -> None:
     idle.steward.start()
     names = {thread.name for thread in threading.enumerate()}
-    assert "kvcached-steward" in names
+    assert "kvcached-idle-waker" in names
     idle.steward.stop()
-    assert "kvcached-steward" not in {thread.name for thread in threading.enumerate()}
+    assert "kvcached-idle-waker" not in {thread.name for thread in threading.enumerate()}
     idle.steward.stop()
     idle.steward.tell()  # an engine that ends may still settle its budget

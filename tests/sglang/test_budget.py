@@ -10,7 +10,7 @@ import pytest
 
 from kvcached_core.driver.base import Handle
 from kvcached_core.ledger import snapshot
-from kvcached_core.scheduler.governor import FLOOR_GRACE_SECONDS
+from kvcached_core.scheduler.floor_grace import FLOOR_GRACE_SECONDS
 from tests.sglang.elastic import Engine, engine, request
 from tests.sglang.twins import KINDS, Twins
 

@@ -124,11 +124,11 @@ class Sleeper:
         self.scheduler.kv_memory.check()
         if self.scheduler.kv_memory._desk.released() > self.scheduler.kv_memory._governor.released:
             return  # it will look before it plans
-        extent = self.scheduler.kv_memory.granules.extent
+        mapped_set = self.scheduler.kv_memory.granules.mapped_set
         live = (
             set(self.pool._arenas.mapped) - self.pool._deferred.granules() - self.pool._premapped.granules()
         )
-        assert set(extent.granules()) - extent._to_map | extent._to_unmap == live, "I5"
+        assert set(mapped_set.granules()) - mapped_set._to_map | mapped_set._to_unmap == live, "I5"
 
     def close(self) -> None:
         """End both."""

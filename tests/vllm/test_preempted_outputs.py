@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from vllm.v1.outputs import ModelRunnerOutput
 
-from kvcached_core.scheduler.governor import FLOOR_GRACE_SECONDS
+from kvcached_core.scheduler.floor_grace import FLOOR_GRACE_SECONDS
 from tests.vllm.elastic import Engine, running
 from tests.vllm.engines import request, vllm_config
 

@@ -13,7 +13,7 @@ from vllm.v1.request import RequestStatus
 
 from kvcached_core import events
 from kvcached_core.ledger.file.doorbells import ring
-from kvcached_core.scheduler.governor import FLOOR_GRACE_SECONDS
+from kvcached_core.scheduler.floor_grace import FLOOR_GRACE_SECONDS
 from tests.vllm.elastic import COUNT, GRANULE, SIZE, Engine, running
 from tests.vllm.engines import BLOCK_TOKENS, request, vllm_config
 

@@ -94,8 +94,8 @@ def test_asleep_and_awake_again_before_the_scheduler_looks(engine: Sleeper) -> N
 def test_a_plan_that_was_not_sent_before_the_sleep_is_not_sent_after_it(engine: Sleeper) -> None:
     serve(engine)
     engine.pause()
-    engine.scheduler.kv_memory._governor._give_down_to(1)
-    assert engine.scheduler.kv_memory._governor.owes_memory
+    engine.scheduler.kv_memory._governor._shrink_to(1)
+    assert engine.scheduler.kv_memory._governor.plan_gives_back
     with engine.memory.sleep.falling(TAGS):
         pass
     check_asleep(engine)

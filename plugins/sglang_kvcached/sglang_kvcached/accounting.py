@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kvcached_core.errors import InvariantError
-from kvcached_core.scheduler.mapped_set import Change
+from kvcached_core.scheduler.mapped_set import PlanChange
 from sglang_kvcached.page_pool import MappedGranule, PagePool
 from sglang_kvcached.prefix_cache_view import PrefixCacheView
 
@@ -31,24 +31,24 @@ class JointChanges:
     @property
     def changed(self) -> bool:
         """Say whether `take_change` would return anything."""
-        return any(page_pool.extent.changed for page_pool in self._page_pools)
+        return any(page_pool.mapped_set.changed for page_pool in self._page_pools)
 
     @property
     def gives_back(self) -> bool:
         """Say whether the next change unmaps anything."""
-        return any(page_pool.extent.gives_back for page_pool in self._page_pools)
+        return any(page_pool.mapped_set.gives_back for page_pool in self._page_pools)
 
-    def take_change(self) -> Change:
+    def take_change(self) -> PlanChange:
         """Return the granules that were mapped and unmapped since the last call."""
         unmap: list[int] = []
         mapped: list[int] = []
         base = 0
         for page_pool in self._page_pools:
-            change = page_pool.extent.take_change()
+            change = page_pool.mapped_set.take_change()
             unmap += (base + granule for granule in change.unmap)
             mapped += (base + granule for granule in change.map)
-            base += page_pool.extent.count
-        return Change(tuple(unmap), tuple(mapped))
+            base += page_pool.mapped_set.count
+        return PlanChange(tuple(unmap), tuple(mapped))
 
 
 class PoolAccounting:
@@ -69,7 +69,7 @@ class PoolAccounting:
         Raises InvariantError unless a page of every pool is a whole number of ledger blocks.
         """
         self.page_pools = page_pools
-        self.extent = JointChanges(page_pools)
+        self.mapped_set = JointChanges(page_pools)
         self.budget = 1
         self._prefix_cache = prefix_cache
         page_sizes = [p.geometry.stride_bytes * len(p.geometry.starts) for p in page_pools]
@@ -79,7 +79,7 @@ class PoolAccounting:
         self.blocks_of_every_pool = sum(self._blocks)  # ledger blocks of one page of every pool
         self.granule_bytes = granule_bytes
         self.blocks_per_granule = granule_bytes // block_bytes
-        self.granule_count = sum(p.extent.count * p.ledger_granules_each for p in page_pools)
+        self.granule_count = sum(p.mapped_set.count * p.ledger_granules_each for p in page_pools)
         self.set_budget(self.mapped)
 
     @property

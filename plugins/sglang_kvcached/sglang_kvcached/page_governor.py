@@ -26,7 +26,7 @@ class PageGovernor(Governor):
         """`remaining_pages` returns the pages of every pool that all requests may still take."""
         super().__init__(
             accounting, ledger, lambda _: None, spare_granules, idle_seconds, event,
-            lasting=lambda: accounting.granules_for(accounting.of_every_pool(remaining_pages())),
+            remaining_granules=lambda: accounting.granules_for(accounting.of_every_pool(remaining_pages())),
         )  # fmt: skip
         self._accounting = accounting
 

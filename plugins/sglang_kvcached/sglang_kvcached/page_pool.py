@@ -47,7 +47,7 @@ class PagePool:
         self.geometry = geometry
         self.page_count = page_count
         self.ledger_granules_each = ledger_granules_each
-        self.extent = MappedSet(geometry.granule_count)
+        self.mapped_set = MappedSet(geometry.granule_count)
         self.owner: FreeList | None = None
         self.cached_pages = 0  # owned pages that only the prefix cache keeps; set by PrefixCacheView
         self.listed = 0
@@ -60,8 +60,8 @@ class PagePool:
             for g, (first, end) in enumerate(self._page_range)
             if g and end - first < self._pages_per_granule
         ]
-        self.extent.map_lowest()
-        self.extent.take_change()  # granule 0 is mapped before the first plan (I7)
+        self.mapped_set.map_lowest()
+        self.mapped_set.take_change()  # granule 0 is mapped before the first plan (I7)
         self.listed = self._page_count_of(0)
 
     @property
@@ -103,7 +103,7 @@ class PagePool:
     @property
     def mapped_ledger_granules(self) -> int:
         """Ledger granules that are mapped in this pool."""
-        return self.extent.mapped * self.ledger_granules_each
+        return self.mapped_set.mapped * self.ledger_granules_each
 
     @property
     def empty(self) -> int:
@@ -118,11 +118,11 @@ class PagePool:
 
     def addable_pages(self, ledger_granules: int) -> int:
         """Return the pages that so many more ledger granules would add."""
-        vacant = self.extent.count - self.extent.mapped
+        vacant = self.mapped_set.count - self.mapped_set.mapped
         more = min(vacant, max(0, ledger_granules) // self.ledger_granules_each)
         pages = more * self._pages_per_granule
         if more == vacant:  # then granules with fewer pages are among them
-            mapped = set(self.extent.granules()) if self._partial else set()
+            mapped = set(self.mapped_set.granules()) if self._partial else set()
             pages -= sum(
                 self._pages_per_granule - self._page_count_of(g) for g in self._partial if g not in mapped
             )
@@ -132,7 +132,7 @@ class PagePool:
         """Return the pages that are in no mapped granule; looks at all pages."""
         listed = torch.zeros(self.page_count + 1, dtype=torch.bool)
         listed[0] = True
-        for granule in self.extent.granules():
+        for granule in self.mapped_set.granules():
             listed[slice(*self._page_range[granule])] = True
         return [torch.nonzero(~listed).flatten().to(device)]
 
@@ -143,14 +143,14 @@ class PagePool:
         more = -(-pages // self._pages_per_granule)
         for granules in (more, more + 1):
             if self.addable_pages(granules * self.ledger_granules_each) >= pages:
-                is_vacant = granules <= self.extent.count - self.extent.mapped
+                is_vacant = granules <= self.mapped_set.count - self.mapped_set.mapped
                 return granules * self.ledger_granules_each if is_vacant else None
         return None
 
     def ledger_granules_towards(self, pages: int) -> int:
         """Return the same, or all unmapped ones of the pool if they have fewer pages."""
         granules = self.ledger_granules_for(pages)
-        vacant = self.extent.count - self.extent.mapped
+        vacant = self.mapped_set.count - self.mapped_set.mapped
         return vacant * self.ledger_granules_each if granules is None else granules
 
     # -- granules that come and go -----------------------------------------------------------------------
@@ -158,8 +158,8 @@ class PagePool:
     def map_pages(self, pages: int, ledger_granules: int) -> list[MappedGranule]:
         """Map the lowest vacant granules until they have so many pages; at most `ledger_granules`."""
         each, mapped = self.ledger_granules_each, list[MappedGranule]()
-        while pages > 0 and ledger_granules >= each and self.extent.mapped < self.extent.count:
-            granule = self.extent.map_lowest()
+        while pages > 0 and ledger_granules >= each and self.mapped_set.mapped < self.mapped_set.count:
+            granule = self.mapped_set.map_lowest()
             first, end = self._page_range[granule]
             mapped.append(MappedGranule(granule, first, end))
             self._freed = True
@@ -186,9 +186,9 @@ class PagePool:
 
         Granule 0 is never given up and never returned.
         """
-        free, mapped = torch.sort(self._free_list.free_tensor()).values, self.extent.granules()
+        free, mapped = torch.sort(self._free_list.free_tensor()).values, self.mapped_set.granules()
         self._free_list.set_free(free)
-        counts = torch.bincount(self._granules_of(free), minlength=self.extent.count).tolist()
+        counts = torch.bincount(self._granules_of(free), minlength=self.mapped_set.count).tolist()
         empty = [g for g in mapped if g and counts[g] == self._page_count_of(g)]
         self._empty, self._taken, self._freed = len(empty), 0, False
         return empty
@@ -196,7 +196,7 @@ class PagePool:
     def unmap(self, granules: list[int]) -> None:
         """Remove granules that `find_empty` just returned from the free list, and unmap them."""
         free = self._free_list.free_tensor()
-        gone = torch.zeros(self.extent.count, dtype=torch.bool)
+        gone = torch.zeros(self.mapped_set.count, dtype=torch.bool)
         gone[granules] = True
         gone = gone.to(free.device)
         kept = free[~gone[self._granules_of(free)]]
@@ -207,15 +207,15 @@ class PagePool:
             )
         self._free_list.set_free(kept)
         for granule in granules:
-            self.extent.unmap(granule)
+            self.mapped_set.unmap(granule)
         self.listed -= pages
         self._empty -= len(granules)
 
     def free_all(self) -> None:
         """Put every page of the mapped granules into the free list, after SGLang cleared the pool."""
-        pages = [torch.arange(*self._page_range[g], dtype=torch.int64) for g in self.extent.granules()]
+        pages = [torch.arange(*self._page_range[g], dtype=torch.int64) for g in self.mapped_set.granules()]
         self._free_list.set_free(torch.cat(pages).to(self._free_list.free_tensor().device))
-        self._empty, self._taken, self._freed, self.cached_pages = self.extent.mapped - 1, 0, False, 0
+        self._empty, self._taken, self._freed, self.cached_pages = self.mapped_set.mapped - 1, 0, False, 0
 
     def _granules_of(self, pages: torch.Tensor) -> torch.Tensor:
         # As Geometry.granule_of, on the device.
@@ -223,8 +223,8 @@ class PagePool:
 
     def check(self) -> None:
         """Raise InvariantError unless every free page has memory and is listed once; looks at all pages."""
-        self.extent.check()
-        free, mapped = sorted(self._free_list.free_tensor().tolist()), self.extent.granules()
+        self.mapped_set.check()
+        free, mapped = sorted(self._free_list.free_tensor().tolist()), self.mapped_set.granules()
         expected = {page for g in mapped for page in range(*self._page_range[g])}
         wrong = {
             "free twice": len(free) != len(set(free)),

@@ -133,7 +133,7 @@ class SchedulerMemory:
 
     def apply_plan(self) -> None:
         """Map and unmap the granules that changed; kernels launched after this see the memory."""
-        if self.governor.owes:
+        if self.governor.has_plan:
             plan = self.governor.take_plan()
             if plan is not None:
                 self._rank_memory.apply(plan, *self._streams())
@@ -186,7 +186,7 @@ class SchedulerMemory:
         accounting, page_pool = self.accounting, self.accounting.page_pools[index]
         each = page_pool.ledger_granules_each
         others = accounting.least - each
-        granules = min(page_pool.extent.count, max(1, (self.governor.limit - others) // each))
+        granules = min(page_pool.mapped_set.count, max(1, (self.governor.limit - others) // each))
         return min(page_pool.page_count, granules * page_pool.geometry.blocks_per_granule - 1)
 
     # -- checks ------------------------------------------------------------------------------------------

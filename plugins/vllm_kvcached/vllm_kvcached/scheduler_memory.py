@@ -112,7 +112,7 @@ class SchedulerMemory:
             return False
         self.update(0, busy=False)
         self._activity.publish(self.queue.evictions, self._preemptions)
-        return self._governor.owes_memory
+        return self._governor.plan_gives_back
 
     def take_plan(self, preemptions: int) -> Plan | None:
         """Return the plan for the step just scheduled, if any; `preemptions` since the engine began."""
@@ -124,7 +124,7 @@ class SchedulerMemory:
         """Take note that the workers gave everything back by themselves: the engine sleeps, or slept."""
         released = self._desk.released()
         if released > self._governor.released:
-            self._governor.lost_all(released)
+            self._governor.note_cache_dropped(released)
 
     def _settle(self) -> None:
         self.queue.settle()
