@@ -1,8 +1,8 @@
 """The memory that a worker holds, as its slot shows it: created, released, mapped.
 
 A number that falls, or that follows a driver call, has one writer and is one aligned store, so it needs no
-lock. The stores are in such an order that whoever dies or reads between two of them sees too much held rather
-than too little, and mapped <= ready <= leased <= ceiling.
+lock. The stores are ordered: if a worker dies between two of them, or another process reads, the slot shows
+too much held rather than too little, and mapped <= ready <= leased <= ceiling.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Holdings:
             member.slot.engine_bell.ring()
 
     def give_back(self, bytes_never_ready: int, granules_released: int, granules_withdrawn: int) -> None:
-        """Lower what is held and promised; see Account.give_back."""
+        """Lower the bytes held and promised; see Account.give_back."""
         member, own = self._membership, self._own
         with member.mutex:
             released = (granules_released + granules_withdrawn) * own["granule_bytes"]
@@ -69,7 +69,7 @@ class Holdings:
                 member.add("create_failures", 1 if bytes_never_ready else 0)
                 self._time_reclaim()
             if bytes_never_ready:
-                member.slot.engine_bell.ring()  # no more of what was promised will come
+                member.slot.engine_bell.ring()  # the rest of the promise will not come
             ring_waiting(member.folder, member.slot.file, member.slot.index)
 
     def _time_reclaim(self) -> None:

@@ -18,9 +18,7 @@ def check(device: DeviceSnapshot) -> list[str]:
             wrong.append(f"I1: {device.ready_bytes} bytes are ready on {where} of {device.capacity_bytes}")
         most = device.capacity_bytes - device.headroom_bytes
         if device.leased_bytes > most:
-            wrong.append(
-                f"I1: {device.leased_bytes} bytes are leased on {where}, of which {most} can be leased"
-            )
+            wrong.append(f"I1: {device.leased_bytes} bytes are leased on {where}, where {most} can be leased")
         for owner in device.owners:
             wrong += _check_owner(owner) if owner.written else []
     floors = sum(owner.floor_applied for owner in device.owners)

@@ -1,4 +1,4 @@
-"""Leases: a worker asks the ledger for memory, and shows what it still wants.
+"""Leases: a worker asks the ledger for memory, and shows the demand that is left.
 
 Only a lease can promise too much, so only a lease takes the lock.
 """
@@ -141,9 +141,10 @@ class Leasing:
             self._note_demand(unmet_bytes, 0, coming=min(self._own["coming_bytes"], unmet_bytes))
 
     def _note_demand(self, unmet: int, now_ms: int, coming: int) -> None:
-        """Write the demand and the part that is coming.
+        """Write the demand and the part of it that is coming.
 
-        Of the two, the larger is never shown without the other: memory that is coming never looks refused.
+        The part is written before the demand rises and after it ends, so memory on its way never looks
+        refused.
         """
         member = self._membership
         if unmet and now_ms:

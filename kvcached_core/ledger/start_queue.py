@@ -115,8 +115,8 @@ class StartQueue:
         if private + floor > most:
             raise CapacityError(
                 f"this engine takes {format_size(private)} outside its KV cache and has a floor of "
-                f"{format_size(floor)}; {member.device.uuid} has {format_size(total)}, of which "
-                f"{format_size(member.headroom_bytes)} are headroom, {format_size(floors)} floors of other "
+                f"{format_size(floor)}; {member.device.uuid} has {format_size(total)}: "
+                f"{format_size(member.headroom_bytes)} headroom, {format_size(floors)} floors of other "
                 f"engines and {format_size(others)} their weights and activations. "
                 f"{format_size(max(0, most))} are left: lower a floor (kvctl floor), end an engine, use a "
                 f"smaller model, or correct the estimate (kvcached.start_size)"

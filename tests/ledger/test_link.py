@@ -72,9 +72,9 @@ def test_usage_that_is_published_is_written_into_the_remote_ledger(nodes: TwoNod
 
 
 def test_a_reclaim_from_a_remote_rank_lapses_by_its_own_clock(nodes: TwoNodes, clock: Clock) -> None:
-    seat = nodes.accounts[1]._slot
-    seat.set("target_bytes", 3 * GRANULE)
-    seat.set("asked_until_ms", int((nodes.clocks[1]() + 1) * 1000))
+    slot = nodes.accounts[1]._slot
+    slot.set("target_bytes", 3 * GRANULE)
+    slot.set("asked_until_ms", int((nodes.clocks[1]() + 1) * 1000))
     nodes.exchange()
     assert nodes.view.target_granules() == 3
     clock.now += 0.9

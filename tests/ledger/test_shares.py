@@ -105,6 +105,17 @@ def test_equal_shares_of_whole_granules_are_whole(owners: int, weight: int) -> N
     assert fill(5 * owners * granule, limits) == [5 * granule] * owners
 
 
+def test_the_worked_example_of_the_docstring_is_right() -> None:
+    a = Claim(0, 90, needed=30, wanted=90, floor=20, limit=100, weight=1)
+    b = Claim(1, 10, needed=60, wanted=70, floor=0, limit=100, weight=1, unmet=50)
+    of = shares([a, b], 100)
+    assert of == {0: Share(20, 30, 40), 1: Share(0, 60, 60)}
+    assert reclaims([a, b], of, 0, [0, 1]) == {0: Reclaim(give=50, must=0)}
+    c = Claim(2, 0, needed=40, wanted=40, floor=0, limit=100, weight=1)
+    of = shares([a, b, c], 100)
+    assert [share.need for share in of.values()] == [share.fair for share in of.values()] == [30, 35, 35]
+
+
 @each
 @given(claims(LARGE), LARGE)
 def test_floor_need_and_fair_are_those_of_the_plain_model(owners: list[Claim], unleased: int) -> None:

@@ -79,7 +79,7 @@ class Party:
         self.limit, self.floor, self.weight = self.limit_wanted, self.floor_wanted, self.weight_wanted
 
     def retake(self) -> None:
-        """Its seat was written again: what others had asked of it is not in the new one."""
+        """Its slot was written again, without the reclaims of others."""
         self.target = self.must = self.reclaim = self.reclaims = self.asked_until_ms = 0
 
 

@@ -1,4 +1,4 @@
-"""The layout of a ledger file: every field, its writer, and what becomes of it when the writer dies.
+"""The layout of a ledger file: every field, its writer, and its fate when the owner of the slot dies.
 
 A file is a header and slots of 8-byte little-endian words; a text is utf-8, padded with zeros. Header and
 slot grow only at their end, in a minor version, and the header states their sizes: so versions that differ
@@ -29,8 +29,11 @@ FIRST_CLAIM = 16  # claims of owners are random numbers from here on, new for ev
 
 
 class Field(NamedTuple):
-    """One field. `writer`: maker (of the file), owner (worker), engine (scheduler), tool (kvctl) or any;
-    `locked`: written only under the ledger's lock; `at_death`: what becomes of it when its owner dies."""
+    """One field.
+
+    `writer`: maker (of the file), owner (worker), engine (scheduler), tool (kvctl) or any. `locked`: written
+    only under the ledger's lock. `at_death`: how others treat the field once the owner of its slot has died.
+    """
 
     name: str
     writer: str
