@@ -1,7 +1,8 @@
-"""Measure and check on one GPU, step by step, what the docs say of GPUs: `python -m benchmarks.gpu_suite`.
+"""Run every GPU benchmark, one after the other: `python -m benchmarks.gpu_suite`.
 
-Each step is a benchmark of its own, in a process group of its own, with a time limit. A step that fails or is
-late does not stop the others. Results, named as in benchmarks/results, and logs lie in the folder of `--out`.
+Each step is a benchmark in a process group of its own, with a time limit. A step that fails or exceeds its
+limit does not stop the others. The folder of `--out` gets the results, named as in benchmarks/results, and
+the logs.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 ENGINES = ("vllm", "sglang")
-KILL_SECONDS = 30.0  # a benchmark that is told to end has so long to end its engines
+KILL_SECONDS = 30.0  # time for an interrupted benchmark to end its engines
 
 
 class Step(NamedTuple):
     """A benchmark: which engine's packages it needs, its time limit, its module and options.
 
-    `logs`: it keeps its engines' logs in a folder. `headroom`: it can leave a part of a large GPU alone.
+    `logs`: it has the option --logs. `headroom`: it has the option --headroom, for large GPUs.
     """
 
     engine: str
@@ -36,7 +37,7 @@ class Step(NamedTuple):
     headroom: bool = False
 
 
-# In an order in which what a change of the driver may break comes first.
+# Steps that a change of the driver may break come first.
 STEPS = {
     "driver": Step("vllm", 120, "pytest", "-q -p no:cacheprovider tests/core/test_driver_cuda.py",
                    logs=False),
@@ -62,7 +63,7 @@ STEPS = {
 
 
 class Settings(NamedTuple):
-    """Where each engine's Python and packages are, and where results go."""
+    """Each engine's Python and folder of packages, and the folder for results."""
 
     out: Path
     pythons: dict[str, str]
@@ -71,7 +72,7 @@ class Settings(NamedTuple):
 
 
 def command(name: str, settings: Settings) -> list[str]:
-    """Return what runs a step."""
+    """Return the command line of a step."""
     step = STEPS[name]
     words = [settings.pythons[step.engine], "-m", step.module, *step.options.split()]
     if name != "driver":
@@ -98,7 +99,7 @@ def environment(name: str, settings: Settings) -> dict[str, str]:
 
 
 def run(words: Sequence[str], environ: dict[str, str], log: Path, seconds: float) -> int | None:
-    """Run a command; returns its exit status, or None if it was late. None of its group is left."""
+    """Run a command; return its exit status, or None if it exceeded `seconds`. Its process group is gone."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(words, env=environ, stdin=subprocess.DEVNULL, stdout=output,
@@ -112,7 +113,7 @@ def run(words: Sequence[str], environ: dict[str, str], log: Path, seconds: float
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, as Ctrl-C does, and then kill what is left of its group."""
+    """Interrupt a process as Ctrl-C does, then kill the rest of its group."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -123,7 +124,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def run_all(names: Sequence[str], settings: Settings) -> list[str]:
-    """Run the steps, saying what comes of each; returns those that failed."""
+    """Run the steps and print the outcome of each; return the steps that failed."""
     failed = []
     for number, name in enumerate(names, 1):
         log, limit = settings.out / "logs" / f"{name}.log", STEPS[name].seconds
@@ -143,14 +144,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.gpu_suite", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("build/gpu-suite"), help="folder of results and logs"
+        "--out", type=Path, default=Path("build/gpu-suite"), help="folder for results and logs"
     )
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP",
                         help=f"default, in this order: {' '.join(STEPS)}")  # fmt: skip
     for engine in ENGINES:
         parser.add_argument(f"--{engine}-python", default=sys.executable, metavar="PYTHON")
-        parser.add_argument(f"--{engine}-site", type=Path, help="a folder of packages for it alone")
-    parser.add_argument("--headroom", help="for steps that need not all of the GPU, as 56GiB")
+        parser.add_argument(f"--{engine}-site", type=Path, help="folder of packages for this engine alone")
+    parser.add_argument("--headroom", help="for steps that need only a part of the GPU, as 56GiB")
     parser.add_argument("--print", action="store_true", help="print the commands instead of running them")
     options = parser.parse_args(arguments)
     given = vars(options)

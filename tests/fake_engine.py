@@ -39,7 +39,7 @@ class FakeEngine:
             block_count=count, stride_bytes=GRANULE,
         )  # fmt: skip
         self.running = self.cached = self.held = self.released = self._idle_since_ms = 0
-        self.desk = SchedulerView.find(runtime, name, 1)
+        self.view = SchedulerView.find(runtime, name, 1)
         self.turn()
 
     def turn(self) -> None:
@@ -47,7 +47,7 @@ class FakeEngine:
         self.account.acknowledge()
         most = self.account.limit_bytes // GRANULE
         used = min(most, max(1, self.running * HELD_BY_REQUEST))
-        if target := self.desk.target_granules():
+        if target := self.view.target_granules():
             most = max(used, min(most, target))  # what requests hold is not taken from them
         self._most = most
         self.cached = min(self.cached, most - used)
@@ -69,7 +69,7 @@ class FakeEngine:
     def publish(self, used: int, wanted: int) -> None:
         """Write what a scheduler would."""
         used_now = min(self.held, used)
-        self.desk.publish(
+        self.view.publish(
             EngineUsage(
                 used_blocks=used_now, cached_blocks=min(self.cached, self.held - used_now), stranded_blocks=0,
                 wanted_granules=wanted, enough_granules=wanted, needed_granules=used,
@@ -78,7 +78,7 @@ class FakeEngine:
         )  # fmt: skip
         busy = self.running > 0
         self._idle_since_ms = 0 if busy else self._idle_since_ms or time.monotonic_ns() // 1_000_000
-        self.desk.count(0, 0, busy, self._idle_since_ms)
+        self.view.count(0, 0, busy, self._idle_since_ms)
 
     async def run(self) -> None:
         """Take turns until cancelled."""

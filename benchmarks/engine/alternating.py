@@ -42,8 +42,8 @@ from devkit.statistics import pairwise
 from kvcached_core.ledger import OwnerSnapshot, Runtime
 
 START_SECONDS, ROUND_SECONDS, REST_SECONDS = 300.0, 240.0, 30.0
-# Before a round that grows: idle memory is gone by then. The other rests as long, for a device that was idle
-# begins slowly, whoever uses it.
+# Before a growing round: idle memory is unmapped by then. Stock pauses as long, because after a pause the
+# device is slow at first for either engine.
 PAUSE_SECONDS = 6.0
 PHASES = ("growing", "full", "steady", "prefill", "decode")
 FILLS = 2  # rounds after which the cache is full
@@ -53,7 +53,7 @@ HOST_TOKEN_BYTES = 4096  # of the tiny model
 
 
 class Shape(NamedTuple):
-    """A round: so many prompts of so many tokens, and so many generated for each."""
+    """A round: the number of prompts, the tokens of each, and the tokens generated for each."""
 
     requests: int
     prompt: int
@@ -62,7 +62,7 @@ class Shape(NamedTuple):
 
 @dataclass
 class Found:
-    """Raw samples, by what and of which engine."""
+    """Raw samples by measurement and engine, and profiles."""
 
     samples: dict[str, list[float]] = field(default_factory=dict)
     profiles: dict[str, Any] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Contender:
         self, engine: Engine, seeds: Iterable[int], owner: Callable[[], OwnerSnapshot] | None,
         halves: Sequence[frozenset[int]] | None = None,
     ) -> None:  # fmt: skip
-        """`owner` says what the ledger shows of an elastic engine; `halves` are CPUs to work and idle on."""
+        """`owner` returns an elastic engine's ledger entry; `halves` are the CPUs to run and to idle on."""
         self.name = engine.name
         self._engine = engine
         self._seeds = iter(seeds)
@@ -87,12 +87,12 @@ class Contender:
         self.owner = owner
 
     def place(self, works: bool) -> None:
-        """Move to the CPUs of whoever works, or to the others."""
+        """Move the engine to the CPUs of the running engine, or to those of the idle one."""
         if self._halves:
             cpus.place(self._engine.group, self._halves[0 if works else 1])
 
     def round(self, shape: Shape) -> float:
-        """Return the tokens it generated in a second. Raises RuntimeError if a request failed."""
+        """Return the generated tokens per second of a round. Raises RuntimeError if a request failed."""
         asked = self._engine.burst(shape.requests, shape.prompt, shape.generate, next(self._seeds))
         answer = self._engine.result(asked, ROUND_SECONDS)
         if answer["failed"]:
@@ -100,12 +100,14 @@ class Contender:
         return float(answer["tokens"] / (answer["ended"] - answer["started"]))
 
     def flush(self) -> None:
-        """Forget the prefix cache. Raises TimeoutError."""
+        """Drop the prefix cache. Raises TimeoutError."""
         self._until(lambda: bool(self._engine.result(self._engine.ask("flush"), REST_SECONDS)["done"]))
 
     def rest(self, seconds: float) -> float:
-        """Forget the prefix cache, and wait until an elastic engine has its null granule alone; `seconds` at
-        least. Returns how long it took."""
+        """Drop the prefix cache; wait at least `seconds`, and until an elastic engine holds one granule.
+
+        Returns the seconds that took.
+        """
         began = time.monotonic()
         self.flush()
         if owner := self.owner:
@@ -114,7 +116,7 @@ class Contender:
         return time.monotonic() - began
 
     def profiled(self, shape: Shape) -> dict[str, Any]:
-        """Return what the device did in a round; see benchmarks.lib.profiles."""
+        """Return a summary of the kernels of a round; see benchmarks.lib.profiles."""
         self._engine.result(self._engine.ask("profile"), REST_SECONDS)
         self.round(shape)
         profile: dict[str, Any] = self._engine.result(self._engine.ask("profiled"), ROUND_SECONDS)["profile"]
@@ -125,7 +127,7 @@ class Contender:
 
 
 class Play:
-    """The phases, all contenders in turn in each."""
+    """The phases; in each the contenders run alternately."""
 
     def __init__(
         self, contenders: list[Contender], shape: Shape, rounds: int, found: Found,
@@ -143,7 +145,7 @@ class Play:
         """Play the phases."""
         shape = self._shape
         for contender in self._in_turn(self._contenders):
-            contender.round(shape)  # what is compiled late
+            contender.round(shape)  # warm up
             self._rest(contender)
         self._phase("growing", shape, self._rest, Contender.flush)
         if "full" in self._phases:
@@ -162,7 +164,7 @@ class Play:
         if name not in self._phases:
             return
         for turn in range(self._rounds):
-            order = self._contenders[:: -1 if turn % 2 else 1]  # nobody is always second
+            order = self._contenders[:: -1 if turn % 2 else 1]  # neither engine always runs second
             for contender in self._in_turn(order):
                 if before:
                     before(contender)
@@ -176,7 +178,7 @@ class Play:
         print(f"{name}: {self._shown(name)}", flush=True)
 
     def _in_turn(self, order: Iterable[Contender]) -> Iterator[Contender]:
-        """Yield one after the other, each on the CPUs of whoever works."""
+        """Yield each contender in turn, after moving it to the CPUs of the running engine."""
         for contender in order:
             for one in self._contenders:
                 one.place(one is contender)
@@ -197,7 +199,7 @@ class Play:
                 before(contender)
                 try:
                     profile = contender.profiled(self._shape)
-                except (TimeoutError, EngineDiedError) as error:  # what was measured before is worth keeping
+                except (TimeoutError, EngineDiedError) as error:  # keep the measurements so far
                     profile = {"error": str(error)}
                 self._found.profiles[f"{name}_{contender.name}"] = profile
                 self._save()
@@ -216,7 +218,7 @@ def compared(name: str, rates: list[float], stock: list[float]) -> str:
 
 
 def contestants(options: argparse.Namespace, scale: Scale) -> list[Engine]:
-    """Start a stock and an elastic engine, the KV cache of either bounded alike."""
+    """Start a stock and an elastic engine with the same bound on their KV caches."""
     size_bytes = HOST_BUDGET * scale.gib if scale.on_host else int(options.kv_gib * scale.gib)
     settings = {"headroom": "16MiB", "host_capacity": str(2 * size_bytes)} if scale.on_host else {}
     settings |= options_of.settings(options)
@@ -228,7 +230,9 @@ def contestants(options: argparse.Namespace, scale: Scale) -> list[Engine]:
         stock: dict[str, Any] = {"max_total_tokens": tokens}
     else:
         arguments = {"kv_cache_memory_bytes": size_bytes}
-        stock = {} if scale.on_host else {"gpu_memory_utilization": 0.4}  # asserted, and not what sizes it
+        stock = (
+            {} if scale.on_host else {"gpu_memory_utilization": 0.4}
+        )  # vLLM checks it, but kv_cache_memory_bytes decides
     started = []
     for core, (backend, more) in enumerate((("stock", stock), ("kvcached", {}))):
         own = replace(scale, arguments={**scale.arguments, **arguments, **more})

@@ -24,11 +24,11 @@ from benchmarks.lib import options as options_of
 from benchmarks.lib import vllm_engine
 from benchmarks.lib.record import write
 
-Answer = list[tuple[int, float]]  # token, and how far the second best candidate is behind
+Answer = list[tuple[int, float]]  # each token, and its lead over the second best candidate
 
 
 def rounds_of_prompts(options: argparse.Namespace) -> Iterator[list[list[int]]]:
-    """Yield the prompts of each round; later ones share prefixes with earlier ones, some of them evicted."""
+    """Yield the prompts of each round. Later prompts share prefixes with earlier ones, partly evicted."""
     for number in range(options.rounds):
         (shared,) = _ids(1, 256, 1000 + number % 3)
         yield [shared + own for own in _ids(options.requests, 300, 2000 + number)]

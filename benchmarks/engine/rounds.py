@@ -51,7 +51,7 @@ class Rounds(ABC):
 
     @abstractmethod
     def generate(self, prompts: list[list[int]], tokens: int) -> int:
-        """Answer all prompts with so many tokens each; return how many came."""
+        """Generate `tokens` tokens for each prompt; return how many tokens were generated."""
 
     @abstractmethod
     def flush(self) -> None:
@@ -62,7 +62,7 @@ class Rounds(ABC):
         """Return the free memory of each rank's device."""
 
     def round(self, count: int | None = None) -> float:
-        """Return the tokens generated in a second by one round of new prompts."""
+        """Return the generated tokens per second of one round of new prompts."""
         options = self.options
         self._seed += 1
         drawn = vllm_engine.prompts(count or options.requests, options.prompt, self._seed)
@@ -72,18 +72,18 @@ class Rounds(ABC):
         return tokens / (time.perf_counter() - started)
 
     def look(self, name: str) -> None:
-        """Note the free memory of each device: the first under this name, others with `_rankN` behind it."""
+        """Record the free memory of each device: the first under `name`, others under `name_rankN`."""
         for rank, size_bytes in enumerate(self.free_bytes()):
             self.seen.setdefault(f"{name}_rank{rank}" if rank else name, []).append(size_bytes)
 
     def settle(self, name: str) -> None:
-        """Forget the prefix cache, leave the engine alone for a while, and note the free memory."""
+        """Drop the prefix cache, leave the engine idle for a while, and record the free memory."""
         self.flush()
         time.sleep(SETTLE_SECONDS)
         self.look(name)
 
     def steady(self) -> list[float]:
-        """Return rounds with memory that is already there: it was used a moment ago, and is clean."""
+        """Return rates of rounds on memory that is mapped already and holds no cache."""
         rates = []
         for _ in range(self.options.steady):
             self.flush()
@@ -91,9 +91,9 @@ class Rounds(ABC):
         return rates
 
     def run(self) -> None:
-        """Run every phase, and write what was seen as JSON."""
+        """Run every phase, and write the measurements as JSON."""
         options, seen = self.options, self.seen
-        self.round(16)  # what is compiled late is compiled now
+        self.round(16)  # warm up
         self.settle("free_idle_bytes")
         seen["growing"] = []
         for _ in range(options.growing):

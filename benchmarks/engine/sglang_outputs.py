@@ -1,6 +1,6 @@
-"""What SGLang answers to the prompts of benchmarks.engine.outputs.
+"""Answer the prompts of benchmarks.engine.outputs with SGLang.
 
-SGLang cannot draw weights in place: a checkpoint of an eighth of the layers is written first, once.
+SGLang cannot draw random weights in place: a checkpoint with an eighth of the layers is written first, once.
 """
 
 from __future__ import annotations

@@ -31,10 +31,10 @@ PROBES, PROBE_TOKENS = 6, 48
 
 
 class Party(Protocol):
-    """An engine, as far as a round asks it."""
+    """The operations of an engine that a round uses."""
 
     def answers(self, salt: str) -> list[list[int]]:
-        """Answer the same prompts as ever, and nothing of it from the cache."""
+        """Answer the same prompts each time, without the prefix cache."""
 
     def fill(self) -> None:
         """Fill the device with its cache."""
@@ -46,12 +46,12 @@ class Party(Protocol):
         """Wake; return the seconds."""
 
     def owner(self) -> OwnerSnapshot:
-        """Return what the ledger shows of it."""
+        """Return the engine's entry in the ledger."""
 
 
 @dataclass
 class Found:
-    """What rounds have found: raw samples, and how many rounds each check did not hold in."""
+    """Raw samples of all rounds, and the number of rounds in which each check failed."""
 
     samples: dict[str, list[float]] = field(default_factory=dict)
     broken: dict[str, int] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class Played:
     def answers(self, salt: str) -> list[list[int]]:
         """See Party."""
         answers = []
-        for seed in range(PROBES):  # one after the other: bf16 depends on what else is in a batch
+        for seed in range(PROBES):  # one by one: bf16 results depend on the other requests of a batch
             asked = self._engine.burst(1, 200, PROBE_TOKENS, 10_000 + seed, salt=salt, keeps=True)
             answers += self._end(asked)["outputs"]
         return answers
@@ -131,7 +131,7 @@ class Played:
 def run(
     scale: Scale, logs: Path, runtime: Runtime, rounds: int, found: Found, headroom: str | None = None
 ) -> None:
-    """Start both engines, play, and end them; `headroom` is what they leave of a GPU."""
+    """Start both engines, play, and end them; `headroom` is GPU memory that they leave unused."""
     if scale.on_host:
         settings = {"headroom": "16MiB", "host_capacity": str(27 * scale.gib)}
     else:

@@ -37,7 +37,7 @@ def measure(engine: str, backend: str, out: Path, more: list[str], log: Path) ->
 
 
 def collect(seen: list[tuple[str, dict[str, Any]]]) -> dict[str, list[float]]:
-    """Return samples by name: what and which backend."""
+    """Return samples by measurement and backend."""
     samples: dict[str, list[float]] = {}
     for backend, run in seen:
         memory = [name for name in run if name.startswith(MEMORY)]

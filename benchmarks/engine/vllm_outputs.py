@@ -1,4 +1,4 @@
-"""What vLLM answers to the prompts of benchmarks.engine.outputs."""
+"""Answer the prompts of benchmarks.engine.outputs with vLLM."""
 
 from __future__ import annotations
 

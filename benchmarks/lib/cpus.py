@@ -1,4 +1,4 @@
-"""CPUs for two engines of which one works: an idle one that spins is kept from the other's cores."""
+"""Divide the CPUs between a running and an idle engine, so that an idle engine that spins slows no other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def halves(topology: Path = TOPOLOGY) -> tuple[frozenset[int], frozenset[int]] | None:
-    """Return our CPUs in two parts, the threads of a core in the same one; None if there is one core only."""
+    """Return our CPUs in two halves, never dividing a core's threads; None if there is only one core."""
     cores: dict[str, set[int]] = {}
     for cpu in sorted(os.sched_getaffinity(0)):
         cores.setdefault(_core(topology, cpu), set()).add(cpu)
@@ -27,7 +27,7 @@ def halves(topology: Path = TOPOLOGY) -> tuple[frozenset[int], frozenset[int]] |
 
 
 def _core(topology: Path, cpu: int) -> str:
-    """Return what the threads of a core have in common; where the system does not say, each CPU is one."""
+    """Return the list of a core's threads, or the CPU itself where the system has no such list."""
     try:
         return (topology / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
     except OSError:
@@ -35,7 +35,7 @@ def _core(topology: Path, cpu: int) -> str:
 
 
 def place(group: int, cpus: Iterable[int]) -> None:
-    """Let all threads of a process group, and those they start, run on these CPUs alone."""
+    """Bind all threads of a process group, and the threads they start later, to these CPUs."""
     chosen = set(cpus)
     for pid in living(group):
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):

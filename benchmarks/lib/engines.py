@@ -1,4 +1,4 @@
-"""Engines as child processes: started at once, asked at the same time, killed; every wait has a bound."""
+"""Engines as child processes: all start at once, answer at the same time, and every wait has a bound."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kvcached_core.units import GIB, MIB
 KILL_SECONDS = 30.0
 FILL_UNITS = 8
 CHILDREN = {"vllm": "vllm_child", "sglang": "sglang_child"}
-_LOOK_SECONDS = 0.2  # how often a wait looks whether the process lives
+_LOOK_SECONDS = 0.2  # interval at which a wait checks that the process lives
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Scale:
     vocabulary: int
     prompt: int  # tokens of a usual request
     generate: int
-    private_bytes: int  # what an engine takes outside its KV cache, roughly
+    private_bytes: int  # an engine's memory outside its KV cache, roughly
     arguments: dict[str, Any] = field(default_factory=dict)  # of the engine
     options: dict[str, str] = field(default_factory=dict)  # of kvcached
 
@@ -76,17 +76,17 @@ def has_gpu() -> bool:
 
 
 class EngineDiedError(RuntimeError):
-    """A child ended, or was ended, before it had answered."""
+    """A child process ended, or was killed, before its answer."""
 
 
 class Engine:
-    """A child process that serves; made at once, ready later."""
+    """A child process that serves; it starts at once and is ready later."""
 
     def __init__(self, name: str, scale: Scale, logs: Path, options: Mapping[str, str] | None = None,
                  core: int | None = None, ranks: int = 1, backend: str = "kvcached", engine: str = "vllm",
                  environ: Mapping[str, str] | None = None) -> None:  # fmt: skip
-        """`options` are settings of kvcached; `core` is where an engine on the CPU computes, its first rank
-        if there are several; `environ` is added to ours."""
+        """`options` are kvcached settings; `core` is the CPU of the first rank of an engine on the CPU;
+        `environ` is added to our environment."""
         self.name = name
         self.log = logs / f"{name}.log"
         self.started = time.monotonic()
@@ -122,13 +122,13 @@ class Engine:
 
     @property
     def status(self) -> int | None:
-        """How it ended, as subprocess says; None while it lives."""
+        """The exit status as subprocess gives it; None while the process lives."""
         status: int | None = self._process.poll()
         return status
 
     @property
     def group(self) -> int:
-        """The process group of it and all that it started."""
+        """The process group of the engine."""
         return int(self._process.pid)
 
     def wait_ready(self, seconds: float) -> float:
@@ -138,7 +138,7 @@ class Engine:
         return self.start_seconds
 
     def ask(self, do: str, **what: Any) -> Future[dict[str, Any]]:
-        """Send a command; returns what its answer will be in."""
+        """Send a command; return the future of its answer."""
         asked: Future[dict[str, Any]] = Future()
         with self._lock:
             number = next(self._ids)
@@ -158,16 +158,16 @@ class Engine:
         )
 
     def requests_in(self, size_bytes: int, tokens: int, owner: OwnerSnapshot) -> int:
-        """Return how many requests of so many tokens take about so much of the KV cache that `owner` has."""
+        """Return how many requests of `tokens` tokens take about `size_bytes` of the owner's KV cache."""
         blocks = math.ceil(tokens / int(self.info["block_tokens"]))
         return max(1, round(size_bytes / (blocks * block_bytes(owner))))
 
     def tokens_in(self, size_bytes: int, owner: OwnerSnapshot) -> int:
-        """Return how many tokens of one request so much KV cache holds."""
+        """Return how many tokens of one request fit into `size_bytes` of KV cache."""
         return size_bytes // block_bytes(owner) * int(self.info["block_tokens"])
 
     def result(self, asked: Future[dict[str, Any]], seconds: float) -> dict[str, Any]:
-        """Wait for an answer, so long at most. Raises EngineDiedError, TimeoutError."""
+        """Wait up to `seconds` for an answer. Raises EngineDiedError, TimeoutError."""
         give_up_at = time.monotonic() + seconds
         while True:
             with contextlib.suppress(TimeoutError):
@@ -178,12 +178,12 @@ class Engine:
                 raise TimeoutError(f"engine {self.name} has not answered within {seconds:.0f} s")
 
     def send_kill(self) -> None:
-        """Send SIGKILL to it and its engine core; they are gone a moment later."""
+        """Send SIGKILL to its process group; the processes are gone a moment later."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def kill(self) -> None:
-        """End it and all that belongs to it, with what it has in shared memory; may be repeated."""
+        """Kill its process group and remove its shared memory; may be repeated."""
         kill_group(self._process.pid)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(KILL_SECONDS)
@@ -212,7 +212,7 @@ def _places(core: int | None, ranks: int) -> dict[str, str]:
 
 
 def owner_of(name: str, runtime: Runtime) -> OwnerSnapshot:
-    """Return what the ledger shows of an engine of one rank. Raises StopIteration if nothing."""
+    """Return the ledger's entry of an engine of one rank. Raises StopIteration without one."""
     owners = (owner for device in snapshot(runtime) for owner in device.owners if owner.live)
     return next(owner for owner in owners if owner.name == name)
 
@@ -230,18 +230,18 @@ def free_of(runtime: Runtime, on_host: bool) -> Callable[[], int]:
 
 
 def block_bytes(owner: OwnerSnapshot) -> int:
-    """Return what a block takes, in all segments."""
+    """Return the bytes of a block, in all segments."""
     return owner.stride_bytes * (owner.granule_bytes // owner.page_bytes)
 
 
 def content_bytes(owner: OwnerSnapshot) -> int:
-    """Return what requests hold and what is cached; not what is ready and empty."""
+    """Return the bytes of blocks that requests use or that are cached."""
     return owner.used_bytes + owner.cached_bytes
 
 
 def fill(engine: Engine, owner: Callable[[], OwnerSnapshot], scale: Scale, seeds: Iterator[int],
          seconds: float) -> int:  # fmt: skip
-    """Send new prompts until content grows no more, so that what is cached is evicted; return its bytes.
+    """Send new prompts until the cache grows no more and evicts; return the bytes of its content.
 
     Raises TimeoutError, EngineDiedError.
     """

@@ -1,4 +1,4 @@
-"""Watching a ledger from outside: what every engine holds over time, and single words as fast as can be."""
+"""Watch a ledger from outside: each engine's bytes over time, and single words every 0.2 ms."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Moment(NamedTuple):
 
     at: float
     seen: dict[str, Seen]
-    free: int = 0  # bytes, where somebody looks
+    free: int = 0  # bytes; 0 without a `look`
 
     def of(self, name: str) -> Seen:
         return self.seen.get(name, NOTHING)
@@ -55,10 +55,10 @@ def owner_named(runtime: Runtime, name: str) -> OwnerSnapshot:
 
 
 class Watch:
-    """A thread that samples, and notes of what happened meanwhile."""
+    """A thread that samples the ledger, and a list of events."""
 
     def __init__(self, runtime: Runtime, look: Callable[[list[DeviceSnapshot]], int] | None = None) -> None:
-        """`look` is called for every moment; it returns the bytes that are free."""
+        """`look` is called for every sample and returns the free bytes."""
         self._look = look or (lambda devices: 0)
         self.started = time.monotonic()
         self.moments: list[Moment] = []
@@ -102,7 +102,7 @@ class Watch:
         return samples
 
     def stop(self) -> None:
-        """Sample no more."""
+        """Stop sampling."""
         self._over.set()
         self._thread.join()
 
@@ -128,17 +128,17 @@ class Word(NamedTuple):
 
 
 class Traced(NamedTuple):
-    """What was read: (seconds of the monotonic clock, value of each word), wherever any changed."""
+    """Readings, one for each change: (seconds of the monotonic clock, value of each word)."""
 
     rows: list[tuple[float, list[int]]]
     widest_gap_seconds: float  # between two readings
 
 
 class Trace:
-    """A process that reads words of a ledger all the time: it shares no interpreter with what it times."""
+    """A process that reads words of a ledger all the time, beside the measured process."""
 
     def __init__(self, file: LedgerFile, words: Sequence[Word]) -> None:
-        """Start it; it reads between begin() and end()."""
+        """Start the process; it reads between begin() and end()."""
         places = [str(file.at(word.slot, word.name)) for word in words]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.lib.ledger_watch", str(file.path), *places],
@@ -146,12 +146,12 @@ class Trace:
         )  # fmt: skip
 
     def begin(self) -> None:
-        """Return when it reads."""
+        """Return once the process reads."""
         self._say()
         self._hear()
 
     def end(self) -> Traced:
-        """Read no more; return what there was."""
+        """Stop reading; return the readings."""
         self._say()
         rows, gap = json.loads(self._hear())
         return Traced([(at, values) for at, values in rows], gap)
@@ -175,7 +175,7 @@ class Trace:
 
 
 def read_words(words: Sequence[int], at: Sequence[int], is_over: Callable[[float], bool]) -> Traced:
-    """Read the words at these places, at once and until it `is_over`, which waits so many seconds."""
+    """Read the words at the indices `at` until `is_over`, which waits the given seconds, returns True."""
     rows: list[tuple[float, list[int]]] = []
     before, read_at, gap = [-1], time.monotonic(), 0.0
     while True:
@@ -190,7 +190,7 @@ def read_words(words: Sequence[int], at: Sequence[int], is_over: Callable[[float
 
 
 def main() -> None:
-    """Be the process of a Trace: a line begins, a line ends, and the answer is a line of JSON."""
+    """Run as the process of a Trace: one line of input begins, the next ends; the answer is JSON."""
     words, at = LedgerFile(Path(sys.argv[1])).words, [int(place) for place in sys.argv[2:]]
 
     while os.read(0, 1):

@@ -1,4 +1,4 @@
-"""An open-loop load: requests leave at their own times, however many are still unanswered."""
+"""Send an open-loop load: each request leaves at its own time, also while earlier ones are unanswered."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TIMEOUT_SECONDS = 300.0
 
 
 class Arrival(NamedTuple):
-    """One request: when it leaves, to which engine, in which burst, and what it asks."""
+    """One request: its time, engine, burst, prompt and number of tokens."""
 
     at_seconds: float
     engine: str
@@ -27,7 +27,7 @@ class Arrival(NamedTuple):
 
 
 class Served(NamedTuple):
-    """What came of an arrival. Times in seconds since it was due; `error` is empty if it succeeded."""
+    """The outcome of an arrival. Times in seconds since it was due; `error` is empty on success."""
 
     engine: str
     burst: str
@@ -37,7 +37,7 @@ class Served(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """A burst: so many requests with random gaps over so many seconds, each of so many tokens."""
+    """A burst: requests at random moments within some seconds, and the tokens of each."""
 
     requests: int
     seconds: float
@@ -61,7 +61,7 @@ def burst(engine: str, name: str, begin_seconds: float, shape: Shape, source: ra
 
 
 async def play(urls: Mapping[str, str], model: str, arrivals: Sequence[Arrival]) -> list[Served]:
-    """Send every request when it is due, and return what came of each, in the order of the arrivals."""
+    """Send every request when it is due; return their outcomes in the order of the arrivals."""
     limits = httpx.Limits(max_connections=None)
     clients = {
         name: httpx.AsyncClient(base_url=url, timeout=TIMEOUT_SECONDS, limits=limits)
@@ -107,5 +107,5 @@ async def _ask(client: httpx.AsyncClient, model: str, arrival: Arrival, due: flo
 
 
 def failures(served: Iterable[Served]) -> list[str]:
-    """Return what went wrong, a sentence for each request that failed."""
+    """Return a sentence for each request that failed."""
     return [f"{each.burst}: {each.error}" for each in served if each.error]

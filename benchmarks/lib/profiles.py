@@ -1,4 +1,4 @@
-"""What a device did, from a trace of PyTorch's profiler: kernels by name, and how long it was busy."""
+"""Summarise a trace of PyTorch's profiler: kernels by name, and how long the device was busy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 NAME = "kvcached.trace.json"  # of a trace that is written for us
 KINDS = ("kernel", "gpu_memcpy", "gpu_memset")
-KEPT = 30  # kernels, those that took longest
+KEPT = 30  # the kernels with the longest total time
 _NAME_LENGTH = 120
 _SHORT_GAP = 500.0  # us
 

@@ -1,4 +1,4 @@
-"""benchmarks.lib.vllm_child with SGLang: bursts come one after the other."""
+"""The child process of benchmarks.lib.vllm_child with SGLang; bursts run one after the other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOST_TOKENS = 1 << 16
 
 
 class Child:
-    """Does what lines of JSON ask for, each at its turn."""
+    """Obeys lines of JSON, one after the other."""
 
     def __init__(self, engine: Any, vocabulary: int, answers: TextIO) -> None:
         self._engine = engine
@@ -43,12 +43,12 @@ class Child:
                   "started": started, "ended": time.monotonic()})  # fmt: skip
 
     def do_flush(self, id: int) -> None:
-        """Forget the prefix cache."""
+        """Drop the prefix cache."""
         sglang_engine.flush(self._engine)
         self.say({"id": id, "done": True})
 
     def do_profile(self, id: int) -> None:
-        """From now on record what the device does."""
+        """Start recording the device's kernels."""
         self._traces = Path(tempfile.mkdtemp(prefix="kvcached-trace-"))
         self._engine.start_profile(
             output_dir=str(self._traces),
@@ -59,13 +59,13 @@ class Child:
         self.say({"id": id})
 
     def do_profiled(self, id: int) -> None:
-        """Return what the first rank's device did since."""
+        """Return a summary of the kernels of the first rank's device since do_profile."""
         self._engine.stop_profile()
         self.say({"id": id, "profile": profiles.summary(profiles.read(self._traces))})
         shutil.rmtree(self._traces)
 
     def do_check(self, id: int) -> None:
-        """Answer: a rank that had a plan out of order would have ended, and the engine with it."""
+        """Answer. A rank that finds a plan out of order ends its engine, so an answer means success."""
         self.say({"id": id})
 
     def say(self, answer: dict[str, Any]) -> None:
@@ -79,11 +79,11 @@ def main() -> None:
     options = arguments(__doc__)
     more = {"load_format": "dummy", "page_size": PAGE_TOKENS} | options.arguments
     if options.backend == "stock" and not sglang_engine.on_gpu():
-        more["max_total_tokens"] = HOST_TOKENS  # stock takes most of the machine otherwise
+        more["max_total_tokens"] = HOST_TOKENS  # otherwise stock takes most of the machine's memory
     engine = sglang_engine.engine(
         options.backend, options.model, None, options.options, RUNNING, ranks=options.ranks, **more
     )
-    engine.freeze_gc()  # else a collection of all that was imported falls into some round
+    engine.freeze_gc()  # otherwise a collection of all imported modules falls into some round
     with os.fdopen(options.answers, "w") as answers:
         child = Child(engine, options.vocabulary, answers)
         length = engine.server_args.context_length

@@ -1,4 +1,4 @@
-"""What the SGLang benchmarks share: an engine, its answers, and the device's free memory."""
+"""Start SGLang for a benchmark, generate answers, and read the device's free memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FLUSH_SECONDS = 10.0
 
 
 def on_gpu() -> bool:
-    """Say whether there is a GPU; looked at without making a context on it."""
+    """Return whether there is a GPU, without making a context on it."""
     return Path("/dev/nvidiactl").exists()
 
 
@@ -38,7 +38,7 @@ def engine(backend: str, model: Path, kv_bytes: int | None, settings: dict[str, 
         "log_level": "info",
     }
     if on_gpu():
-        # What is the same on every machine: Triton's attention, PyTorch's sampling.
+        # Available on every machine: Triton's attention, PyTorch's sampling.
         arguments |= {"attention_backend": "triton", "sampling_backend": "pytorch"}
         arguments |= {"mem_fraction_static": 0.85}
     else:

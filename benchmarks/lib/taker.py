@@ -1,4 +1,4 @@
-"""An owner without an engine: an elastic pool that wants memory, gets it from others, and gives it back."""
+"""An owner without an engine: an elastic pool that takes memory from other owners and gives it back."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ POLL_SECONDS = 0.001
 
 
 class Taker:
-    """A pool of `granules` of a page each and one more, which it never gives back."""
+    """A pool of `granules` granules of one page, and one more that it never gives back."""
 
     def __init__(
         self, runtime: Runtime, driver: Driver, headroom_bytes: int, page_bytes: int, per_granule: int,
         granules: int,
     ) -> None:  # fmt: skip
-        """Enter the ledger and take the one granule; `per_granule` blocks are in each. Raises CapacityError
-        if there is none."""
+        """Enter the ledger and take the one granule; each granule has `per_granule` blocks.
+
+        Raises CapacityError if there is no room.
+        """
         self.granules = granules
         self.page_bytes = page_bytes
         instance, count = f"{NAME}-{os.getpid()}", granules + 1
@@ -41,7 +43,7 @@ class Taker:
         )  # fmt: skip
         geometry = Geometry(page_bytes, stride, (0,), count * per_granule, per_granule, count)
         self._pool = ElasticPool(driver, geometry, self.account)
-        self._desk = SchedulerView.find(runtime, instance, 1)
+        self._view = SchedulerView.find(runtime, instance, 1)
         self._released = self._sequence = 0
         self._mapped: tuple[int, ...] = ()
         self._publish(1)
@@ -49,11 +51,11 @@ class Taker:
 
     @property
     def held(self) -> int:
-        """Granules that exist and are the taker's to use."""
-        return self._desk.created() - self._released
+        """Granules that the taker can use."""
+        return self._view.created() - self._released
 
     def wish(self) -> float:
-        """Want all granules; returns when that was said, in seconds of the monotonic clock."""
+        """Want all granules; return the time of that, in seconds of the monotonic clock."""
         said_at = time.monotonic()
         self._publish(1 + self.granules)
         return said_at
@@ -63,7 +65,7 @@ class Taker:
         self.wait_for(self.granules, seconds)
 
     def wait_for(self, granules: int, seconds: float) -> None:
-        """Return once so many granules are there. Raises TimeoutError."""
+        """Return once `granules` granules are there. Raises TimeoutError."""
         until(
             lambda: self.held > granules,
             seconds,
@@ -72,19 +74,19 @@ class Taker:
         )
 
     def map(self, granules: int) -> None:
-        """Let a plan map so many granules that are there, as a step does; until all is given back."""
+        """Map `granules` granules with a plan, as a step does, until all is given back."""
         self._mapped = tuple(range(1, 1 + granules))
         self._apply((), self._mapped)
 
     def give_back(self, seconds: float) -> None:
-        """Want nothing more and let go of all but the one granule. Raises TimeoutError."""
+        """Want nothing more, and release all but the one granule. Raises TimeoutError."""
         self._publish(1)
-        self._desk.drain()
+        self._view.drain()
         until(self._is_at_rest, seconds, lambda: f"{self.account.ready_bytes} bytes are held", POLL_SECONDS)
         self._pool.check()
 
     def _is_at_rest(self) -> bool:
-        """Let go of what there is, and of what was promised before and comes late; say if all is free."""
+        """Release all granules, also those that arrive late; return whether all memory is free."""
         if self.held > 1:
             self._released += self.held - 1
             self._publish(1)
@@ -94,7 +96,7 @@ class Taker:
 
     def close(self) -> None:
         """Give everything back, the driver included, and leave."""
-        self._desk.close()
+        self._view.close()
         self._pool.close()
         self.account.detach()
 
@@ -103,8 +105,8 @@ class Taker:
         self._sequence += 1
 
     def _publish(self, granules: int) -> None:
-        blocks = (granules - 1) * self._desk.geometry[0].blocks_per_granule
-        self._desk.publish(
+        blocks = (granules - 1) * self._view.geometry[0].blocks_per_granule
+        self._view.publish(
             EngineUsage(
                 used_blocks=blocks, cached_blocks=0, stranded_blocks=0, mapped_granules=granules,
                 wanted_granules=granules, needed_granules=granules, released_granules=self._released,
@@ -113,11 +115,11 @@ class Taker:
         )  # fmt: skip
         is_busy = granules > 1
         idle_since_ms = 0 if is_busy else int(time.monotonic() * 1000)
-        self._desk.count(evictions=0, preemptions=0, busy=is_busy, idle_since_ms=idle_since_ms)
+        self._view.count(evictions=0, preemptions=0, busy=is_busy, idle_since_ms=idle_since_ms)
 
 
 def edit_seconds(driver: Driver, page_bytes: int, count: int) -> dict[str, list[float]]:
-    """Return what the driver's own calls take, a sample a page: create, map, unmap with release."""
+    """Return the seconds of driver calls, one sample for each page: create, map, unmap with release."""
     samples: dict[str, list[float]] = {"create": [], "map": [], "unmap_release": []}
 
     @contextlib.contextmanager

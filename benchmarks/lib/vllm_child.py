@@ -1,7 +1,8 @@
-"""An engine that does what lines of JSON ask for: the child process of the benchmarks of sharing.
+"""A vLLM engine that obeys lines of JSON: the child process of the benchmarks with several engines.
 
-Answers go to a descriptor of their own, a line of JSON each, with the `id` of what they answer. The first,
-with the id 0, says that the engine serves. It ends when its input does.
+Commands come on standard input. Answers are lines of JSON on a descriptor of their own, each with the `id`
+of its command. The first answer, with the id 0, says that the engine serves. The process ends at the end of
+its input.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ STEPS_KEPT = 20_000
 
 @dataclass
 class Burst:
-    """Requests that came together; `tokens` were generated, `failed` ended without all of theirs."""
+    """Requests of one command: `tokens` generated, and `failed` requests that ended with too few tokens."""
 
     id: int
     left: int
@@ -37,14 +38,14 @@ class Burst:
     outputs: dict[int, list[int]] = field(default_factory=dict)
 
     def answer(self) -> dict[str, Any]:
-        """Return what is said at its end; times are of the monotonic clock, in seconds."""
+        """Return the answer to the burst; times are seconds of the monotonic clock."""
         kept = [self.outputs[index] for index in sorted(self.outputs)]
         return {"id": self.id, "tokens": self.tokens, "failed": self.failed, "outputs": kept,
                 "started": self.started, "ended": time.monotonic()}  # fmt: skip
 
 
 class Child:
-    """Serves bursts, and a background of long generations that are begun anew as they end."""
+    """Serves bursts, and a background of long generations; a new one begins when one ends."""
 
     def __init__(self, llm: Any, vocabulary: int, answers: TextIO) -> None:
         self._llm = llm
@@ -79,53 +80,53 @@ class Child:
             self._add(f"{id}/{index}", prompt | ({"cache_salt": salt} if salt else {}), generate)
 
     def do_background(self, id: int, count: int, length: int, generate: int) -> None:
-        """From now on keep `count` generations running."""
+        """Keep `count` generations running from now on."""
         self._background = {"count": count, "length": length, "generate": generate}
         self._fill_background()
         self._say({"id": id})
 
     def do_steps(self, id: int) -> None:
-        """Return when steps brought tokens of the background, and how many, since this was last asked."""
+        """Return time and background tokens of each step since the last call."""
         self._say({"id": id, "steps": list(self._steps)})
         self._steps.clear()
 
     def do_randomize(self, id: int, seed: int, deviation: float) -> None:
-        """Draw weights by which outputs depend on the cache."""
+        """Draw random weights, so that outputs depend on the cache."""
         self._llm.collective_rpc("bench_randomize", args=(seed, deviation))
         self._say({"id": id})
 
     def do_flush(self, id: int) -> None:
-        """Forget the prefix cache; nothing runs."""
+        """Drop the prefix cache; no request may run."""
         self._say({"id": id, "done": self._llm.reset_prefix_cache()})
 
     def do_check(self, id: int) -> None:
-        """Let every rank check its pool: each has done all plans in order, and adds up."""
+        """Let every rank check its pool: all plans were applied in order, and the sums are right."""
         self._llm.collective_rpc("kvcached_check")
         self._say({"id": id})
 
     def do_profile(self, id: int) -> None:
-        """From now on record what the device does."""
+        """Start recording the device's kernels."""
         self._llm.collective_rpc("bench_profile")
         self._say({"id": id})
 
     def do_profiled(self, id: int) -> None:
-        """Return what the first rank's device did since."""
+        """Return a summary of the kernels of the first rank's device since do_profile."""
         self._say({"id": id, "profile": self._llm.collective_rpc("bench_profiled")[0]})
 
     def do_sleep(self, id: int, level: int) -> None:
-        """Sleep; the answer has the seconds it took."""
+        """Sleep; the answer has the seconds that took."""
         begun = time.monotonic()
         self._llm.sleep(level)
         self._say({"id": id, "seconds": time.monotonic() - begun})
 
     def do_wake(self, id: int) -> None:
-        """Wake; the answer has the seconds it took, waiting for room included."""
+        """Wake; the answer has the seconds that took, including the wait for room."""
         begun = time.monotonic()
         self._llm.wake_up()
         self._say({"id": id, "seconds": time.monotonic() - begun})
 
     def say_ready(self) -> None:
-        """Say that the engine serves, and what it goes by."""
+        """Say that the engine serves, with the sizes that it uses."""
         config = self._engine.vllm_config
         self._say({"id": 0, "block_tokens": config.cache_config.block_size,
                    "max_model_len": config.model_config.max_model_len,
@@ -180,7 +181,7 @@ def read_commands(commands: queue.SimpleQueue[dict[str, Any] | None]) -> None:
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """Read the command line of a child, whatever its engine."""
+    """Read the command line of a child of either engine."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--backend", choices=vllm_engine.BACKENDS, default="kvcached")
     parser.add_argument("--ranks", type=int, default=1)

@@ -1,4 +1,4 @@
-"""What the vLLM benchmarks share: a model folder of the shape of Llama-8B, and an engine over it."""
+"""Start vLLM for a benchmark: a model folder of the shape of Llama-8B, and an engine for it."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ BACKENDS = ("stock", "kvcached")
 
 
 class RandomWeights:
-    """Mixed into vLLM's worker by worker_extension_cls: weights by which outputs depend on the cache."""
+    """Methods that worker_extension_cls adds to vLLM's worker: random weights, free memory, profiles."""
 
     def bench_randomize(self, seed: int, deviation: float) -> None:
-        """Draw all matrices anew, the same for the same seed; in place, so captured graphs stay true."""
+        """Draw all matrices anew from a seed, in place, so that captured graphs stay valid."""
         import torch
 
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
@@ -53,7 +53,7 @@ class RandomWeights:
         return int(free), int(total)
 
     def bench_profile(self) -> None:
-        """From now on record what the device does."""
+        """Start recording the device's kernels."""
         from torch import profiler
 
         kind = profiler.ProfilerActivity
@@ -62,7 +62,7 @@ class RandomWeights:
         self._bench_profiler.start()
 
     def bench_profiled(self) -> dict[str, Any]:
-        """Return what the device did since, as benchmarks.lib.profiles says it."""
+        """Return a summary of the kernels since bench_profile; see benchmarks.lib.profiles."""
         from benchmarks.lib import profiles
 
         self._bench_profiler.stop()

@@ -1,11 +1,12 @@
-"""What a burst waits for before its first step: one rank's memory, from nothing and back, without an engine.
+"""Measure how long one rank waits for its memory before a burst's first step, without an engine.
 
     python -m benchmarks.micro.burst --out benchmarks/results/burst.json
 
-Granules for two steps are asked for at once, as a scheduler does; the first step's are waited for and taken
-by a plan; then all goes back. All this alone, and beside a thread that computes in Python as one does that
-unpacks a burst's requests: each call of the driver gives the interpreter lock away. Granules are one page of
-16 MiB, as of Llama-8B with blocks outermost; without a GPU (or with --host) of 1 MiB of the host's memory.
+As a scheduler does, the benchmark asks for the granules of two steps at once; it waits for the first step's
+granules and maps them with a plan; then it gives all back. It does so alone, and beside a thread that
+computes in Python, like a thread that unpacks a burst's requests: each driver call hands the interpreter
+lock over. A granule is one page of 16 MiB, as for Llama-8B in the `block` layout; without a GPU (or with
+`--host`) 1 MiB of host memory.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ BOUND_SECONDS = 30.0
 
 
 def play(rank: Taker) -> dict[str, float]:
-    """Let a rank grow, take and give back; return the milliseconds of each."""
+    """Let a rank grow, map and give back; return the milliseconds of each part."""
     begun, found = time.perf_counter(), dict[str, float]()
     rank.wish()
     for name, granules in (("first", 1), ("step", STEP)):
@@ -56,7 +57,7 @@ def _since(begun: float) -> float:
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """Let a thread compute in Python for as long as this lasts."""
+    """Run a thread that computes in Python for as long as the block lasts."""
     stop = threading.Event()
 
     def compute() -> None:
@@ -80,7 +81,7 @@ def measure(driver: Driver, page_bytes: int, rounds: int) -> dict[str, list[floa
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-bench-") as folder:
         rank = Taker(Runtime.open(folder), driver, 0, page_bytes, BLOCKS, 2 * STEP)
         try:
-            play(rank)  # what is made late
+            play(rank)  # warm up
             for place, context in (("alone", nullcontext), ("beside", computing)):
                 for _ in range(rounds):
                     with context():

@@ -31,7 +31,7 @@ CHILD_SECONDS = 150
 
 
 class Watched:
-    """A driver that notes, at every unmap, whether the newest kernels were still running."""
+    """A driver that counts, at every unmap, whether the newest kernels were still running."""
 
     def __init__(self, driver: Any, skip_fences: bool) -> None:
         self._driver = driver
@@ -46,7 +46,7 @@ class Watched:
         return self._skip_fences or bool(self._driver.passed(fence))
 
     def unmap(self, address: int, page_bytes: int, count: int = 1) -> None:
-        # Asked before: what has not completed now was running, or waiting behind what runs, until then.
+        # Queried before the unmap: kernels that have not completed now run or wait until the unmap.
         if self.sentinel is not None and not self.sentinel.query():
             self.in_flight += count
         else:
@@ -85,7 +85,7 @@ class Account:
 
 
 def pool_over(driver: Any) -> Any:
-    """Return a pool of GRANULES granules, all of them there."""
+    """Return a pool with memory for all of GRANULES granules."""
     from kvcached_core.geometry import Geometry
     from kvcached_core.worker.pool import ElasticPool
 
@@ -101,7 +101,7 @@ def pool_over(driver: Any) -> Any:
 
 
 def child(rounds: int, skip_fences: bool) -> dict[str, Any]:
-    """Run the rounds; returns counts. With `skip_fences` the process is expected not to get that far."""
+    """Run the rounds and return counts. With `skip_fences` the process is expected to fail before."""
     import torch
 
     from kvcached_core.driver.registry import open_driver
@@ -139,7 +139,7 @@ def child(rounds: int, skip_fences: bool) -> dict[str, Any]:
 
 
 def run_child(rounds: int, skip_fences: bool) -> tuple[int, str]:
-    """Run in a child process; returns its exit status and what it printed last."""
+    """Run in a child process; return its exit status and the last line that it printed."""
     command = [sys.executable, "-m", "benchmarks.micro.fence_stress", "--child", "--rounds", str(rounds)]
     command += ["--skip-fences"] if skip_fences else []
     try:
@@ -151,7 +151,7 @@ def run_child(rounds: int, skip_fences: bool) -> tuple[int, str]:
 
 
 def child_main(rounds: int, skip_fences: bool) -> None:
-    """Run and print; leave at once on an error: the context is broken then, and tearing it down may hang."""
+    """Run and print. On an error exit at once: the CUDA context is broken, and its teardown may hang."""
     try:
         print(json.dumps(child(rounds, skip_fences)), flush=True)
     except Exception as error:

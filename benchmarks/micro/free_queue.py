@@ -1,14 +1,14 @@
-"""What a block costs in the free queue: vLLM's own and the elastic one, side by side, by size of the pool.
+"""Compare the cost of a block in vLLM's free queue and in the elastic one, by size of the pool.
 
-`python -m benchmarks.micro.free_queue [--sizes N ...] [--repeats N] [--out FILE]` writes free_queue.json
-and a picture beside it. A sample is the time in nanoseconds to take one block and put it
-back, averaged over a request's blocks. Stock and elastic take turns, so that a busy machine slows both.
+    python -m benchmarks.micro.free_queue [--sizes N ...] [--repeats N] [--out FILE]
 
-Level `queue` calls the queue alone. Level `pool` calls `BlockPool.get_new_blocks`, `touch` and `free_blocks`,
-as the scheduler does. Workloads, in a steady state: whenever a request begins, one picked at random ends.
+A sample is the time in nanoseconds to take one block and put it back, averaged over a request's blocks. The
+two queues run alternately, so that a busy machine slows both. Level `queue` calls the queue alone. Level
+`pool` calls `BlockPool.get_new_blocks`, `touch` and `free_blocks`, as the scheduler does. In every workload
+a request picked at random ends when a new one begins:
 
     clean     blocks come back with nothing worth keeping
-    cached    blocks come back with a hash, to a prefix cache that fits: a request hits what an old one left
+    cached    blocks come back with a hash, and the prefix cache has room: a request hits an old one's blocks
     evicting  the prefix cache is full: each block that is taken is evicted first
 """
 
@@ -60,11 +60,11 @@ class PoolLevel:
         self.pool.free_blocks(blocks)
 
     def settle(self, taken: Blocks, put: Blocks, hit: bool) -> None:
-        """Nothing is left to do: the pool did it."""
+        """Do nothing: the pool has done it."""
 
 
 class QueueLevel:
-    """Calls the queue alone; what the pool does beside it is done outside the measured time."""
+    """Calls the queue alone; the rest of the pool's work is done outside the measured time."""
 
     def __init__(self, pool: Any, hashed: bool) -> None:
         self.pool = pool
@@ -80,7 +80,7 @@ class QueueLevel:
         return hit
 
     def settle(self, taken: Blocks, put: Blocks, hit: bool) -> None:
-        """Do the rest of what the pool does."""
+        """Do the rest of the pool's work."""
         for block in taken:
             if not hit:
                 self.pool._maybe_evict_cached_block(block)
@@ -111,7 +111,7 @@ class Bench:
             pool.free_blocks(blocks)
         if workload == "evicting":
             pool.get_new_blocks(pool.get_num_free_blocks() - requests * REQUEST)
-        # What the prefix cache holds, oldest first, and is going to be hit in this order.
+        # The requests in the prefix cache, oldest first; new requests hit them in this order.
         self._old = deque(old if workload == "cached" else [])
 
     def sample(self, level_name: str) -> float:
@@ -143,7 +143,7 @@ class Bench:
 
 
 def _make_pool(size: int, elastic: bool) -> Any:
-    """Return a pool of as many blocks, all of which memory is ready for."""
+    """Return a pool of `size` blocks, with memory for all of them."""
     from vllm.v1.core.block_pool import BlockPool
 
     from vllm_kvcached.queue import ElasticFreeQueue
@@ -174,7 +174,7 @@ def measure(sizes: Sequence[int], repeats: int) -> dict[str, list[float]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the garbage collector, which looks at every block, out of the samples; engines freeze it too."""
+    """Turn the garbage collector off, which visits every block; engines freeze it too."""
     gc.collect()
     gc.disable()
     try:

@@ -1,8 +1,10 @@
-"""What kvcached costs an engine with nothing to do: processor time of its threads, and how often they wake.
+"""Measure the cost of an idle rank: processor time of kvcached's threads, and how often they wake.
 
-`python -m benchmarks.micro.idle_cost [--seconds 60] [--out FILE]` writes idle_cost.json. A supply thread with
-its account and a steward with its desk, as one rank has them, hold memory on the host and are left alone; at
-the end the doorbell is rung once, to see that they listen. The engine's own idle loop is not in it.
+    python -m benchmarks.micro.idle_cost [--seconds 60] [--out FILE]
+
+A supply thread with its account and an idle waker with its scheduler view, as one rank has them, hold
+memory on the host and are left alone. At the end the doorbell is rung once, to check that both listen. The
+engine's own idle loop is not measured.
 """
 
 from __future__ import annotations
@@ -50,13 +52,13 @@ def measure(seconds: float) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as base:
         runtime = Runtime.open(Path(base) / "runtime")
         pool, account = _pool(runtime)
-        desk, woken = SchedulerView.find(runtime, "idle", 1), threading.Event()
-        steward = IdleWaker(desk.filenos(), desk.drain, lambda: None, woken.set)
+        view, woken = SchedulerView.find(runtime, "idle", 1), threading.Event()
+        waker = IdleWaker(view.filenos(), view.drain, lambda: None, woken.set)
         try:
             pool.start()
-            steward.start()
-            desk.publish(EngineUsage(0, 0, 0, 1, HELD, 1, 0, HELD))
-            while desk.created() < HELD:  # each lot of granules rings the steward
+            waker.start()
+            view.publish(EngineUsage(0, 0, 0, 1, HELD, 1, 0, HELD))
+            while view.created() < HELD:  # the waker is rung for each batch of granules
                 _wait(woken)
                 woken.clear()
             time.sleep(1.0)
@@ -67,11 +69,11 @@ def measure(seconds: float) -> dict[str, list[float]]:
             lasted = time.monotonic() - started
             cpu = time.process_time() - cpu
             switches = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before.ru_nvcsw
-            desk.publish(EngineUsage(0, 0, 0, 1, HELD + 1, 1, 0, HELD + 1))
+            view.publish(EngineUsage(0, 0, 0, 1, HELD + 1, 1, 0, HELD + 1))
             _wait(woken)
         finally:
-            steward.stop()
-            desk.close()
+            waker.stop()
+            view.close()
             pool.close()
             account.detach()
     return {"processor_seconds": [cpu], "seconds": [lasted], "context_switches": [float(switches)]}

@@ -1,12 +1,13 @@
-"""The ledger under a crowd: how long its lock is waited for, what a lease costs, what a death costs a waiter.
+"""Measure the ledger under many processes: waits for its lock, the cost of a lease, and the cost of a death.
 
-`python -m benchmarks.micro.ledger_lock [--out FILE]` writes ledger_lock.json. Processes share one ledger;
-none has an engine or a device. Times are in milliseconds.
+    python -m benchmarks.micro.ledger_lock [--out FILE]
+
+Processes share one ledger; none has an engine or a device. Times are in milliseconds.
 
     wait_steady   8 processes that lease and give back 50 times a second each, out of step
     wait_storm    8 processes that do nothing else, 10,000 times each: the lock is never free
-    after_death   from kill -9 of a holder until who waits for it has leased
-    lease_N, contested_N    what one lease takes with N owners, alone and while all others wait
+    after_death   from kill -9 of the lock's holder until a waiting process has leased
+    lease_N, contested_N    one lease with N owners: with room for all, and while all others wait
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ GOAL_MS = 1.0  # p99 of the steady wait
 
 
 class TimedLock(LedgerLock):
-    """Notes how long each taker waited."""
+    """A lock that records how long each process waited for it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -71,7 +72,7 @@ def attach(runtime: Runtime, name: str) -> Account:
 
 
 def work(folder: str, number: int, leases: int, per_second: float, pipe: Connection) -> None:
-    """Lease and give back, when told to begin; send the waits and how often the lock was not to be had."""
+    """Lease and give back, when told to begin; send the waits and the number of BusyError."""
     runtime, chance = Runtime.open(folder), random.Random(number)
     account = attach(runtime, f"p{number}")
     account._membership.lock = lock = TimedLock(runtime.device("host").lock)
@@ -94,7 +95,7 @@ def work(folder: str, number: int, leases: int, per_second: float, pipe: Connect
 
 
 def crowd(leases: int, per_second: float) -> tuple[list[float], dict[str, Any]]:
-    """Return the waits of all processes, sorted, and what else is to be told. Reads the ledger meanwhile."""
+    """Return the sorted waits of all processes, and notes. Reads the ledger meanwhile."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as base:
         folder = os.path.join(base, "runtime")
@@ -126,7 +127,7 @@ def crowd(leases: int, per_second: float) -> tuple[list[float], dict[str, Any]]:
 
 
 def after_death() -> list[float]:
-    """Return how long a waiter takes that waits already when the holder is killed."""
+    """Return how long a waiting process waits on after the lock's holder is killed."""
     found = []
     with tempfile.TemporaryDirectory(dir="/dev/shm") as base:
         runtime = Runtime.open(Path(base) / "runtime")
@@ -169,7 +170,7 @@ def _hold(path: Path) -> int:
 
 
 def costs(owners: int) -> dict[str, list[float]]:
-    """Return what a lease takes among so many owners: with room for all, and with none while others wait."""
+    """Return the times of a lease among `owners` owners: with room for all, and without while others wait."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as base:
         runtime = Runtime.open(Path(base) / "runtime")
         accounts = [attach(runtime, f"o{number}") for number in range(owners)]
@@ -203,7 +204,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def thinned(ordered: Sequence[float]) -> list[float]:
-    """Return at most KEPT of these, evenly spread over their order, the greatest among them."""
+    """Return at most KEPT values, evenly spread over the sorted ones; the greatest is kept."""
     step = max(1, -(-len(ordered) // KEPT))
     return [round(value, 4) for value in ordered[::-1][::step]]
 
@@ -223,7 +224,7 @@ def main(arguments: Sequence[str]) -> int:
         "processes": PROCESSES, "goal_p99_ms": GOAL_MS, "goal_met": steady_told["p99_ms"] <= GOAL_MS,
         "wait_steady": steady_told, "wait_storm": storm_told, "after_death": summary(deaths),
         **{name: summary(values) for name, values in lease_ms.items()},
-        "samples": f"of the waits at most {KEPT}, evenly from the sorted ones; the notes are of all of them",
+        "samples": f"at most {KEPT} of the waits, evenly from the sorted ones; the notes are of all waits",
     }  # fmt: skip
     command = ["python", "-m", "benchmarks.micro.ledger_lock", *arguments]
     record.write(options.out, command, samples, {}, started, notes)

@@ -51,7 +51,7 @@ class Item(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Of one request, in tokens."""
+    """Tokens of one request: found in the cache, and in the prompt."""
 
     hit: int
     prompt: int
@@ -98,7 +98,7 @@ class Cache:
             pool.free_block_queue = ElasticFreeQueue(pool, self._granules)
 
     def serve(self, item: Item) -> Found:
-        """Compute a prompt once there is a place for it; say what of it was in the cache."""
+        """Compute a prompt once fewer than ALIVE requests run; return how many of its tokens were cached."""
         while len(self.alive) >= ALIVE:
             self._advance()
         request = self._request(item)
@@ -120,7 +120,7 @@ class Cache:
 
     @property
     def blocks_of_busy(self) -> int:
-        """All blocks of the granules that these are in, which cannot be given up."""
+        """All blocks of granules that hold a used block; these granules cannot be given up."""
         assert self._granules is not None
         return self._granules.busy * BLOCKS_PER_GRANULE
 
@@ -210,7 +210,7 @@ def measure(seeds: int) -> Samples:
 
 
 def _play(items: Sequence[Item], giver: str, percent: int, kind: str, samples: Samples) -> list[Found]:
-    """Serve a trace; return what was found of each request, and add to `samples` how the reclaim went."""
+    """Serve a trace; return the hits of each request, and add the figures of the reclaim to `samples`."""
     left = BLOCKS * (100 - percent) // 100 // BLOCKS_PER_GRANULE * BLOCKS_PER_GRANULE
     cache = Cache(BLOCKS if kind == "reclaimed" else left, elastic=kind == "reclaimed")
     found = [cache.serve(item) for item in items[:WARM]]

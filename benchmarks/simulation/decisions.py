@@ -29,7 +29,7 @@ def lease_microseconds(owners: int, repeats: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-decisions-") as folder:
         runtime = Runtime(Path(folder))
         accounts = [_attach(runtime, number, memory.total_bytes) for number in range(owners)]
-        desks = [SchedulerView.find(runtime, f"owner-{number}", 1) for number in range(owners)]
+        views = [SchedulerView.find(runtime, f"owner-{number}", 1) for number in range(owners)]
         first = accounts[0]
 
         def free() -> None:
@@ -47,12 +47,12 @@ def lease_microseconds(owners: int, repeats: int) -> dict[str, list[float]]:
             used_blocks=4 * EACH, cached_blocks=0, stranded_blocks=0, mapped_granules=EACH,
             wanted_granules=2 * EACH, needed_granules=2 * EACH, released_granules=0, enough_granules=2 * EACH,
         )  # fmt: skip
-        for desk in desks:
-            desk.publish(usage)
-            desk.count(0, 0, True, 0)
+        for view in views:
+            view.publish(usage)
+            view.count(0, 0, True, 0)
         found["contested"] = _time(lambda: first.lease(EACH * GRANULE, memory), first.drain, repeats)
-        for account, desk in zip(accounts, desks, strict=True):
-            desk.close()
+        for account, view in zip(accounts, views, strict=True):
+            view.close()
             account.give_back(granules_released=account.ready_bytes // GRANULE)
             account.detach()
     return found

@@ -52,25 +52,25 @@ class Owner:
         )  # fmt: skip
         self.driver = driver
         self.pool = ElasticPool(driver, geometry, self.account, clock=world.clock)
-        self._desk = SchedulerView.find(runtime, instance, 1, world.clock)
+        self._view = SchedulerView.find(runtime, instance, 1, world.clock)
         self.granules: Granules[Block] = Granules(
             [Block(number) for number in range(blocks)], range(0, blocks, BLOCKS_PER_GRANULE),
             BLOCKS_PER_GRANULE,
         )  # fmt: skip
         self.cache = Cache(self.granules)
-        self.governor = Governor(self.granules, self._desk, self.cache.evict, SPARE_GRANULES, IDLE_SECONDS)
+        self.governor = Governor(self.granules, self._view, self.cache.evict, SPARE_GRANULES, IDLE_SECONDS)
         self.queue = Queue(self.cache)
         self._world, self._begin = world, world.now
         self._to_come = deque(requests)
         self._idle_since_ms = 1
         self.preempted_for_floors = 0
         self.worker = driver.worker = world.spawn(self._work, [self.account.fileno()])
-        self.scheduler = world.spawn(self._serve, self._desk.filenos())
+        self.scheduler = world.spawn(self._serve, self._view.filenos())
 
     def close(self) -> None:
         """Leave, once the world has stopped."""
         self.driver.worker = None
-        self._desk.close()
+        self._view.close()
         self.pool.close()
         self.account.detach()
 
@@ -98,7 +98,7 @@ class Owner:
 
     def _serve(self, process: Process) -> None:
         while True:
-            self._desk.drain()
+            self._view.drain()
             self._receive()
             if self.queue.waiting or self.queue.running:
                 self._idle_since_ms = 0
@@ -160,4 +160,4 @@ class Owner:
 
     def _count(self) -> None:
         busy = not self._idle_since_ms
-        self._desk.count(self.cache.evictions, self.queue.preemptions, busy, self._idle_since_ms)
+        self._view.count(self.cache.evictions, self.queue.preemptions, busy, self._idle_since_ms)
