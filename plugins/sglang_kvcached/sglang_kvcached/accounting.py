@@ -207,15 +207,15 @@ class PoolAccounting:
 
     # -- giving up ---------------------------------------------------------------------------------------
 
-    def expire(self, now: float, seconds: float, evict: Callable[[Any], None]) -> float | None:
+    def expire(self, now: float, seconds: float, report_evicted: Callable[[Any], None]) -> float | None:
         """Evict nothing: SGLang's prefix cache has no ages, and an age limit is refused at the start."""
         return None
 
-    def shrink(self, granules: int, evict: Callable[[Any], None]) -> None:
+    def shrink(self, granules: int, report_evicted: Callable[[Any], None]) -> None:
         """Unmap until at most `granules` are mapped or every granule left has a page that a request holds.
 
         Empty granules go first, the highest before the others. Then the prefix cache is evicted, oldest pages
-        first, which may lie in any granule. `evict` is told how many pages went, as a range.
+        first, which may lie in any granule. `report_evicted` gets the evicted pages as a range.
         """
         factor = 1
         while True:
@@ -226,7 +226,7 @@ class PoolAccounting:
             freed = self._prefix_cache.evict([self._eviction(pool, over, factor) for pool in self.page_pools])
             if not freed:
                 return
-            evict(range(freed))
+            report_evicted(range(freed))
             factor *= 2
 
     def _unmap_empty(self, granules: int) -> None:
