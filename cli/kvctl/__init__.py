@@ -1,3 +1,3 @@
-"""kvctl: see and steer the elastic KV caches of a machine."""
+"""kvctl: show and control the elastic KV caches of a machine."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Print data to stdout and messages to stderr; print colours only to a terminal."""
+"""Print data to stdout and messages to stderr. By default only a terminal gets colours."""
 
 from __future__ import annotations
 

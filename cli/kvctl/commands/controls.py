@@ -103,9 +103,9 @@ def _judge(arguments: argparse.Namespace, control: Control, outcomes: Sequence[O
         return ExitCode.OK
     silent = sum(not outcome.acknowledged for outcome in late)
     why = (
-        f"{silent} of {len(outcomes)} ranks have not acknowledged it: their process is stopped or stuck"
+        f"{silent} of {len(outcomes)} ranks have not acknowledged it, as their process is stopped or stuck"
         if silent
-        else "every rank has acknowledged it, but requests still use more memory and shrink it as they end"
+        else "every rank has acknowledged it; requests still use more memory, and the engine shrinks as they end"
     )
     raise CommandError(
         ExitCode.TIMED_OUT,
@@ -119,7 +119,7 @@ def _state(outcome: Outcome) -> str:
         return "ended"
     if not outcome.acknowledged:
         return "not acknowledged"
-    return "holds" if outcome.holds else "acknowledged, still above"
+    return "holds" if outcome.holds else "acknowledged, over limit"
 
 
 def _print(control: Control, outcomes: Sequence[Outcome]) -> None:

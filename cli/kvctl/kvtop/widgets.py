@@ -26,7 +26,7 @@ kvtop: the KV memory of all devices, live
   q            leave
 
 Limit and trim act on all ranks of the marked engines, or of the
-selected engine if none is marked. The width of a bar is the device:
+selected engine if none is marked. A full bar is the whole device:
   █ used  ▓ cached  ▒ stranded  ░ spare  · free, up to the limit
   ┊ floor  │ limit
 States: busy, idle, running (busy or idle is unknown), short (got less
