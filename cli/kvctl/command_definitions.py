@@ -81,13 +81,13 @@ _SIZE = Argument(
     ("value",), "a size: 512M, 2G, 1.5GiB, 50% (of the device) or plain bytes", "SIZE", argument_types.size
 )
 _LIMIT_WAITS = (
-    "Waits up to 5 s (--wait) until every rank holds no more than that; otherwise it exits with 4 and the "
-    "engine goes on shrinking. Running requests are not stopped: the memory they hold is given back when "
-    "they end."
+    "The command waits up to 5 s (--wait) until every rank holds no more than that; otherwise it exits with "
+    "4 and the engine goes on shrinking. Running requests are not stopped: the engine gives their memory "
+    "back when they end."
 )
 _ACKNOWLEDGED = (
-    "Waits up to 5 s (--wait) until every rank has acknowledged it; otherwise it exits with 4 and the {} "
-    "stays set."
+    "The command waits up to 5 s (--wait) until every rank has acknowledged the {0}; otherwise it exits with "
+    "4 and the {0} stays set."
 )
 
 COMMANDS = (
@@ -119,7 +119,7 @@ COMMANDS = (
     Command(
         "floor", "set the memory that each rank of an engine can always get back",
         "Sets the KV memory that each rank of the engine can always get back: other engines preempt requests "
-        "if they must. It is refused if the floors of all engines do not fit on the device together. "
+        "if they must. A floor is refused if the floors of all engines do not fit on the device together. "
         + _ACKNOWLEDGED.format("floor"),
         (_NAME, _SIZE, *_WAIT),
         ("kvctl.commands.controls", "run_floor"),
@@ -137,9 +137,9 @@ COMMANDS = (
     Command(
         "trim", "make an engine give back spare and cached memory",
         "Asks the engine to give back all memory that no request needs: spare memory and its prefix cache. "
-        "No request is preempted. The engine may take memory again when it needs it. Waits up to 5 s "
-        "(--wait) until the engine has given the memory back; otherwise it exits with 4 and the request "
-        "lapses within a second.",
+        "No request is preempted. The engine may take memory again when it needs it. The command waits "
+        "up to 5 s (--wait) until the engine has given the memory back; otherwise it exits with 4 and the "
+        "request lapses within a second.",
         (_NAME, *_WAIT),
         ("kvctl.commands.trim", "run_trim"),
         (("kvctl trim llama", "empty llama's prefix cache now"),),

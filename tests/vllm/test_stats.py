@@ -1,4 +1,4 @@
-"""The engine's KV memory in vLLM's own metrics."""
+"""Metrics of the KV memory in vLLM's own /metrics."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def elastic(scheduler_cls: str | None = "ours") -> Any:
     return config
 
 
-def told() -> dict[str, float]:
-    """Return our samples by name and rank."""
+def samples() -> dict[str, float]:
+    """Return the samples of kvcached's metrics by name and rank."""
     return {
         f"{sample.name}/{sample.labels['rank']}": sample.value
         for family in text_string_to_metric_families(generate_latest(REGISTRY).decode())
@@ -56,44 +56,44 @@ def told() -> dict[str, float]:
     }
 
 
-def test_an_elastic_engine_shows_all_figures_of_its_own_ranks(runtime: Runtime) -> None:
+def test_an_elastic_engine_has_all_metrics_of_its_own_ranks(runtime: Runtime) -> None:
     config = elastic()
     first, second = (attach(runtime, instance(config), rank) for rank in range(2))
     other = attach(runtime, "another", name="another")
     hold(first, 3)
     logger = KVCachedStats(config)
-    assert told()[f"{PREFIX}held_bytes/0"] == 3 * GRANULE and told()[f"{PREFIX}held_bytes/1"] == 0
+    assert samples()[f"{PREFIX}held_bytes/0"] == 3 * GRANULE and samples()[f"{PREFIX}held_bytes/1"] == 0
     times = [f"{figure.name}_{part}" for figure in DURATION_METRICS for part in ("bucket", "count", "sum")]
     names = [*times, *(figure.name for figure in ENGINE_METRICS)]
-    assert set(told()) == {f"{PREFIX}{name}/{rank}" for name in names for rank in (0, 1)}
+    assert set(samples()) == {f"{PREFIX}{name}/{rank}" for name in names for rank in (0, 1)}
     hold(first, 2)
     logger.record(scheduler_stats=None, iteration_stats=None, engine_idx=0)
     logger.log_engine_initialized()
-    assert told()[f"{PREFIX}held_bytes/0"] == 5 * GRANULE, "read when it is asked"
+    assert samples()[f"{PREFIX}held_bytes/0"] == 5 * GRANULE, "each scrape reads the ledger"
     line = next(
         x for x in generate_latest(REGISTRY).decode().splitlines() if x.startswith(f"{PREFIX}weight{{")
     )
     assert all(f'{label}="' in line for label in LABELS) and 'model_name="m"' in line
     die(first)
-    assert f"{PREFIX}held_bytes/0" not in told() and second.slot != other.slot
+    assert f"{PREFIX}held_bytes/0" not in samples() and second.slot != other.slot
 
 
-def test_a_stock_engine_shows_nothing(runtime: Runtime) -> None:
+def test_a_stock_engine_has_no_metrics(runtime: Runtime) -> None:
     attach(runtime, instance(elastic()))
     KVCachedStats(elastic(None))
-    assert told() == {}
+    assert samples() == {}
 
 
-def test_the_same_engine_twice_is_one_collector_and_a_lost_ledger_is_no_error(runtime: Runtime) -> None:
+def test_an_engine_registers_one_collector_and_survives_a_lost_ledger(runtime: Runtime) -> None:
     config = elastic()
     attach(runtime, instance(config))
     for _ in range(2):
         KVCachedStats(config)
     ours = [each for each in REGISTRY._collector_to_names if isinstance(each, InstanceCollector)]
-    assert len(ours) == 1 and told()
+    assert len(ours) == 1 and samples()
     runtime.path.chmod(0o777)
     runtime.device("host").ledger.write_bytes(b"x" * 9000)
-    assert told() == {}
+    assert samples() == {}
 
 
 def test_the_entry_point_is_what_vllm_accepts() -> None:

@@ -105,7 +105,7 @@ def _judge(arguments: argparse.Namespace, control: Control, outcomes: Sequence[O
     why = (
         f"{silent} of {len(outcomes)} ranks have not acknowledged it, as their process is stopped or stuck"
         if silent
-        else "every rank has acknowledged it; requests still use more memory, and the engine shrinks as they end"
+        else "all ranks have acknowledged it, but requests still use more; the engine shrinks as they end"
     )
     raise CommandError(
         ExitCode.TIMED_OUT,
