@@ -63,8 +63,8 @@ def test_an_elastic_engine_has_all_metrics_of_its_own_ranks(runtime: Runtime) ->
     hold(first, 3)
     logger = KVCachedStats(config)
     assert samples()[f"{PREFIX}held_bytes/0"] == 3 * GRANULE and samples()[f"{PREFIX}held_bytes/1"] == 0
-    times = [f"{figure.name}_{part}" for figure in DURATION_METRICS for part in ("bucket", "count", "sum")]
-    names = [*times, *(figure.name for figure in ENGINE_METRICS)]
+    times = [f"{metric.name}_{part}" for metric in DURATION_METRICS for part in ("bucket", "count", "sum")]
+    names = [*times, *(metric.name for metric in ENGINE_METRICS)]
     assert set(samples()) == {f"{PREFIX}{name}/{rank}" for name in names for rank in (0, 1)}
     hold(first, 2)
     logger.record(scheduler_stats=None, iteration_stats=None, engine_idx=0)
