@@ -124,13 +124,19 @@ def _histogram_data(reading: HistogramReading) -> dict[str, Any]:
     return {"count": reading.total, "sum_seconds": reading.sum_seconds, "buckets": dict(reading.cumulative())}
 
 
+def _owner_data(owner: OwnerSnapshot) -> dict[str, Any]:
+    data = dataclasses.asdict(owner)
+    data["heard"] = data.pop("written")  # its name in version 1 of the JSON
+    return data
+
+
 def device_data(device: DeviceSnapshot, names: Container[str]) -> dict[str, Any]:
     """Return a device, and its engines of these names, as plain data with sizes in bytes."""
     now_ms = time.monotonic_ns() // 1_000_000
     data = {field: getattr(device, field) for field in _DEVICE_FIELDS}
     engines = [
         {
-            **dataclasses.asdict(owner),
+            **_owner_data(owner),
             "state": state(owner, now_ms),
             "spare_bytes": owner.spare_bytes,
             "limit_bytes": owner.limit_bytes,

@@ -34,8 +34,10 @@ _KINDS = {
     "int": _BYTES, "str": _TEXT, "bool": _YES,
     "HistogramReading": _object(count=_BYTES, sum_seconds=_NUMBER, buckets=_BUCKETS),
 }  # fmt: skip
+_NAMES = {"written": "heard"}  # fields of OwnerSnapshot that have another name in the JSON
 _ENGINE = _object(
-    **{field.name: _KINDS[str(field.type)] for field in dataclasses.fields(OwnerSnapshot)},
+    **{_NAMES.get(field.name, field.name): _KINDS[str(field.type)]
+       for field in dataclasses.fields(OwnerSnapshot)},
     **dict.fromkeys(("spare_bytes", "limit_bytes", "floor_bytes", "weight", "asked_bytes"), _BYTES),
     state={"enum": ["ended", "returning", "waiting", "starting", "over limit", "short", "asked", "busy",
                     "idle", "running"]},

@@ -161,7 +161,7 @@ def test_list_json_has_plain_bytes(runtime: Runtime, run: Run) -> None:
         20 * GRANULE,
     )
     expected: dict[str, Any] = {
-        "name": "llama", "rank": 0, "instance": "a", "live": True, "state": "running",
+        "name": "llama", "rank": 0, "instance": "a", "live": True, "heard": True, "state": "running",
         "ready_bytes": 20 * GRANULE, "spare_bytes": 20 * GRANULE,
         "limit_bytes": 32 * GRANULE,
         "floor_bytes": 0, "created_granules": 20,
