@@ -21,7 +21,7 @@ def test_the_doctor_shows_ranks_open_files_and_every_setting(
     monkeypatch.setenv("KVCACHED_SPARE", "32MiB")
     die(attach(runtime, "dead", name="ghost"))
     with child(runtime, "account = attach(runtime, instance)\nsay('here')\nsys.stdin.readline()") as owner:
-        assert owner.hear() == "here"
+        assert owner.read_line() == "here"
         attach(runtime, "late", name="late", device=DeviceIdentity("GPU-9", "gpu"))
         code, out, _ = run("doctor", "--json")
         pid = owner.process.pid

@@ -1,4 +1,4 @@
-"""Engines on one ledger, their workers and their schedulers, step by step next to the model."""
+"""Rules for engines on one ledger: each step of a worker or scheduler is made in the model too."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What is fair, said once more in slow and plain words: to hold kvcached_core.ledger.policy.shares against.
+"""A slow and plain model of fairness, to compare kvcached_core.ledger.policy.shares with.
 
-Shares are exact fractions, leases and asks are counted unit by unit. Units are whatever the claims count in.
+Shares are exact fractions; leases and reclaims are counted unit by unit, in the unit of the claims.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the ledger's tests share: small devices, accounts on them, and child processes that own accounts."""
+"""Helpers of the ledger's tests: small devices, accounts on them, child processes that own accounts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOST = DeviceIdentity("host", "host")
 PLENTY = MemoryInfo(CAPACITY, CAPACITY)
 _BOUND_SECONDS = 30.0
 _ROOT = Path(__file__).resolve().parents[2]
-ATTACHED: list[Account] = []  # in this process by the running test; its end closes their descriptors
+ATTACHED: list[Account] = []  # by the running test in this process; its end closes their descriptors
 
 
 def engine_usage(
@@ -80,7 +80,10 @@ def attach(
 
 
 def readable(*descriptors: int, seconds: float = 0.0) -> int:
-    """Return how many of these can be read, waiting so long for the first; select() ends at 1024."""
+    """Return how many of these can be read, waiting at most `seconds` for the first.
+
+    select() cannot take descriptors above 1024, poll() can.
+    """
     poller = select.poll()
     for descriptor in descriptors:
         poller.register(descriptor, select.POLLIN)
@@ -88,7 +91,7 @@ def readable(*descriptors: int, seconds: float = 0.0) -> int:
 
 
 def hold(account: Account, granules: int) -> None:
-    """Lease and create so many granules."""
+    """Lease and create `granules`."""
     assert account.lease(granules * GRANULE, PLENTY) == granules * GRANULE
     account.created(granules)
 
@@ -113,7 +116,7 @@ def files(runtime: Runtime, device: DeviceIdentity = HOST) -> set[str]:
 
 
 class Child:
-    """A Python process that runs `body` after the imports and an attached `account`; it says lines."""
+    """A Python process that runs `body` after the imports below; it prints lines."""
 
     def __init__(self, runtime: Runtime, body: str, instance: str = "child") -> None:
         head = f"""
@@ -131,25 +134,25 @@ class Child:
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ
         )
 
-    def speaks(self, seconds: float) -> bool:
-        """Wait so long until it says something or ends."""
+    def has_output(self, seconds: float) -> bool:
+        """Wait at most `seconds` until it prints something or ends."""
         assert self.process.stdout is not None
         return readable(self.process.stdout.fileno(), seconds=seconds) > 0
 
-    def hear(self) -> str:
+    def read_line(self) -> str:
         """Return the next line, or what there is at its end."""
         assert self.process.stdout is not None
         line = b""
         while not line.endswith(b"\n"):
-            assert self.speaks(_BOUND_SECONDS), f"the child said nothing for {_BOUND_SECONDS} s"
+            assert self.has_output(_BOUND_SECONDS), f"the child said nothing for {_BOUND_SECONDS} s"
             byte = os.read(self.process.stdout.fileno(), 1)
             if not byte:
                 break
             line += byte
         return line.decode().strip()
 
-    def tell(self) -> None:
-        """Let it go on: it reads a line."""
+    def resume(self) -> None:
+        """Let it go on: it waits for a line."""
         assert self.process.stdin is not None
         self.process.stdin.write(b"\n")
         self.process.stdin.flush()
@@ -179,5 +182,5 @@ def child(runtime: Runtime, body: str, instance: str = "child") -> Iterator[Chil
 
 
 def die(account: Account) -> None:
-    """Do to an account of this process what death does: its descriptors are closed, its words stay."""
+    """Close an account's descriptors, as death does; its slot stays as it is."""
     account._slot.close()

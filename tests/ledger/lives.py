@@ -1,4 +1,4 @@
-"""Whole lives of owners, lived in forks that are killed on the way; run by a child process."""
+"""Whole lives of owners in forked processes, which are killed on the way; run by a child process."""
 
 from __future__ import annotations
 

@@ -44,13 +44,13 @@ def test_no_ledger_is_written_that_a_reader_would_call_damaged(runtime: Runtime)
     assert check(picture(runtime)) == []
 
 
-def test_account_is_what_the_supply_thread_asks_for(runtime: Runtime) -> None:
+def test_account_has_the_calls_that_the_supply_thread_makes(runtime: Runtime) -> None:
     account: LeaseAccount = attach(runtime, "a")
     assert account.granule_bytes == GRANULE
     assert (account.leased_bytes, account.ready_bytes, account.wanted_bytes) == (0, 0, 0)
 
 
-def test_snapshot_shows_what_was_attached(runtime: Runtime) -> None:
+def test_a_snapshot_shows_an_attached_owner(runtime: Runtime) -> None:
     attach(runtime, "a", rank=3, name="llama", floor_bytes=2 * GRANULE, limit_bytes=9 * GRANULE)
     (owner,) = picture(runtime).owners
     assert (owner.instance, owner.rank, owner.name, owner.engine, owner.model) == (
@@ -94,7 +94,7 @@ def test_i2_lease_create_publish_release(runtime: Runtime) -> None:
         (TOTAL, 0, 0, 0, 0),
     ],
 )
-def test_lease_grants_the_least_of_all_bounds(
+def test_a_lease_grants_the_least_of_all_bounds(
     runtime: Runtime, limit: int, headroom: int, free: int, peak: int, granted: int
 ) -> None:
     other = attach(runtime, "other", headroom_bytes=headroom * GRANULE)
@@ -116,7 +116,7 @@ def test_private_use_up_to_the_peak_is_left_free_until_it_is_taken(runtime: Runt
     assert account.lease(CAPACITY, MemoryInfo(20 * GRANULE, CAPACITY)) == 18 * GRANULE
 
 
-def test_i10_who_is_short_is_rung_when_another_gives_back_or_leaves(runtime: Runtime) -> None:
+def test_i10_a_worker_that_is_short_is_rung_when_another_gives_back_or_leaves(runtime: Runtime) -> None:
     a, b = attach(runtime, "a"), attach(runtime, "b")
     hold(a, TOTAL)
     assert b.lease(GRANULE, PLENTY) == 0
@@ -182,7 +182,7 @@ def test_i11_leaving_with_memory_is_refused(runtime: Runtime) -> None:
     assert picture(runtime).owners[0].live
 
 
-def test_all_slots_taken_is_said(runtime: Runtime) -> None:
+def test_an_error_says_that_all_slots_are_taken(runtime: Runtime) -> None:
     accounts = [attach(runtime, f"i{n}", name=f"n{n}") for n in range(layout.SLOT_COUNT)]
     with pytest.raises(LedgerError, match="all 64 slots are taken"):
         attach(runtime, "one more")
@@ -190,7 +190,7 @@ def test_all_slots_taken_is_said(runtime: Runtime) -> None:
     assert attach(runtime, "one more").slot == 7
 
 
-def test_numbers_that_cannot_be_are_refused(runtime: Runtime) -> None:
+def test_impossible_numbers_are_refused(runtime: Runtime) -> None:
     account = Account.attach(runtime, HOST, CAPACITY, 0, instance="a", rank=0, name="m")
     with pytest.raises(InvariantError, match="before describe"):
         account.lease(GRANULE, PLENTY)
@@ -214,7 +214,7 @@ def test_numbers_that_cannot_be_are_refused(runtime: Runtime) -> None:
     other.check()
 
 
-def test_a_capacity_that_differs_is_that_of_those_already_there(runtime: Runtime) -> None:
+def test_engines_already_there_decide_the_capacity(runtime: Runtime) -> None:
     first = attach(runtime, "a")
     second = attach(runtime, "b", capacity_bytes=2 * CAPACITY)
     assert second.capacity_bytes == second.limit_bytes == CAPACITY
@@ -223,7 +223,7 @@ def test_a_capacity_that_differs_is_that_of_those_already_there(runtime: Runtime
     assert attach(runtime, "c", capacity_bytes=2 * CAPACITY).capacity_bytes == 2 * CAPACITY
 
 
-def test_i1_threads_of_one_account_and_of_many_never_get_more_than_there_is(runtime: Runtime) -> None:
+def test_i1_threads_of_one_account_and_of_many_never_get_more_than_the_capacity(runtime: Runtime) -> None:
     accounts = [attach(runtime, f"i{n}", name=f"n{n}") for n in range(4)]
     failures: list[BaseException] = []
     rounds = 100

@@ -1,4 +1,4 @@
-"""What is asked of whom, when memory is short: seen by the engines that are asked."""
+"""Reclaims when memory is short, as the engines see them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_the_cache_of_an_idle_engine_is_given_to_who_needs_it(runtime: Runtime, clock: Clock) -> None:
+def test_the_cache_of_an_idle_engine_goes_to_an_engine_that_needs_memory(
+    runtime: Runtime, clock: Clock
+) -> None:
     idle = Engine(runtime, "idle", clock).holds(1, cached=59, spare=4, busy=False)
     taker = Engine(runtime, "taker", clock).holds(0, missing=20)
     idle.view.drain()
@@ -83,7 +85,7 @@ def test_the_cache_of_an_idle_engine_is_given_to_who_needs_it(runtime: Runtime, 
     assert idle.asked == (0, 0), "what nobody waits for is not asked"
 
 
-def test_busy_engines_share_by_weight_and_nobody_is_preempted_for_it(runtime: Runtime, clock: Clock) -> None:
+def test_busy_engines_share_by_weight_without_preemption(runtime: Runtime, clock: Clock) -> None:
     heavy = Engine(runtime, "heavy", clock, weight=300).holds(64)
     light = Engine(runtime, "light", clock, weight=100).holds(0, missing=64)
     assert light.ask(64) == 0
@@ -94,7 +96,7 @@ def test_busy_engines_share_by_weight_and_nobody_is_preempted_for_it(runtime: Ru
     assert light.view.refused()
 
 
-def test_a_floor_is_restored_by_preemption_if_need_be(runtime: Runtime, clock: Clock) -> None:
+def test_a_floor_is_restored_by_preemption_if_necessary(runtime: Runtime, clock: Clock) -> None:
     other = Engine(runtime, "other", clock).holds(60, cached=4)
     floored = Engine(runtime, "floored", clock, floor=10).holds(0, missing=40)
     assert floored.ask(40) == 0
@@ -104,7 +106,7 @@ def test_a_floor_is_restored_by_preemption_if_need_be(runtime: Runtime, clock: C
     assert other.asked == (32, 0), "beyond the floor it is attrition"
 
 
-def test_who_is_asked_for_more_than_before_is_rung_and_not_again_for_the_same(
+def test_an_engine_is_rung_for_a_larger_reclaim_and_not_again_for_the_same(
     runtime: Runtime, clock: Clock
 ) -> None:
     giver = Engine(runtime, "giver", clock).holds(1, cached=63, busy=False)
@@ -118,9 +120,7 @@ def test_who_is_asked_for_more_than_before_is_rung_and_not_again_for_the_same(
     assert picture(runtime).owners[0].reclaims == 1
 
 
-def test_what_is_asked_for_a_floor_rings_also_where_the_target_is_the_same(
-    runtime: Runtime, clock: Clock
-) -> None:
+def test_a_reclaim_for_a_floor_rings_even_if_the_target_is_the_same(runtime: Runtime, clock: Clock) -> None:
     giver = Engine(runtime, "giver", clock).holds(64)
     taker = Engine(runtime, "taker", clock).holds(0, missing=32)
     taker.ask(32)
@@ -131,7 +131,7 @@ def test_what_is_asked_for_a_floor_rings_also_where_the_target_is_the_same(
     assert giver.asked == (32, 56) and giver.rung
 
 
-def test_what_is_asked_lapses_unless_it_is_asked_again(runtime: Runtime, clock: Clock) -> None:
+def test_a_reclaim_lapses_unless_it_is_repeated(runtime: Runtime, clock: Clock) -> None:
     giver = Engine(runtime, "giver", clock).holds(1, cached=63, busy=False)
     taker = Engine(runtime, "taker", clock).holds(0, missing=5)
     taker.ask(5)
@@ -144,7 +144,7 @@ def test_what_is_asked_lapses_unless_it_is_asked_again(runtime: Runtime, clock: 
     assert giver.asked == (0, 0)
 
 
-def test_who_asked_more_than_a_second_ago_is_not_waited_for(runtime: Runtime, clock: Clock) -> None:
+def test_demand_older_than_a_second_is_not_waited_for(runtime: Runtime, clock: Clock) -> None:
     giver = Engine(runtime, "giver", clock).holds(1, cached=63, busy=False)
     silent = Engine(runtime, "silent", clock).holds(0, missing=5)
     giver.give(1)
@@ -156,9 +156,7 @@ def test_who_asked_more_than_a_second_ago_is_not_waited_for(runtime: Runtime, cl
     assert lender.ask(5) == 5
 
 
-def test_what_was_waited_for_is_not_taken_back_at_once_but_for_a_floor(
-    runtime: Runtime, clock: Clock
-) -> None:
+def test_memory_just_granted_is_taken_back_only_for_a_floor(runtime: Runtime, clock: Clock) -> None:
     giver = Engine(runtime, "giver", clock).holds(1, cached=63, busy=False)
     first = Engine(runtime, "first", clock).holds(0, missing=60)
     assert first.ask(60) == 0
@@ -173,7 +171,7 @@ def test_what_was_waited_for_is_not_taken_back_at_once_but_for_a_floor(
     assert (first.asked, giver.asked) == ((32, 59), (1, 1)), "of 63 that two need, 31 for each"
 
 
-def test_i10_a_granule_that_nobody_can_be_entitled_to_is_lent(runtime: Runtime, clock: Clock) -> None:
+def test_i10_a_granule_that_is_nobodys_share_is_lent(runtime: Runtime, clock: Clock) -> None:
     """Two need all of 63, which is 31.5 each: nobody waits for half a granule."""
     third = Engine(runtime, "third", clock).holds(1, busy=False)
     a, b = (Engine(runtime, name, clock).holds(31, missing=20) for name in "ab")
@@ -181,9 +179,7 @@ def test_i10_a_granule_that_nobody_can_be_entitled_to_is_lent(runtime: Runtime, 
     assert (a.asked, b.asked, third.asked) == ((0, 0), (0, 0), (0, 0))
 
 
-def test_outsiders_that_took_what_was_promised_do_not_slow_a_floor_down(
-    runtime: Runtime, clock: Clock
-) -> None:
+def test_outsiders_that_took_promised_memory_do_not_slow_a_floor_down(runtime: Runtime, clock: Clock) -> None:
     giver = Engine(runtime, "giver", clock).holds(50)
     floored = Engine(runtime, "floored", clock, floor=2).holds(0, missing=2)
     overdrawn = PLENTY._replace(free_bytes=0)
@@ -217,7 +213,7 @@ def plugins() -> Iterator[pluggy.PluginManager]:
 
 
 @pytest.mark.parametrize(("policy", "gives"), [(None, [0, 5]), (FirstSlotFirst, [5, 0]), (Broken, [0, 5])])
-def test_who_gives_first_is_up_to_the_policy_and_who_is_idle_for_longest_by_default(
+def test_the_policy_orders_the_givers_and_by_default_the_longest_idle_gives_first(
     runtime: Runtime, clock: Clock, plugins: pluggy.PluginManager, policy: type | None, gives: list[int]
 ) -> None:
     if policy is not None:
@@ -230,7 +226,7 @@ def test_who_gives_first_is_up_to_the_policy_and_who_is_idle_for_longest_by_defa
     assert [32 - (engine.asked[0] or 32) for engine in (one, two)] == gives
 
 
-def test_nobody_waits_for_the_sake_of_a_dead_waiter(runtime: Runtime, clock: Clock) -> None:
+def test_memory_is_not_kept_for_a_dead_waiter(runtime: Runtime, clock: Clock) -> None:
     giver = Engine(runtime, "giver", clock).holds(1, cached=62, busy=False)
     lender = Engine(runtime, "lender", clock).holds(1)
     dead = Engine(runtime, "dead", clock).holds(0, missing=8)
@@ -241,7 +237,7 @@ def test_nobody_waits_for_the_sake_of_a_dead_waiter(runtime: Runtime, clock: Clo
     assert lender.ask(8) == 8
 
 
-def test_a_long_wish_is_seen_whole_while_it_is_leased_slice_by_slice(runtime: Runtime, clock: Clock) -> None:
+def test_a_large_demand_is_shown_whole_while_it_is_leased_in_slices(runtime: Runtime, clock: Clock) -> None:
     """The giver is busy and wants all; what it lets go for the taker is not taken back between two slices."""
     giver = Engine(runtime, "giver", clock).holds(10, cached=44, missing=10)
     taker = Engine(runtime, "taker", clock).holds(0, missing=40)
@@ -257,7 +253,7 @@ def test_a_long_wish_is_seen_whole_while_it_is_leased_slice_by_slice(runtime: Ru
     assert taker.account._own["demand_bytes"] == taker.account._own["coming_bytes"] == 0
 
 
-def test_a_wish_that_is_given_up_between_two_slices_is_no_demand(runtime: Runtime, clock: Clock) -> None:
+def test_a_demand_dropped_between_two_slices_is_no_demand(runtime: Runtime, clock: Clock) -> None:
     taker = Engine(runtime, "taker", clock).holds(0, missing=40)
     assert taker.ask(32) == 32
     assert picture(runtime).owners[0].demand_bytes == 8 * GRANULE

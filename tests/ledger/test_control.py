@@ -1,4 +1,4 @@
-"""What tools set, and waiting until it holds."""
+"""Limits, floors and weights set by tools, and waiting until they hold."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_limit_over_the_device_is_the_device(runtime: Runtime) -> None:
     assert change.limit_bytes == CAPACITY
 
 
-def test_a_name_that_nobody_has_is_said_with_those_there_are(runtime: Runtime) -> None:
+def test_an_unknown_name_is_an_error_that_lists_the_names_in_use(runtime: Runtime) -> None:
     with pytest.raises(NoSuchEngineError, match="no engine is named m: none is running"):
         set_limit(runtime, "m", GRANULE)
     die(attach(runtime, "dead", name="dead"))

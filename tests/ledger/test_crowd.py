@@ -1,4 +1,4 @@
-"""Many processes on one ledger at once. More of them, and what it costs: benchmarks/micro/ledger_lock.py."""
+"""Many processes on one ledger at once. More processes, and the cost: benchmarks/micro/ledger_lock.py."""
 
 from __future__ import annotations
 
@@ -47,23 +47,23 @@ say(f"granted {{granted}}")
 """
 
 
-def test_i1_to_i4_hold_in_every_picture_while_processes_lease_without_pause(runtime: Runtime) -> None:
+def test_i1_to_i4_hold_in_every_snapshot_while_processes_lease_without_pause(runtime: Runtime) -> None:
     watcher = attach(runtime, "watcher", name="watcher")
     readings = settled = 0
     with contextlib.ExitStack() as stack:
         crowd = [stack.enter_context(child(runtime, LEASING, f"p{n}")) for n in range(PROCESSES)]
         for process in crowd:
-            assert process.hear() == "ready"
+            assert process.read_line() == "ready"
         for process in crowd:
-            process.tell()
+            process.resume()
         said: list[str] = []
         while len(said) < PROCESSES:
             seen = picture(runtime)
             assert check(seen) == []
             readings += 1
             settled += seen.settled
-            if crowd[len(said)].speaks(0.002):
-                said.append(crowd[len(said)].hear())
+            if crowd[len(said)].has_output(0.002):
+                said.append(crowd[len(said)].read_line())
     for line in said:
         word, granted = line.split()
         assert word == "granted" and int(granted) > 0, "nobody starves"
@@ -90,10 +90,10 @@ def test_i4_as_many_as_there_are_slots_attach_in_the_same_second(runtime: Runtim
     with contextlib.ExitStack() as stack:
         crowd = [stack.enter_context(child(runtime, ATTACHING, f"c{n}")) for n in range(layout.SLOT_COUNT)]
         for process in crowd:
-            assert process.hear() == "ready"
+            assert process.read_line() == "ready"
         for process in crowd:
-            process.tell()
-        said = [process.hear().split() for process in crowd]
+            process.resume()
+        said = [process.read_line().split() for process in crowd]
         assert sorted(int(slot) for slot, _, _ in said) == list(range(layout.SLOT_COUNT))
         assert sorted(name for _, name, _ in said) == sorted(names)
         assert [granted for _, _, granted in said] == ["1"] * layout.SLOT_COUNT

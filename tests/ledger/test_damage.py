@@ -57,7 +57,7 @@ each_damage = pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: dama
 
 
 @each_damage
-def test_a_damaged_file_that_nobody_uses_is_made_anew(runtime: Runtime, damage: Damage) -> None:
+def test_a_damaged_file_without_living_users_is_made_anew(runtime: Runtime, damage: Damage) -> None:
     die(attach(runtime, "a"))
     damage(runtime.device("host").ledger)
     assert picture(runtime).damage and check(picture(runtime))
@@ -67,7 +67,7 @@ def test_a_damaged_file_that_nobody_uses_is_made_anew(runtime: Runtime, damage: 
 
 
 @each_damage
-def test_a_damaged_file_is_no_ground_for_a_newcomer_to_guess(runtime: Runtime, damage: Damage) -> None:
+def test_a_newcomer_refuses_a_damaged_file_that_is_in_use(runtime: Runtime, damage: Damage) -> None:
     account = attach(runtime, "a")
     hold(account, 3)
     damage(runtime.device("host").ledger)
@@ -78,7 +78,7 @@ def test_a_damaged_file_is_no_ground_for_a_newcomer_to_guess(runtime: Runtime, d
 
 
 @pytest.mark.parametrize("damage", [cut, empty, zero, DAMAGES[3]], ids=lambda damage: damage.__name__)
-def test_those_who_used_a_damaged_file_write_it_again(runtime: Runtime, damage: Damage) -> None:
+def test_the_users_of_a_damaged_file_write_it_again(runtime: Runtime, damage: Damage) -> None:
     a, b = attach(runtime, "a"), attach(runtime, "b")
     hold(a, 3)
     hold(b, 60)
@@ -93,7 +93,7 @@ def test_those_who_used_a_damaged_file_write_it_again(runtime: Runtime, damage: 
     assert check(picture(runtime)) == []
 
 
-def test_an_owner_that_dies_before_it_is_heard_of_holds_nobody_up(runtime: Runtime) -> None:
+def test_an_owner_that_dies_before_it_writes_its_slot_holds_nobody_up(runtime: Runtime) -> None:
     a, b = attach(runtime, "a"), attach(runtime, "b")
     hold(b, 60)
     runtime.device("host").ledger.unlink()
@@ -102,7 +102,7 @@ def test_an_owner_that_dies_before_it_is_heard_of_holds_nobody_up(runtime: Runti
     assert a.lease(CAPACITY, PLENTY) == CAPACITY
 
 
-def test_a_newcomer_after_a_deletion_waits_until_all_are_heard_of(runtime: Runtime) -> None:
+def test_a_newcomer_after_a_deletion_waits_until_all_slots_are_written(runtime: Runtime) -> None:
     a = attach(runtime, "a")
     hold(a, 60)
     a.drain()
@@ -151,7 +151,7 @@ def test_a_scheduler_outlives_a_file_that_was_cut(runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("name", ["slot-00.owner", "slot-00.worker", "slot-00.engine"])
-def test_i4_an_owner_whose_file_was_deleted_takes_a_place_again(runtime: Runtime, name: str) -> None:
+def test_i4_an_owner_whose_file_was_deleted_claims_a_slot_again(runtime: Runtime, name: str) -> None:
     account = attach(runtime, "a")
     hold(account, 5)
     bell = account.fileno()
@@ -204,7 +204,7 @@ CHANGES: dict[str, Callable[[DeviceFolder], None]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_i4_what_changes_in_a_folder_that_was_quiet_is_noticed(
+def test_i4_a_change_in_a_folder_that_was_quiet_is_noticed(
     runtime: Runtime, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A quiet folder costs one look; every look gives Python's lock away."""
@@ -234,7 +234,7 @@ def test_i4_what_changes_in_a_folder_that_was_quiet_is_noticed(
     view.close()
 
 
-def test_a_folder_that_changed_just_now_is_looked_at_in_full(runtime: Runtime) -> None:
+def test_a_folder_that_has_just_changed_is_checked_in_full(runtime: Runtime) -> None:
     """The clock of its file system might not tell the next change from that one."""
     folder = runtime.device("host")
     account = attach(runtime, "a")

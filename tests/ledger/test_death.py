@@ -26,7 +26,7 @@ def ask(mortals: Child, *orders: str) -> list[str]:
     assert mortals.process.stdin is not None
     mortals.process.stdin.write(f"{' '.join(orders)}\n".encode())
     mortals.process.stdin.flush()
-    return [mortals.hear() for _ in orders]
+    return [mortals.read_line() for _ in orders]
 
 
 def nothing_is_lost(runtime: Runtime, survivor: Account, where: str) -> None:
@@ -152,7 +152,7 @@ def test_i8_a_holder_that_is_stopped_stalls_growth_only(runtime: Runtime, point:
     account = attach_with_clock(runtime, clock)
     hold(account, 40)
     with child(runtime, stopped_at(point, act)) as holder:
-        assert holder.hear() == "stops"
+        assert holder.read_line() == "stops"
         await_stop(holder)
         before = picture(runtime)
         with pytest.raises(BusyError, match="nothing was changed"):
@@ -167,14 +167,14 @@ def test_i8_a_holder_that_is_stopped_stalls_growth_only(runtime: Runtime, point:
         os.kill(holder.process.pid, signal.SIGCONT)
         # Before it has read what others hold, it sees the granule that was given back meanwhile.
         leased = 4 if act == START else 25 if point == "free_bytes" else 24
-        assert holder.hear() == f"leased {leased}"
+        assert holder.read_line() == f"leased {leased}"
         account.lease(GRANULE, PLENTY)
         account.check()
         assert check(picture(runtime)) == []
 
 
 @each_point
-def test_i1_death_inside_the_lock_frees_it_and_the_bytes_for_who_waits(
+def test_i1_death_inside_the_lock_frees_it_and_the_bytes_for_a_waiter(
     runtime: Runtime, point: str, act: str
 ) -> None:
     waits = threading.Event()
@@ -189,7 +189,7 @@ def test_i1_death_inside_the_lock_frees_it_and_the_bytes_for_who_waits(
     got: list[int] = []
     thread = threading.Thread(target=lambda: got.append(account.lease(CAPACITY, PLENTY)))
     with child(runtime, stopped_at(point, act)) as holder:
-        assert holder.hear() == "stops"
+        assert holder.read_line() == "stops"
         await_stop(holder)
         thread.start()
         assert waits.wait(10)
@@ -213,7 +213,7 @@ def test_i4_a_killed_owner_is_swept_and_the_next_attaches(runtime: Runtime) -> N
     body = 'account = attach(runtime, instance)\nhold(account, 64)\nsay("holds")\nsys.stdin.readline()'
     for _ in range(3):
         with child(runtime, body) as owner:
-            assert owner.hear() == "holds"
+            assert owner.read_line() == "holds"
             assert picture(runtime).leased_bytes == CAPACITY
             owner.kill()
             record("ledger.kills", 1)
@@ -234,7 +234,7 @@ def test_i4_a_child_process_does_not_keep_a_dead_owner_alive(runtime: Runtime, h
     }[how]
     body = f"account = attach(runtime, instance)\n{start}\nsys.stdin.readline()"
     with child(runtime, body) as owner:
-        grandchild = int(owner.hear())
+        grandchild = int(owner.read_line())
         try:
             assert picture(runtime).owners[0].live
             owner.kill()
@@ -244,7 +244,7 @@ def test_i4_a_child_process_does_not_keep_a_dead_owner_alive(runtime: Runtime, h
             os.kill(grandchild, signal.SIGKILL)
 
 
-def test_i4_what_a_forked_child_does_leaves_its_parent_in_place(runtime: Runtime) -> None:
+def test_i4_a_forked_child_does_not_disturb_its_parent(runtime: Runtime) -> None:
     body = """
 from kvcached_core.errors import InvariantError
 account = attach(runtime, instance)
@@ -263,6 +263,6 @@ say(f"forked {os.WEXITSTATUS(status)}")
 sys.stdin.readline()
 """
     with child(runtime, body) as owner:
-        assert owner.hear() == "forked 0"
+        assert owner.read_line() == "forked 0"
         (seen,) = picture(runtime).owners
         assert seen.live and seen.instance == "child"

@@ -1,4 +1,4 @@
-"""Discarding what ended engines have left."""
+"""Discarding the slots of dead engines."""
 
 from __future__ import annotations
 

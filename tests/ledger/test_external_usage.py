@@ -1,4 +1,4 @@
-"""Memory that processes outside the ledger take: what is worth a warning, and what is not."""
+"""Memory of processes outside the ledger: growth that is a warning, and growth that is not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_lasting_growth_above_the_headroom_is_told_once(
+def test_lasting_growth_above_the_headroom_is_reported_once(
     runtime: Runtime, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -40,7 +40,7 @@ def test_lasting_growth_above_the_headroom_is_told_once(
     leave(owner)
 
 
-def test_what_is_gone_again_within_two_seconds_is_no_news(
+def test_growth_that_ends_within_two_seconds_is_not_reported(
     runtime: Runtime, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As after the death of an engine: its slot is free a moment before its memory is."""
@@ -53,7 +53,7 @@ def test_what_is_gone_again_within_two_seconds_is_no_news(
     leave(owner)
 
 
-def test_floors_that_it_eats_into_are_named_and_memory_that_comes_back_is_no_warning(
+def test_a_warning_names_endangered_floors_and_freed_memory_is_no_warning(
     runtime: Runtime, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     owner = attach(runtime, "a", headroom_bytes=HEADROOM, floor_bytes=30 * GRANULE, clock=clock)

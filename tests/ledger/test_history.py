@@ -1,4 +1,4 @@
-"""The history of a device: bounded, whole lines, in nobody's way."""
+"""The history of a device: bounded, in whole lines, and never a hindrance."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def fill(history: History, size_bytes: int, locked: bool, start: int = 0) -> int
     return start + size_bytes // 900 + 1
 
 
-def test_what_is_appended_is_read_newest_last(folder: DeviceFolder) -> None:
+def test_appended_events_are_read_newest_last(folder: DeviceFolder) -> None:
     history = History(folder)
     written = [event(n, text='a "name"\n\u2028 {"kind":') for n in (1, 3, 2, 5, 4)]
     for one in written:
@@ -74,7 +74,7 @@ def test_the_history_is_bounded_and_keeps_the_newest(folder: DeviceFolder) -> No
     assert len(seen) * 900 >= ROTATE_BYTES
 
 
-def test_only_who_holds_the_lock_puts_the_file_aside(folder: DeviceFolder) -> None:
+def test_only_the_holder_of_the_lock_puts_the_file_aside(folder: DeviceFolder) -> None:
     history = History(folder)
     end = fill(history, 2 * ROTATE_BYTES, locked=False)
     assert not folder.old_history.exists()
@@ -160,7 +160,7 @@ def test_without_its_folder_events_are_lost_and_nothing_is_made(runtime: Runtime
     assert read(folder) == [] and not folder.path.exists()
 
 
-def test_nothing_that_stands_in_its_place_is_followed_or_waited_for(
+def test_a_link_or_fifo_in_its_place_is_neither_followed_nor_waited_for(
     folder: DeviceFolder, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
@@ -218,8 +218,8 @@ say("done")
     with contextlib.ExitStack() as stack:
         children = [stack.enter_context(child(runtime, body, f"c{n}")) for n in range(3)]
         for process in children:
-            process.tell()
-        assert [process.hear() for process in children] == ["done"] * 3
+            process.resume()
+        assert [process.read_line() for process in children] == ["done"] * 3
     lines = folder.history.read_bytes().splitlines() + folder.old_history.read_bytes().splitlines()
     found = read(folder)
     assert len(found) == len(lines)  # no line is damaged
@@ -252,7 +252,7 @@ def test_a_report_goes_to_the_history_and_to_observers(folder: DeviceFolder, obs
     assert read(folder) == [seen]
 
 
-def test_no_observer_is_told_under_the_lock(folder: DeviceFolder, observer: Observer) -> None:
+def test_no_observer_is_called_under_the_lock(folder: DeviceFolder, observer: Observer) -> None:
     reporter = Reporter(folder, lambda: "llama", lambda: 3)
     reporter.report("demand", locked=True, unmet_bytes=5)
     reporter.report("reclaim", locked=True, name="qwen", slot=4, target_bytes=1)
@@ -268,7 +268,7 @@ def test_no_observer_is_told_under_the_lock(folder: DeviceFolder, observer: Obse
     assert read(folder) == observer.seen
 
 
-def test_a_report_without_observers_keeps_nothing_back(folder: DeviceFolder) -> None:
+def test_a_report_without_observers_keeps_no_events(folder: DeviceFolder) -> None:
     reporter = Reporter(folder, lambda: "llama", lambda: 3)
     reporter.report("lease", locked=True)
     reporter.flush()

@@ -157,7 +157,7 @@ def test_a_remote_rank_that_has_ended_is_an_error_that_names_it(nodes: TwoNodes)
         nodes.agent.report_changes()
 
 
-def test_two_engines_that_each_came_far_on_one_of_two_nodes_do_not_wait_for_each_other(
+def test_two_engines_each_ahead_on_another_node_do_not_wait_for_each_other(
     runtime: Runtime, tmp_path: Path
 ) -> None:
     engines = [TwoNodes(tmp_path, name=name) for name in ("a", "b")]

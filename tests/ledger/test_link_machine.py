@@ -1,4 +1,4 @@
-"""Any history of an engine on two nodes: news late or lost; ranks grow, give back, sleep; files vanish."""
+"""Any history of an engine on two nodes: messages late or lost; ranks grow, free, sleep; files vanish."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ class LinkMachine(RuleBasedStateMachine):
         )
 
 
-def test_i5_an_engine_on_two_nodes_never_counts_on_more_than_there_is() -> None:
+def test_i5_an_engine_on_two_nodes_never_counts_on_missing_memory() -> None:
     quiet = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None)
     run_state_machine_as_test(LinkMachine, settings=settings(quiet, max_examples=300, stateful_step_count=50))
     assert LinkMachine.withdrawn and LinkMachine.too_low, "orders were given, and news were late"

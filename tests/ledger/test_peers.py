@@ -70,7 +70,7 @@ def test_the_first_device_leads_by_a_slice_and_the_others_follow(runtime: Runtim
         leave(account)
 
 
-def test_who_may_go_on_is_rung(runtime: Runtime) -> None:
+def test_a_rank_that_may_grow_again_is_rung(runtime: Runtime) -> None:
     follower, leader = engine(runtime, "a", wanted=100)
     for account in (leader, follower):
         account.drain()

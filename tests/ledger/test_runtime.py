@@ -1,4 +1,4 @@
-"""Where the ledgers may be."""
+"""Runtime directories that are accepted or refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_file_in_place_of_the_runtime_directory_is_refused(tmp_path: Path) -> 
         Runtime.open(tmp_path / "file")
 
 
-def test_a_full_file_system_is_said_and_leaves_nothing(
+def test_a_full_file_system_is_an_error_and_leaves_nothing(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(fd: int, offset: int, size: int) -> None:

@@ -1,4 +1,4 @@
-"""The scheduler's side, and the tools'."""
+"""The scheduler's view of the ledger."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def rung(*descriptors: int) -> int:
     return readable(*descriptors)
 
 
-def test_desk_sees_the_least_of_all_ranks(runtime: Runtime) -> None:
+def test_the_view_shows_the_minimum_over_ranks(runtime: Runtime) -> None:
     a, b = attach(runtime, "a", 0, limit_bytes=9 * GRANULE), attach(runtime, "a", 1, device=GPU)
     view = SchedulerView.find(runtime, "a", 2)
     hold(a, 5)
@@ -50,7 +50,7 @@ def test_desk_sees_the_least_of_all_ranks(runtime: Runtime) -> None:
     assert view.refused()
 
 
-def test_i2_a_rank_that_came_farther_than_the_others_gives_that_back_and_the_count_never_falls(
+def test_i2_a_rank_ahead_of_the_others_frees_its_surplus_and_the_count_never_falls(
     runtime: Runtime,
 ) -> None:
     far, least = attach(runtime, "a", 0), attach(runtime, "a", 1, device=GPU)
@@ -72,7 +72,7 @@ def test_i2_a_rank_that_came_farther_than_the_others_gives_that_back_and_the_cou
     assert [check(device) for device in snapshot(runtime)] == [[], []]
 
 
-def test_what_is_asked_of_a_rank_that_came_farther_it_gives_from_what_the_others_lack(
+def test_a_reclaim_from_a_rank_that_is_ahead_takes_its_surplus(
     runtime: Runtime,
 ) -> None:
     far, least = attach(runtime, "a", 0), attach(runtime, "a", 1, device=GPU)
@@ -90,7 +90,7 @@ def test_what_is_asked_of_a_rank_that_came_farther_it_gives_from_what_the_others
     assert (view.granule_limit(), far.created_most) == (1, 3), "what is counted on goes by plans alone"
 
 
-def test_a_rank_alone_is_never_told_to_withdraw(runtime: Runtime) -> None:
+def test_a_single_rank_is_never_ordered_to_withdraw(runtime: Runtime) -> None:
     account = attach(runtime, "a")
     view = SchedulerView.find(runtime, "a", 1)
     hold(account, 5)
@@ -98,7 +98,7 @@ def test_a_rank_alone_is_never_told_to_withdraw(runtime: Runtime) -> None:
     assert account.created_most == 0
 
 
-def test_an_order_to_withdraw_ends_with_what_it_was_about(runtime: Runtime) -> None:
+def test_an_order_to_withdraw_ends_with_the_surplus(runtime: Runtime) -> None:
     far, least = attach(runtime, "a", 0), attach(runtime, "a", 1, device=GPU)
     view = SchedulerView.find(runtime, "a", 2)
     hold(far, 5)
@@ -111,7 +111,7 @@ def test_an_order_to_withdraw_ends_with_what_it_was_about(runtime: Runtime) -> N
     assert view.created() == 6 and far.created_most == 0
 
 
-def test_what_the_desk_publishes_is_shown_and_read_by_the_worker(runtime: Runtime) -> None:
+def test_published_usage_is_shown_and_read_by_the_worker(runtime: Runtime) -> None:
     accounts = [attach(runtime, "a", rank) for rank in range(2)]
     view = SchedulerView.find(runtime, "a", 2)
     view.publish(engine_usage(8, 5, 3, wanted_granules=6, released_granules=2))
@@ -144,7 +144,7 @@ def test_the_worker_is_rung_only_when_it_has_to_act(runtime: Runtime) -> None:
     assert rings == [1, 0, 1, 0, 1]
 
 
-def test_a_rank_that_has_what_is_wanted_is_not_rung_and_one_that_lacks_it_is(runtime: Runtime) -> None:
+def test_only_a_rank_that_lacks_wanted_memory_is_rung(runtime: Runtime) -> None:
     accounts = [attach(runtime, "a", rank) for rank in range(2)]
     for account, granules in zip(accounts, (5, 3), strict=True):
         hold(account, granules)
@@ -201,7 +201,7 @@ def test_the_scheduler_is_rung_when_memory_is_ready_or_a_limit_changed(runtime: 
     assert rung(*view.filenos()) == 0
 
 
-def test_the_scheduler_is_rung_once_all_that_was_promised_is_there_or_will_not_come(runtime: Runtime) -> None:
+def test_the_scheduler_is_rung_once_a_promise_is_fulfilled_or_has_failed(runtime: Runtime) -> None:
     account = attach(runtime, "a")
     view = SchedulerView.find(runtime, "a", 1)
     rings = []
@@ -266,7 +266,7 @@ def test_i2_above_a_lowered_limit_leases_only_fall(runtime: Runtime) -> None:
     assert seen == [(20, 20, 0), (12, 12, 0), (8, 8, 0), (4, 5, 1)]
 
 
-def test_a_desk_names_the_ranks_it_misses(runtime: Runtime) -> None:
+def test_the_view_names_missing_ranks(runtime: Runtime) -> None:
     attach(runtime, "a", 1)
     with pytest.raises(LedgerError, match=r"instance a with rank 0, 2 .*has ended, or works with another"):
         SchedulerView.find(runtime, "a", 3)
@@ -274,7 +274,7 @@ def test_a_desk_names_the_ranks_it_misses(runtime: Runtime) -> None:
         SchedulerView.find(runtime, "b", 1)
 
 
-def test_a_desk_says_that_its_worker_is_gone(runtime: Runtime) -> None:
+def test_the_view_says_that_its_worker_is_gone(runtime: Runtime) -> None:
     account = attach(runtime, "a")
     view = SchedulerView.find(runtime, "a", 1)
     leave(account)
@@ -283,7 +283,7 @@ def test_a_desk_says_that_its_worker_is_gone(runtime: Runtime) -> None:
             call()
 
 
-def test_a_desk_does_not_take_the_slot_of_another_for_its_own(runtime: Runtime) -> None:
+def test_the_view_does_not_take_the_slot_of_another_for_its_own(runtime: Runtime) -> None:
     account = attach(runtime, "a")
     view = SchedulerView.find(runtime, "a", 1)
     die(account)
@@ -294,7 +294,7 @@ def test_a_desk_does_not_take_the_slot_of_another_for_its_own(runtime: Runtime) 
     assert newcomer.wanted_bytes == 0
 
 
-def test_the_desk_and_the_snapshot_need_no_lock(runtime: Runtime) -> None:
+def test_the_view_and_the_snapshot_need_no_lock(runtime: Runtime) -> None:
     account = attach(runtime, "a")
     view = SchedulerView.find(runtime, "a", 1)
     fd = os.open(runtime.device("host").lock, os.O_RDWR)

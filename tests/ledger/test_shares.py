@@ -1,4 +1,4 @@
-"""The arithmetic of fairness against a plain model of it, and what must hold whatever the numbers are."""
+"""The arithmetic of shares against a plain model, and properties that hold for all numbers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def world(owners: list[Claim], unleased: int) -> tuple[int, dict[int, Share]]:
 
 @each
 @given(bounds(), LARGE)
-def test_fill_is_what_the_plain_model_pours(limits: list[Bound], total: int) -> None:
+def test_fill_equals_the_plain_model(limits: list[Bound], total: int) -> None:
     plain = fairness.pour(total, fairness.as_fractions(limits))
     for got, exact in zip(fill(total, limits), plain, strict=True):
         assert abs(got - exact) <= len(limits)
@@ -71,7 +71,7 @@ def test_fill_is_what_the_plain_model_pours(limits: list[Bound], total: int) -> 
 
 @each
 @given(bounds(), LARGE)
-def test_fill_hands_out_all_there_is_and_not_more(limits: list[Bound], total: int) -> None:
+def test_fill_hands_out_the_total_and_not_more(limits: list[Bound], total: int) -> None:
     got = fill(total, limits)
     most = min(total, sum(bound.high for bound in limits))
     assert most - len(limits) <= sum(got) <= most + len(limits)
@@ -160,7 +160,7 @@ def test_a_lease_gets_what_the_plain_model_allows(owners: list[Claim], unleased:
 
 @each
 @given(claims(), st.integers(0, 60), st.integers(1, 60))
-def test_what_others_wait_for_on_a_higher_level_is_not_eaten(
+def test_a_lease_leaves_memory_that_others_wait_for_on_a_higher_level(
     owners: list[Claim], free: int, want: int
 ) -> None:
     _, of = world(owners, free)
@@ -177,7 +177,7 @@ def test_what_others_wait_for_on_a_higher_level_is_not_eaten(
 
 @each
 @given(claims(), st.integers(-20, 60), st.integers(1, 60))
-def test_i10_with_nobody_else_waiting_everything_there_is_room_for_is_granted(
+def test_i10_if_nobody_else_waits_a_lease_gets_all_the_room(
     owners: list[Claim], room: int, want: int
 ) -> None:
     others = [owner._replace(unmet=0, starting=0) for owner in owners[1:]]
@@ -187,9 +187,7 @@ def test_i10_with_nobody_else_waiting_everything_there_is_room_for_is_granted(
 
 @each
 @given(claims(), st.integers(-20, 60), st.randoms(use_true_random=False))
-def test_who_is_asked_for_what_is_that_of_the_plain_model(
-    owners: list[Claim], unleased: int, chance: random.Random
-) -> None:
+def test_reclaims_equal_the_plain_model(owners: list[Claim], unleased: int, chance: random.Random) -> None:
     _, of = world(owners, unleased)
     order = [owner.slot for owner in owners]
     chance.shuffle(order)
@@ -198,7 +196,7 @@ def test_who_is_asked_for_what_is_that_of_the_plain_model(
 
 @each
 @given(claims(), st.integers(-20, 60))
-def test_nobody_is_asked_below_its_share_nor_all_for_more_than_is_missing(
+def test_no_reclaim_goes_below_a_share_and_all_together_take_no_more_than_is_missing(
     owners: list[Claim], unleased: int
 ) -> None:
     _, of = world(owners, unleased)
@@ -222,7 +220,7 @@ def test_nobody_is_asked_below_its_share_nor_all_for_more_than_is_missing(
 
 @each
 @given(claims(), st.integers(-20, 60))
-def test_spare_goes_before_cache_and_cache_before_what_requests_hold(
+def test_spare_goes_before_cache_and_cache_before_memory_of_requests(
     owners: list[Claim], unleased: int
 ) -> None:
     owners = [owner._replace(kept=False) for owner in owners]
@@ -237,7 +235,7 @@ def test_spare_goes_before_cache_and_cache_before_what_requests_hold(
 
 @each
 @given(claims(), st.integers(-20, 60))
-def test_who_got_memory_a_moment_ago_gives_what_its_requests_need_for_floors_only(
+def test_memory_just_granted_that_requests_need_is_reclaimed_for_floors_only(
     owners: list[Claim], unleased: int
 ) -> None:
     _, of = world(owners, unleased)
@@ -252,9 +250,7 @@ def test_who_got_memory_a_moment_ago_gives_what_its_requests_need_for_floors_onl
 
 @each
 @given(claims(), st.integers(0, 60))
-def test_no_starvation_once_the_asked_have_given_every_share_is_there(
-    owners: list[Claim], unleased: int
-) -> None:
+def test_no_starvation_once_reclaims_are_met_every_share_is_there(owners: list[Claim], unleased: int) -> None:
     owners = [owner._replace(kept=False, starting=0) for owner in owners]
     _, of = world(owners, unleased)
     found = reclaims(owners, of, unleased, [owner.slot for owner in owners])

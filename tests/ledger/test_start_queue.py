@@ -1,4 +1,4 @@
-"""Engines that start beside others: each waits for its turn and for its memory, and nobody takes it."""
+"""Engines that start beside others: each waits for its turn and its memory, which no other engine gets."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def ask(account: Account, private: int, floor: int = 0, free: int = TOTAL) -> Tu
     return account.ask_to_start(private * GRANULE, floor * GRANULE, MemoryInfo(free * GRANULE, CAPACITY))
 
 
-def test_alone_it_starts_at_once_and_what_it_claimed_is_kept_free(runtime: Runtime, clock: Clock) -> None:
+def test_an_engine_alone_starts_at_once_and_its_claim_is_kept_free(runtime: Runtime, clock: Clock) -> None:
     account = attach(runtime, "a", clock=clock)
     assert ask(account, 20, 5) == Turn(True, free_bytes=CAPACITY)
     assert account.floor_bytes == 5 * GRANULE
     assert attach(runtime, "b", clock=clock).lease(CAPACITY, PLENTY) == 44 * GRANULE
 
 
-def test_who_claims_nothing_more_starts_even_where_an_outsider_broke_promises(
+def test_a_start_within_its_promise_is_admitted_even_if_an_outsider_took_memory(
     runtime: Runtime, clock: Clock
 ) -> None:
     giver, _ = cached(runtime, clock, TOTAL - 4)
@@ -50,7 +50,7 @@ def test_who_claims_nothing_more_starts_even_where_an_outsider_broke_promises(
     assert ask(starter, 0, free=0) == Turn(True, free_bytes=-8 * GRANULE)
 
 
-def test_a_device_full_of_others_cache_makes_room(runtime: Runtime, clock: Clock) -> None:
+def test_other_engines_caches_make_room_for_a_start(runtime: Runtime, clock: Clock) -> None:
     giver, view = cached(runtime, clock, TOTAL)
     starter = attach(runtime, "starter", name="starter", clock=clock)
     assert ask(starter, 30, 2, free=0) == Turn(False, 0, 32 * GRANULE, 0)
@@ -63,7 +63,7 @@ def test_a_device_full_of_others_cache_makes_room(runtime: Runtime, clock: Clock
     assert check(picture(runtime)) == []
 
 
-def test_nobody_else_is_granted_what_a_start_waits_for(runtime: Runtime, clock: Clock) -> None:
+def test_memory_that_a_start_waits_for_is_not_granted_to_others(runtime: Runtime, clock: Clock) -> None:
     giver, _ = cached(runtime, clock, TOTAL)
     starter, other = (attach(runtime, name, name=name, clock=clock) for name in ("starter", "other"))
     ask(starter, 30, free=0)
@@ -72,7 +72,7 @@ def test_nobody_else_is_granted_what_a_start_waits_for(runtime: Runtime, clock: 
     assert ask(starter, 30, free=32).admitted
 
 
-def test_one_after_the_other_in_the_order_they_came(runtime: Runtime, clock: Clock) -> None:
+def test_engines_start_one_after_the_other_in_the_order_they_came(runtime: Runtime, clock: Clock) -> None:
     giver, _ = cached(runtime, clock, 50)
     starters = []
     for name in ("first", "second", "third"):
@@ -90,7 +90,7 @@ def test_one_after_the_other_in_the_order_they_came(runtime: Runtime, clock: Clo
 
 
 @pytest.mark.parametrize("how", ["stopped", "dead", "left"])
-def test_who_asks_no_more_is_not_waited_for(runtime: Runtime, clock: Clock, how: str) -> None:
+def test_a_start_that_asks_no_more_is_not_waited_for(runtime: Runtime, clock: Clock, how: str) -> None:
     cached(runtime, clock, 40)
     first, second = (attach(runtime, name, name=name, clock=clock) for name in ("first", "second"))
     assert not ask(first, 30, free=24).admitted
@@ -115,7 +115,7 @@ def test_i3_a_start_that_can_never_fit_is_refused_with_the_numbers(runtime: Runt
     assert account.floor_bytes == 0 and ask(account, 29, 5).admitted
 
 
-def test_what_was_taken_since_does_not_count_twice(runtime: Runtime, clock: Clock) -> None:
+def test_memory_taken_since_does_not_count_twice(runtime: Runtime, clock: Clock) -> None:
     account = attach(runtime, "a", clock=clock)
     assert ask(account, 20).admitted
     account.publish(0, 12 * GRANULE)

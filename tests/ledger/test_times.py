@@ -1,4 +1,4 @@
-"""How long maps and reclaims took, in the ledger: once each, kept through its loss, and never another's."""
+"""Histograms of maps and reclaims: each counts once, and the counts survive the loss of the ledger."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def asked(runtime: Runtime, clock: Clock) -> tuple[Engine, Engine]:
     return idle, waiting
 
 
-def test_a_reclaim_is_timed_once_from_the_ask_until_it_is_met(runtime: Runtime, clock: Clock) -> None:
+def test_a_reclaim_is_timed_once_from_its_writing_until_it_is_met(runtime: Runtime, clock: Clock) -> None:
     idle, waiting = asked(runtime, clock)
     clock.now += 0.03
     idle.give(13)
@@ -52,7 +52,7 @@ def test_a_reclaim_is_timed_once_from_the_ask_until_it_is_met(runtime: Runtime, 
     idle.account.check()
 
 
-def test_an_ask_that_lapsed_is_not_timed(runtime: Runtime, clock: Clock) -> None:
+def test_a_reclaim_that_lapsed_is_not_timed(runtime: Runtime, clock: Clock) -> None:
     idle, _ = asked(runtime, clock)
     clock.now += 1.01
     idle.give(30)

@@ -1,4 +1,4 @@
-"""Trimming: what no request needs is given back, by a real account, view and governor."""
+"""Trimming: a real account, view and governor give back memory that no request needs."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_an_idle_engine_is_rung_and_keeps_the_granule_of_block_0(runtime: Runtim
     assert again.holds and again.given_bytes == 0, "there is nothing to ask for"
 
 
-def test_what_a_lease_of_another_lifts_is_asked_again(runtime: Runtime) -> None:
+def test_a_trim_that_another_lease_lifts_is_repeated(runtime: Runtime) -> None:
     engine, other = Owner(runtime, "a"), attach(runtime, "b", name="b")
     engine.serve(used=0, cached=9 * SIZE)
     rounds = 0
@@ -92,7 +92,7 @@ def test_what_a_lease_of_another_lifts_is_asked_again(runtime: Runtime) -> None:
     assert outcome.holds and rounds >= 3
 
 
-def test_it_never_raises_what_another_has_asked_nor_asks_for_preemption(runtime: Runtime) -> None:
+def test_a_trim_never_raises_a_target_nor_asks_for_preemption(runtime: Runtime) -> None:
     engine = Owner(runtime, "a")
     engine.serve(used=4 * SIZE, cached=9 * SIZE)
     file = LedgerFile(runtime.device("host").ledger)
@@ -108,7 +108,7 @@ def test_it_never_raises_what_another_has_asked_nor_asks_for_preemption(runtime:
     file.close()
 
 
-def test_who_never_said_what_requests_need_keeps_what_it_wants(runtime: Runtime) -> None:
+def test_an_engine_without_reported_needs_keeps_all_it_wants(runtime: Runtime) -> None:
     account = attach(runtime, "a")
     hold(account, 9)
     file = LedgerFile(runtime.device("host").ledger)

@@ -1,4 +1,4 @@
-"""Versions of the layout that meet on one file: the one before this, and those to come."""
+"""Versions of the layout that share one file: the previous one, this one, and later ones."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A plain model of a whole ledger, in granules: who holds, asks, is asked and may get what.
+"""A plain model of a whole ledger, in granules: holdings, demand, reclaims and leases of all engines.
 
-It follows the rules as docs/design.md says them; what is fair comes from tests.ledger.fairness.
+It follows the rules of docs/design.md; shares come from tests.ledger.fairness.
 """
 
 from __future__ import annotations

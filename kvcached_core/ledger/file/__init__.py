@@ -1,1 +1,1 @@
-"""The ledger file: its layout, mapping, lock, doorbells and runtime directory."""
+"""The ledger file and its folder: layout, mapping, lock, doorbells, runtime directory."""

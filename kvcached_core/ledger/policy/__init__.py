@@ -1,1 +1,1 @@
-"""Who gets how much: shares, grants and reclaims, as arithmetic and as words in the ledger."""
+"""The division of a device: fair shares, the room for a lease, floors and reclaims."""

@@ -1,1 +1,1 @@
-"""The ledger's words for ranks on another node: one link for each node."""
+"""Ranks on other nodes: a link from the scheduler to an agent on each node."""

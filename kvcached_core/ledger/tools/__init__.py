@@ -1,1 +1,1 @@
-"""What kvctl and the metrics use: limits and floors, trim, discard, metric definitions."""
+"""Functions for kvctl and monitoring: limits, floors and weights, trim, discard, metrics."""
