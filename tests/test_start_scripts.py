@@ -60,7 +60,7 @@ def test_what_would_be_run(script: str, arguments: str, expected: str) -> None:
     [
         ("vlm", "no engine is named 'vlm'"), ("--model", "--model: a value is missing"),
         ("--port x --print", "--port: expected a number"), ("--port 0 --print", "--port: expected a number"),
-        ("--rate fast --print", "--rate: expected a number or inf"), ("--what", "what is '--what'?"),
+        ("--rate fast --print", "--rate: expected a number or inf"), ("--what", "unknown option '--what'"),
         ("--model /nowhere", "/nowhere is no folder"), ("--device tpu", "expected cuda or cpu"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Pictures of what engines held and of their throughput."""
+"""Draw memory held by engines over time, and their throughput."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOURS = {"stock": "#8c8c8c", "kvcached": "#2f6fb7"}
 
 
 def held_over_time(result: dict[str, Any], out: Path) -> None:
-    """Draw what two engines held over time, one upon the other, with the events; what was free, as a line."""
+    """Draw what two engines held over time, stacked, with the events; free memory is a line."""
     samples, notes = result["samples"], result["notes"]
     times, names = samples["time_seconds"], notes.get("engines", {"a": "A", "b": "B"})
     held = [[value / GIB for value in samples[f"{name}_held_bytes"]] for name in names]
@@ -27,7 +27,7 @@ def held_over_time(result: dict[str, Any], out: Path) -> None:
         axes.plot(times, free, color="black", linewidth=1.0, label="free")
     top = 1.45 * max(*(sum(pair) for pair in zip(*held, strict=True)), *free)
     begin = notes["events"][0][0] - 5
-    turn = begin + 0.6 * (times[-1] - begin)  # what is later than this is written leftwards
+    turn = begin + 0.6 * (times[-1] - begin)  # labels of later events are written to the left
     for number, (at, text) in enumerate(notes["events"]):
         axes.axvline(at, color="black", linestyle=":", linewidth=0.8)
         right = at > turn
@@ -63,7 +63,7 @@ def throughput(result: dict[str, Any], out: Path) -> None:
 
 
 def alternating(result: dict[str, Any], out: Path) -> None:
-    """Draw what kvcached did in every round against stock's round beside it, with mean and standard error."""
+    """Draw the ratio of kvcached to stock in every round, with mean and standard error."""
     phases, samples = list(result["ratios"]), result["samples"]
     figure = Figure(figsize=(9, 5))
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""Pictures of how memory is shared and taken back; benchmarks.plots draws them from results."""
+"""Draw the results of ledger_simulation and prefix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from devkit.statistics import percentile
 
-SHOWN = ("bursts_4", "weighted_4", "floors_4")  # of which every owner's memory is drawn
+SHOWN = ("bursts_4", "weighted_4", "floors_4")  # scenes in which the memory of every owner is drawn
 SCENES = ("bursts_2", "bursts_4", "bursts_8", "bursts_16", "weighted_4", "floors_4", "steady_4")
 _TITLES = {
     "bursts_4": "four equal owners with bursts",
@@ -22,7 +22,7 @@ _TITLES = {
 
 
 def simulation(result: Mapping[str, Any], out: Path) -> None:
-    """Draw what owners held beside the ideal, and the distributions of what was measured."""
+    """Draw the memory of owners beside the ideal, and the distributions of the samples."""
     samples = result["samples"]
     figure = Figure(figsize=(19, 10), layout="constrained")
     grid = figure.subplots(4, len(SHOWN) + 1, sharey=False, width_ratios=[1.2] * len(SHOWN) + [1])
@@ -119,7 +119,7 @@ _PREFIX_LABELS = {
 
 
 def _value(found: Any) -> float:
-    """Return a ratio as it stands in a result's file, or by itself."""
+    """Return the value of a ratio, from a result's file or as a bare number."""
     return float(found["value"] if isinstance(found, Mapping) else found)
 
 

@@ -22,7 +22,7 @@ STAGES = {  # of a round: sample -> label
 
 
 def sharing(result: dict[str, Any], figure: Figure) -> None:
-    """Draw what the engines held over time, one upon the other, what requests used, and the events."""
+    """Draw what the engines held over time, stacked, the part that requests used, and the events."""
     samples, unit = result["samples"], result["notes"]["unit_bytes"]
     times = samples["time_seconds"]
     upper, axes = figure.subplots(2, height_ratios=(1.2, 2), sharex=True)
@@ -85,7 +85,7 @@ def _unit(unit_bytes: int) -> str:
 
 
 def draw_file(path: Path) -> None:
-    """Write a PNG beside a result, whose name says which it is. Raises KeyError where samples are missing."""
+    """Write a PNG beside a result; its name selects the picture. Raises KeyError without its samples."""
     draw, size = {"sharing": (sharing, (14, 8)), "reclaim": (reclaim, (13, 5.5))}[path.stem.partition("-")[0]]
     figure = Figure(figsize=size, layout="constrained")
     draw(json.loads(path.read_text()), figure)

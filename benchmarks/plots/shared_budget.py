@@ -37,14 +37,14 @@ def draw_file(path: Path) -> None:
 
 
 def _bytes(axes: Any, result: dict[str, Any], mode: str) -> None:
-    """Draw what both engines hold, one upon the other; what requests use of it in the darker colour."""
+    """Draw the memory of both engines, stacked; the part that requests use is darker."""
     samples, budget = result["samples"], result["notes"]["budget_bytes"] / MIB
     layers, colours, labels = [], [], []
     for name, (dark, light) in COLOURS.items():
         held, used = (
             [value / MIB for value in samples[f"{name}_{kind}_bytes_{mode}"]] for kind in ("held", "used")
         )
-        # words of two processes: for a moment they may not fit each other
+        # the two words are written by two processes, and may disagree for a moment
         used = [min(pair) for pair in zip(held, used, strict=True)]
         layers += [used, [h - u for h, u in zip(held, used, strict=True)]]
         colours += [dark, light]
@@ -56,7 +56,7 @@ def _bytes(axes: Any, result: dict[str, Any], mode: str) -> None:
 
 
 def _times(axes: Any, samples: dict[str, list[float]], kind: str, title: str) -> None:
-    """Draw the share of requests whose first token came within a time."""
+    """Draw the share of requests by time to first token."""
     for mode, colour in MODE_COLOURS.items():
         values = sorted(samples[f"ttft_seconds_{kind}_{mode}"])
         shares = [(rank + 1) / len(values) for rank in range(len(values))]

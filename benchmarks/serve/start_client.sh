@@ -7,7 +7,7 @@ usage() {
 usage: benchmarks/serve/start_client.sh [vllm|sglang] [options] [-- BENCHMARK_OPTIONS...]
 
   --model DIR      folder of the model that the server serves, for its tokenizer (default: as start_server.sh)
-  --name NAME      what the server calls it (default: the folder's name)
+  --name NAME      the model's name on the server (default: the folder's name)
   --port PORT      default 8000
   --prompts N      how many requests (default 100)
   --rate N         requests a second (default 4; inf: all at once)

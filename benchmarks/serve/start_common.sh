@@ -1,4 +1,4 @@
-# What start_server.sh and start_client.sh share; sourced by them, with `root` set and `usage` defined.
+# The common part of start_server.sh and start_client.sh, which source it with `root` set and `usage` defined.
 # shellcheck shell=bash disable=SC2034,SC2154 # variables of theirs
 
 engine=vllm model='' name='' port=8000 device='' prompts=100 rate=4 input=256 output=64 only_print=no
@@ -37,7 +37,7 @@ read_options() {
             set_option "$1" "$2"
             shift
             ;;
-        *) complain "what is '$1'?" ;;
+        *) complain "unknown option '$1'" ;;
         esac
         shift
     done
@@ -63,7 +63,7 @@ set_option() {
     esac
 }
 
-fill_in() { # what was not said
+fill_in() { # set the options that were not given
     if [[ -z $device ]]; then
         if nvidia-smi -L >/dev/null 2>&1; then device=cuda; else device=cpu; fi
     fi

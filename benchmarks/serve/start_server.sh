@@ -7,7 +7,7 @@ usage() {
 usage: benchmarks/serve/start_server.sh [vllm|sglang] [options] [-- ENGINE_OPTIONS...]
 
   --model DIR      folder of the model (default: a tiny one, made under build/models)
-  --name NAME      what clients and kvctl call it (default: the folder's name)
+  --name NAME      the model's name for clients and kvctl (default: the folder's name)
   --port PORT      default 8000
   --device WHERE   cuda or cpu (default: cuda if nvidia-smi finds a GPU)
   --print          print the command instead of running it

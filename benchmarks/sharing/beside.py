@@ -31,38 +31,38 @@ from benchmarks.lib.record import print_checks, write
 from benchmarks.lib.runtime import own_runtime
 from benchmarks.plots import engines as plots
 from benchmarks.sharing import beside_servers
+from benchmarks.sharing.beside_observer import Observer
 from benchmarks.sharing.beside_servers import Served, Where
-from benchmarks.sharing.beside_sight import Sight
 from devkit.processes import interrupt_on_signals, no_survivors
 from kvcached_core.ledger import Runtime
 
 A, B = "vllm", "sglang"
-PEAK = 0.75  # of what both may hold
+PEAK = 0.75  # of the memory of both servers
 WAIT_SECONDS, REST_SECONDS, GROW_SECONDS, SERIES_SECONDS = 180.0, 30.0, 1.0, 0.1
-ROUNDING = 0.9  # what is known of two moments is not of the same moment
-FULL = 0.95  # of the most that both ever held: with more left, one grows as fast as it can use memory
+ROUNDING = 0.9  # the ledger and the driver are read at different moments
+FULL = 0.95  # of the most that both held so far: with more memory left, a server just grows
 
 
 class Party(Protocol):
-    """A server, as far as the scenes ask it."""
+    """The operations of a server that the scenes use."""
 
     name: str
 
     def burst(self, size_bytes: int) -> Future[int]:
-        """Send requests that take so much KV memory at once; the answer is how many failed."""
+        """Send requests that need `size_bytes` of KV memory; the result is the number that failed."""
 
     def answers(self) -> list[tuple[int, ...]]:
-        """Answer the same prompts as ever, one by one, and nothing of it from the cache."""
+        """Answer the same prompts each time, one by one, on an empty prefix cache."""
 
     def flush(self) -> None:
-        """Forget the prefix cache."""
+        """Drop the prefix cache."""
 
     def kill(self) -> None:
         """Send SIGKILL."""
 
 
-class Eyes(Protocol):
-    """What is seen of both, from outside."""
+class Observing(Protocol):
+    """The observer of both servers, as the scenes use it."""
 
     def now(self) -> Moment:
         """Return the latest moment."""
@@ -71,10 +71,10 @@ class Eyes(Protocol):
         """Return the moments since then."""
 
     def at_rest(self) -> bool:
-        """Say whether both hold their first granule and no more."""
+        """Return whether both servers hold one granule only."""
 
     def wait(self, holds: Callable[[], bool], seconds: float) -> bool:
-        """Wait until something holds; says whether it did in time."""
+        """Wait until a condition holds; return whether it held in time."""
 
     def note(self, text: str) -> None:
         """Note an event."""
@@ -82,7 +82,7 @@ class Eyes(Protocol):
 
 @dataclass
 class Found:
-    """Raw samples, and what was checked."""
+    """Raw samples and checks."""
 
     samples: dict[str, list[float]] = field(default_factory=dict)
     checks: dict[str, bool] = field(default_factory=dict)
@@ -95,14 +95,14 @@ class Found:
 
 
 class Play:
-    """The scenes. `budget` is what both may hold together, in bytes."""
+    """The scenes. `budget` is the memory that both servers may hold together, in bytes."""
 
-    def __init__(self, a: Party, b: Party, eyes: Eyes, budget: int, found: Found) -> None:
-        self.a, self.b, self.eyes, self.budget, self.found = a, b, eyes, budget, found
+    def __init__(self, a: Party, b: Party, observer: Observing, budget: int, found: Found) -> None:
+        self.a, self.b, self.observer, self.budget, self.found = a, b, observer, budget, found
         found.note(budget_bytes=budget)
 
     def run(self, b_alone: list[tuple[int, ...]]) -> None:
-        """Play all; `b_alone` is what B answered when there was no A."""
+        """Play all scenes; `b_alone` are B's answers before A started."""
         self.peak(self.a, self.b)
         self.found.checks["memory moved from vLLM to SGLang"] = self.peak(self.b, self.a) > self.budget / 4
         self.found.checks["memory moved from SGLang to vLLM"] = self.peak(self.a, self.b) > self.budget / 4
@@ -119,77 +119,79 @@ class Play:
         self.found.checks["all requests succeeded but those of the killed server"] = not self.found.failed
 
     def peak(self, who: Party, other: Party) -> int:
-        """Let one have a burst; return how much the other gave meanwhile."""
-        before = self.eyes.now()
+        """Run a burst on one server; return the bytes that the other gave up meanwhile."""
+        before = self.observer.now()
         self.end(who.burst(int(PEAK * self.budget)))
-        seen = self.eyes.between(before.at)
+        seen = self.observer.between(before.at)
         used = max((moment.of(who.name).used for moment in seen), default=0)
         given = before.of(other.name).held - min(moment.of(other.name).held for moment in [before, *seen])
         self.found.note(**{f"{who.name}_peak_used_bytes": used, f"{other.name}_given_bytes": given,
                            "free_least_bytes": min(moment.free for moment in [before, *seen])})  # fmt: skip
         above = f"each peak of {who.name} was above half of what both may hold"
         self.found.checks[above] = self.found.checks.get(above, True) and used > self.budget / 2
-        self.eyes.note(f"{who.name} had a peak of {used / self.budget:.0%}")
+        self.observer.note(f"{who.name} had a peak of {used / self.budget:.0%}")
         return given
 
     def both(self) -> None:
-        """Let both have a burst at once."""
+        """Run a burst on both servers at once."""
         for asked in [party.burst(int(PEAK * self.budget)) for party in (self.a, self.b)]:
             self.end(asked)
-        self.eyes.note("both had a burst at once")
+        self.observer.note("both had a burst at once")
 
     def beside(self, who: Party, other: Party) -> list[tuple[int, ...]]:
-        """Return what one answers while the other has a burst."""
+        """Return the answers of one server during a burst on the other."""
         asked = other.burst(int(PEAK * self.budget))
         answers = who.answers()
         self.end(asked)
-        self.eyes.note(f"{who.name} answered beside a burst")
+        self.observer.note(f"{who.name} answered beside a burst")
         return answers
 
     def idle(self) -> None:
-        """Let both forget, and be idle: the driver gets what they held."""
-        before = self.eyes.now()
+        """Drop both caches and wait: the driver must get the memory back."""
+        before = self.observer.now()
         self.a.flush()
         self.b.flush()
-        rest = self.eyes.wait(self.eyes.at_rest, REST_SECONDS)
+        rest = self.observer.wait(self.observer.at_rest, REST_SECONDS)
         self.found.checks["idle servers keep their first granule"] = rest
-        rested = self.eyes.now().at  # maybe of before the rest; the next but one is not
-        self.eyes.wait(lambda: len(self.eyes.between(rested)) > 2, REST_SECONDS)
+        rested = self.observer.now().at  # may be sampled before the rest; the sample after the next is not
+        self.observer.wait(lambda: len(self.observer.between(rested)) > 2, REST_SECONDS)
 
         def freed() -> bool:
-            after = self.eyes.now()
+            after = self.observer.now()
             return after.free - before.free >= ROUNDING * (held(before) - held(after)) > 0
 
-        self.found.checks["the driver has what they gave"] = self.eyes.wait(freed, REST_SECONDS)
-        after = self.eyes.now()
+        self.found.checks["the driver has what they gave"] = self.observer.wait(freed, REST_SECONDS)
+        after = self.observer.now()
         self.found.note(held_before_idle_bytes=held(before), held_idle_bytes=held(after),
                         free_before_idle_bytes=before.free, free_idle_bytes=after.free)  # fmt: skip
-        self.eyes.note("both are idle and forgot their caches")
+        self.observer.note("both are idle and forgot their caches")
 
     def killed(self) -> None:
-        """Kill B in its peak while A wants more: A grows into what B held."""
+        """Kill B in its peak while A wants more memory: A must grow into the memory of B."""
         size = int(PEAK * self.budget)
         b = self.b.burst(size)
-        self.eyes.wait(lambda: self.eyes.now().of(B).used > self.budget / 2 or b.done(), WAIT_SECONDS)
+        self.observer.wait(lambda: self.observer.now().of(B).used > self.budget / 2 or b.done(), WAIT_SECONDS)
         a = self.a.burst(size)
-        # less than the budget: each leaves free what it may yet take outside its KV cache
-        most = max(map(held, self.eyes.between(0.0)))
-        self.eyes.wait(lambda: held(self.eyes.now()) > FULL * most or a.done() or b.done(), WAIT_SECONDS)
-        last = self.eyes.now()
+        # below the budget: each server leaves room for its other memory
+        most = max(map(held, self.observer.between(0.0)))
+        self.observer.wait(
+            lambda: held(self.observer.now()) > FULL * most or a.done() or b.done(), WAIT_SECONDS
+        )
+        last = self.observer.now()
         in_peak = last.of(B).used > self.budget / 2 and not (a.done() or b.done())
         self.b.kill()
         what = "SGLang was killed in its peak, the device full and vLLM in a burst"
         self.found.checks[what] = in_peak and held(last) > FULL * most
-        self.eyes.note("sglang is killed in its peak")
+        self.observer.note("sglang is killed in its peak")
         self.grown(last, a, max(most, held(last)) - last.of(B).held)
 
     def grown(self, last: Moment, a: Future[int], room: int) -> None:
-        """Wait for the end of A's burst, and say what it got since the `last` moment before B's death.
+        """Wait for the end of A's burst, and check its growth since the `last` sample before B's death.
 
         While B lived, A could not hold more than `room` bytes.
         """
         self.end(a)
-        seen = self.eyes.between(last.at)
+        seen = self.observer.between(last.at)
         grows = seconds_until(lambda moment: moment.of(A).held > room, seen, last.at)
         dead = seconds_until(lambda moment: B not in moment.seen, seen, last.at)
         most = max(moment.of(A).held for moment in seen)
@@ -198,32 +200,32 @@ class Play:
                         a_held_after_kill_bytes=most)  # fmt: skip
         in_time = 0 <= grows <= GROW_SECONDS
         self.found.checks["vLLM grew into the killed server's memory within a second"] = in_time
-        self.eyes.note(f"sglang was dead after {dead:.2f} s, vllm grew into it after {grows:.2f} s")
+        self.observer.note(f"sglang was dead after {dead:.2f} s, vllm grew into it after {grows:.2f} s")
 
     def end(self, asked: Future[int]) -> None:
         """Wait for a burst. Raises TimeoutError."""
-        if not self.eyes.wait(asked.done, WAIT_SECONDS):
+        if not self.observer.wait(asked.done, WAIT_SECONDS):
             raise TimeoutError(f"a burst has not ended within {WAIT_SECONDS:.0f} s: see the servers' logs")
         self.found.failed += asked.result()
 
 
 def held(moment: Moment) -> int:
-    """Return what both hold."""
+    """Return the bytes that both servers hold."""
     return moment.of(A).held + moment.of(B).held
 
 
 def seconds_until(holds: Callable[[Moment], bool], seen: list[Moment], since: float) -> float:
-    """Return the seconds from `since` to the first moment in which something held; -1 if it never did."""
+    """Return the seconds from `since` to the first sample for which `holds` is true, or -1."""
     return next((moment.at - since for moment in seen if holds(moment)), -1.0)
 
 
-def run(options: argparse.Namespace, where: dict[str, Where], folder: Path, found: Found) -> Sight:
+def run(options: argparse.Namespace, where: dict[str, Where], folder: Path, found: Found) -> Observer:
     """Start both servers, play, and end them."""
     on_host = options.device == "cpu"
     scale = beside_servers.scale(on_host, options.model, where[A], options.headroom)
-    sight, seeds = Sight(Runtime.open(folder), on_host), itertools.count(1)
+    observer, seeds = Observer(Runtime.open(folder), on_host), itertools.count(1)
     with no_survivors(), ExitStack() as stack:
-        stack.callback(sight.watch.stop)
+        stack.callback(observer.watch.stop)
         theirs = beside_servers.start_sglang(scale, where[B], folder)
         stack.callback(theirs.close)
         theirs.wait_ready()
@@ -232,12 +234,12 @@ def run(options: argparse.Namespace, where: dict[str, Where], folder: Path, foun
         ours = beside_servers.start_vllm(scale, where[A], folder)
         stack.callback(ours.close)
         ours.wait_ready()
-        sight.note("vllm serves beside it")
+        observer.note("vllm serves beside it")
         b.flush()
-        sight.wait(sight.at_rest, REST_SECONDS)
-        Play(Served(A, ours, scale, seeds), b, sight, sight.budget({A, B}), found).run(b_alone)
-    found.checks["the sum was never above the device"] = not sight.violations
-    return sight
+        observer.wait(observer.at_rest, REST_SECONDS)
+        Play(Served(A, ours, scale, seeds), b, observer, observer.budget({A, B}), found).run(b_alone)
+    found.checks["the sum was never above the device"] = not observer.violations
+    return observer
 
 
 def arguments() -> argparse.Namespace:
@@ -259,9 +261,9 @@ def main() -> int:
              B: Where(options.sglang_python, options.sglang_site)}  # fmt: skip
     interrupt_on_signals()
     with own_runtime() as runtime:
-        sight = run(options, where, runtime.path, found)
-    series = sight.watch.series((A, B), SERIES_SECONDS)
-    notes = {"events": sight.watch.events, "checks": found.checks, "violations": sight.violations[:20],
+        observer = run(options, where, runtime.path, found)
+    series = observer.watch.series((A, B), SERIES_SECONDS)
+    notes = {"events": observer.watch.events, "checks": found.checks, "violations": observer.violations[:20],
              "engines": {A: "vLLM", B: "SGLang"}, "title": "A vLLM and an SGLang server",
              "versions": {name: one.versions() for name, one in where.items()}}  # fmt: skip
     write(options.out, sys.argv, series | found.samples, {}, started, notes)

@@ -23,7 +23,7 @@ from devkit.sglang_servers import ENVIRONMENT
 from kvcached_core.units import MIB
 
 PROBES, PROBE_TOKENS, VOCABULARY = 6, 48, 500  # ids below it are known to both models
-DEVIATION = 0.05  # of random weights by which answers depend on the cache
+DEVIATION = 0.05  # of random weights, which make answers depend on the cache
 _MAKE = "import sys; from pathlib import Path; from benchmarks.engine.sglang_outputs import checkpoint; "
 _MAKE += "checkpoint(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))"
 _VERSIONS = "import json; from benchmarks.lib.record import versions; print(json.dumps(versions()))"
@@ -33,7 +33,7 @@ _ON_HOST = {"KVCACHED_HOST_CAPACITY": str(216 * MIB), "KVCACHED_HEADROOM": str(1
 
 
 class Where(NamedTuple):
-    """How an engine is run: a Python, and a folder of packages before those of that Python, if it has one."""
+    """A Python, and optionally a folder of packages that come before the packages of that Python."""
 
     python: str
     site: Path | None = None
@@ -45,12 +45,12 @@ class Where(NamedTuple):
         return os.pathsep.join([*(str(ROOT / part) for part in PACKAGES), *more])
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of its Python and of its packages that matter."""
+        """Return the versions of its Python and packages; see record.versions."""
         printed = self.run("-c", _VERSIONS)
         return {str(name): str(version) for name, version in json.loads(printed).items()}
 
     def run(self, *words: str) -> str:
-        """Return what its Python prints. Raises CalledProcessError."""
+        """Run its Python; return the standard output. Raises CalledProcessError."""
         environ = os.environ | {"PYTHONPATH": self.path()}
         done = subprocess.run([self.python, *words], check=True, cwd=ROOT, env=environ, text=True,
                               stdout=subprocess.PIPE)  # fmt: skip
@@ -58,7 +58,7 @@ class Where(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """What is served, and how large requests are, in tokens."""
+    """The served model, and the sizes of requests in tokens."""
 
     on_host: bool
     model: Path
@@ -126,7 +126,7 @@ def _core(rank: int) -> str:
 
 
 class Served:
-    """A server that is ready, as benchmarks.sharing.beside asks it. See Party there."""
+    """A server that is ready; implements Party of benchmarks.sharing.beside."""
 
     def __init__(self, name: str, server: HttpServer, scale: Scale, seeds: Iterator[int]) -> None:
         self.name = name
@@ -135,20 +135,20 @@ class Served:
         self._pool = ThreadPoolExecutor(2 * scale.at_once + 1)
 
     def burst(self, size_bytes: int) -> Future[int]:
-        """Send requests that take so much KV memory at once; the answer is how many failed."""
+        """See Party."""
         scale = self._scale
         count = max(1, size_bytes // (scale.token_bytes * (scale.prompt + scale.generate)))
         prompts = self._prompts(count, scale.prompt, scale.generate, next(self._seeds))
         return self._pool.submit(lambda: sum(self._pool.map(self._fails, prompts)))
 
     def answers(self) -> list[tuple[int, ...]]:
-        """Answer the same prompts as ever, one by one, and nothing of it from the cache."""
+        """See Party."""
         self.flush()
         return [self._client.ids(prompt) for prompt in self._prompts(PROBES, 200, PROBE_TOKENS, 10_000)]
 
     def flush(self) -> None:
-        """Forget the prefix cache. Raises RuntimeError if the server is busy."""
-        for _ in itertools.repeat(None, 1000):  # each refusal is an answer of the server's: time passes
+        """Drop the prefix cache. Raises RuntimeError if requests still run."""
+        for _ in itertools.repeat(None, 1000):  # no sleep: every refusal is a round trip to the server
             if self._client.reset_prefix_cache():
                 return
         raise RuntimeError(f"{self.name} does not flush its prefix cache: requests run on it")

@@ -1,4 +1,4 @@
-"""kill -9 of one rank: when the rest of its engine has ended, and what the ledgers say meanwhile."""
+"""Kill one rank with SIGKILL, and measure when the rest of its engine ends and the ledgers are clean."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOOK_SECONDS = 0.01
 
 
 class Victim(Protocol):
-    """An engine, as far as its death is looked at."""
+    """The parts of an engine that kill_rank uses."""
 
     name: str
 
@@ -30,7 +30,7 @@ class Victim(Protocol):
 
 
 def rank_in(titles: Mapping[int, str], rank: int) -> int:
-    """Return the process of a rank, which both engines name in its title. Raises LookupError."""
+    """Return the process id of a rank by the rank's name in its title. Raises LookupError."""
     found = [pid for pid, title in titles.items() if re.search(rf"_TP{rank}\b", title)]
     if len(found) != 1:
         raise LookupError(f"{len(found)} processes are rank {rank}, of {sorted(titles.values())}")
@@ -40,7 +40,7 @@ def rank_in(titles: Mapping[int, str], rank: int) -> int:
 def first_seconds(conditions: Mapping[str, Callable[[], bool]], seconds: float,
                   clock: Callable[[], float] = time.monotonic,
                   sleep: Callable[[float], None] = time.sleep) -> dict[str, float]:  # fmt: skip
-    """Return after how many seconds each condition first held; those are missing that never did in time."""
+    """Return the seconds until each condition first held; one that did not hold in time is missing."""
     begun, found = clock(), dict[str, float]()
     while len(found) < len(conditions):
         found |= {
@@ -53,15 +53,19 @@ def first_seconds(conditions: Mapping[str, Callable[[], bool]], seconds: float,
 
 
 def is_clean(runtime: Runtime, name: str) -> bool:
-    """Say whether no ledger has a living owner of this name, and each adds up."""
+    """Return whether no ledger has a living owner of this name, and every ledger's check passes."""
     devices = snapshot(runtime)
     living = {owner.name for device in devices for owner in device.owners if owner.live}
     return name not in living and not any(check(device) for device in devices)
 
 
 def kill_rank(victim: Victim, rank: int, runtime: Runtime, seconds: float) -> dict[str, float]:
-    """Kill a rank of an engine; return when its slot was free, the engine's first process `ended`, all were
-    `gone`, and its ledgers were `clean`; all true at once for an engine in no ledger. Raises LookupError."""
+    """Kill a rank of an engine, and return the seconds until each of four conditions held.
+
+    `slot_free`: the rank's slot was free. `ended`: the engine's first process had ended. `gone`: all its
+    processes had ended. `clean`: its ledgers were clean. For an engine in no ledger, `slot_free` and `clean`
+    hold at once. Raises LookupError.
+    """
     killed = rank_in(members(victim.group), rank)
 
     def slot_is_free() -> bool:

@@ -72,7 +72,7 @@ def peaks(stage: Stage) -> None:
 
 
 def killed_in_its_peak(stage: Stage) -> None:
-    """C is killed while A and C have a peak: A goes on, and gets what C leaves."""
+    """C is killed while A and C have a peak: A goes on, and gets the memory of C."""
     a, c = stage.burst("a", 32), stage.burst("c", 12)
     unit = stage.scale.gib
     stage.until(
@@ -104,7 +104,7 @@ def killed_in_its_peak(stage: Stage) -> None:
 
 
 def start_beside_a_full_cache(stage: Stage) -> None:
-    """A has filled the device; D starts, for which others make room, and A still answers."""
+    """A has filled the device; the others make room for the start of D, and A still answers."""
     stage.fill("a")
     before, begun = stage.watch.owner("a").ready_bytes, time.monotonic()
     stage.start("d")
@@ -124,7 +124,7 @@ def start_beside_a_full_cache(stage: Stage) -> None:
 
 
 def room_seconds(moments: list[Moment]) -> float:
-    """Return how long it took from D's first claim until it was admitted for good."""
+    """Return the seconds from D's first claim until its start was admitted."""
     waiting = [moment.at for moment in moments if moment.of("d").starting]
     return waiting[-1] - waiting[0] if waiting else 0.0
 
@@ -144,7 +144,7 @@ def prefill_beside_a_full_cache(stage: Stage) -> None:
 
 
 def play(stage: Any, save: Callable[[Any], None], scenes: Mapping[str, Callable[[Any], None]]) -> None:
-    """Play every scene on a Stage, whatever became of those before."""
+    """Play every scene on a Stage, also after a scene that failed."""
     try:
         for name, scene in scenes.items():
             stage.watch.note(f"scene: {name}")
@@ -162,13 +162,13 @@ def play(stage: Any, save: Callable[[Any], None], scenes: Mapping[str, Callable[
 
 
 def out_of_memory(stage: Stage) -> list[str]:
-    """Return the lines of the engines' logs that say so."""
+    """Return the lines of the engines' logs that report a lack of memory."""
     logs = [engine.log.read_text(errors="replace") for engine in stage.engines.values()]
     return [line for text in logs for line in text.splitlines() if any(w in line for w in OUT_OF_MEMORY)]
 
 
 def judge(stage: Stage) -> None:
-    """Check what no single scene can."""
+    """Check the run as a whole."""
     stage.checks["nobody was out of memory"] = not out_of_memory(stage)
     stage.checks["all but C live"] = {n for n, e in stage.engines.items() if e.alive} == set("abd")
     stage.checks["A says the same at the start, in the middle and at the end"] = len(

@@ -46,13 +46,16 @@ from kvcached_core.ledger.file.storage import LedgerFile
 
 TAKEN_UNITS, LEASABLE_UNITS = 10, 16
 START_SECONDS, FILL_SECONDS, ROUND_SECONDS = 200.0, 90.0, 5.0
-SETTLE_SECONDS = 1.3  # what the giver has waited for and got is not taken back for a second
-WINDOW_SECONDS = 0.5  # before the wish and after it: where tokens are counted
+SETTLE_SECONDS = 1.3  # memory that the giver waited for is not reclaimed for a second
+WINDOW_SECONDS = 0.5  # before and after the taker's request: tokens are counted in it
 _TRACE_SECONDS = 0.01
-HOLD_SECONDS = 0.1  # after the wish, at least, what is taken is kept
-IDLE_SHARE = 0.65  # of the time that is left, for the rounds with an idle giver
-BACKGROUND_REQUESTS, BACKGROUND_PROMPT = 8, 128  # decoding all the time, each begun anew when it has ended
-BACKGROUND_UNITS = 2  # what they take of the KV cache, at most
+HOLD_SECONDS = 0.1  # the taker keeps the memory at least so long
+IDLE_SHARE = 0.65  # of the remaining time is for the rounds with an idle giver
+BACKGROUND_REQUESTS, BACKGROUND_PROMPT = (
+    8,
+    128,
+)  # decode all the time; tokens of a prompt
+BACKGROUND_UNITS = 2  # the most that they hold of the KV cache
 
 
 class Bench:
@@ -74,7 +77,7 @@ class Bench:
         print(f"{time.monotonic() - self._began:7.1f} s  {text}", flush=True)
 
     def open(self) -> None:
-        """Start the giver, enter the ledger beside it, and let its cache fill all that can be leased."""
+        """Start the giver, enter the ledger beside it, and fill all leasable memory with its cache."""
         unit, on_host = self.scale.gib, self.scale.on_host
         if not on_host:
             import torch
@@ -106,7 +109,7 @@ class Bench:
         return owner_named(self._runtime, "giver")
 
     def refill(self) -> None:
-        """Let the giver cache what the taker had."""
+        """Fill the giver's cache again with the memory that the taker had."""
         missing = self.full_bytes - engines.content_bytes(self.owner())
         length = self.giver.info["max_model_len"] // 2
         for _ in range(3):
@@ -118,7 +121,7 @@ class Bench:
             raise TimeoutError(f"the giver's cache does not fill again: {missing} bytes are missing")
 
     def check_driver(self) -> None:
-        """Hold the driver's free memory against the words, in a round that does not count."""
+        """Compare the driver's free memory with the ledger's words, in a round that does not count."""
         rows: list[Row] = []
 
         def look() -> bool:
@@ -144,7 +147,7 @@ class Bench:
         try:
             self.taker.wait_for_all(ROUND_SECONDS)
             window_seconds = WINDOW_SECONDS if kind == "busy" else HOLD_SECONDS
-            # The desk knows of the last granules before the trace does.
+            # The taker sees the last granules before the trace does.
             time.sleep(max(_TRACE_SECONDS, said_at + window_seconds - time.monotonic()))
         finally:
             traced = self.trace.end()
@@ -158,10 +161,10 @@ class Bench:
             Round(one | {"cached": cached}, rates, rows, said_at, traced.widest_gap_seconds)
         )
 
-    def rounds_of(self, kind: str, count: int, pause_seconds: float, until: float) -> None:
-        """Play rounds until there are enough, the time is over or the giver is dead."""
+    def rounds_of(self, kind: str, count: int, pause_seconds: float, give_up_at: float) -> None:
+        """Play up to `count` rounds, until the time is over or the giver is dead."""
         for number in range(count):
-            if time.monotonic() > until:
+            if time.monotonic() > give_up_at:
                 self.say(f"no time for more rounds with the giver {kind}: {number} of {count}")
                 return
             try:
@@ -192,7 +195,7 @@ class Bench:
         """Play everything."""
         self.open()
         time.sleep(SETTLE_SECONDS)
-        if not self.scale.on_host:  # whose driver does not know the pages of other processes
+        if not self.scale.on_host:  # the host driver does not see the pages of other processes
             self.check_driver()
         left = self.give_up_at - time.monotonic()
         self.rounds_of("idle", count, idle_seconds, time.monotonic() + IDLE_SHARE * left)

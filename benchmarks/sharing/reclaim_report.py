@@ -47,7 +47,7 @@ def _trace(kind: str, one: Round) -> dict[str, list[float]]:
 
 
 def verdicts(samples: Mapping[str, Sequence[float]]) -> dict[str, str]:
-    """Say of each goal whether it is met."""
+    """Return a verdict for each goal."""
     said = {}
     for kind in ("idle", "busy"):
         for stage, goal in GOALS_MILLISECONDS.items():
@@ -61,7 +61,7 @@ def verdicts(samples: Mapping[str, Sequence[float]]) -> dict[str, str]:
 
 def save(path: Path, rounds: Mapping[str, Sequence[Round]], more: Mapping[str, Sequence[float]],
          notes: Mapping[str, Any], started: float) -> None:  # fmt: skip
-    """Write what there is by now."""
+    """Write the measurements so far."""
     samples = samples_of(rounds) | {name: list(values) for name, values in more.items()}
     ratios = {}
     if rounds["busy"] and min(samples["busy_control_tokens_per_second"]) > 0:

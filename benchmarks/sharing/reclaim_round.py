@@ -1,4 +1,4 @@
-"""What happened in a round of benchmarks.sharing.reclaim, worked out from words of the ledger over time."""
+"""Work out the stages of a round of benchmarks.sharing.reclaim from words of the ledger over time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-# Of whose slot a row has which words, in its order.
+# The words of a Row, in its order.
 GIVER_WORDS = ("asked_until_ms", "target_bytes", "ordered_granules", "ready_bytes")
 TAKER_WORDS = ("ready_bytes",)
 STAGES = ("asked", "planned", "first_free", "all_free", "first_gib", "all_ready")
@@ -74,9 +74,9 @@ def measure(rows: Sequence[Row], said_at: float, wish_bytes: int, gib: int) -> d
 
 
 def driver_error_bytes(rows: Sequence[Row], said_at: float) -> dict[str, int]:
-    """Compare what the driver calls free with what the words say: its change less (given - taken), in bytes.
+    """Compare the change of the driver's free bytes with (given - taken) of the ledger's words.
 
-    Never far below zero: what the words call free is free.
+    The difference is never far below zero: memory is free before the words say so.
     """
     before, after = split(rows, said_at)
     errors = [
@@ -102,11 +102,11 @@ def token_rates(steps: Sequence[Sequence[float]], said_at: float, window_seconds
 
 
 def parts(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Return what the time until everything is usable is made of, in seconds."""
+    """Return the parts of the time until all memory is usable, in seconds."""
     return {
         "taker wakes, leases and asks": seconds["asked"],
         "giver's scheduler wakes, evicts and decides": seconds["planned"] - seconds["asked"],
         "plan reaches the worker, first slice unmapped and freed": seconds["first_free"] - seconds["planned"],
         "the rest is unmapped and freed": seconds["all_free"] - seconds["first_free"],
-        "taker makes what is left to make": seconds["all_ready"] - seconds["all_free"],
+        "taker makes the rest of its pages": seconds["all_ready"] - seconds["all_free"],
     }

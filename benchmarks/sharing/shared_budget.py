@@ -70,7 +70,7 @@ class Rig:
         self.urls = {server.name: server.url for server in servers}
 
     def prepare(self, limit_bytes: int) -> None:
-        """Give both engines a limit, and drop what they cached, until each has but its null granule."""
+        """Set both engines' limits, drop their caches, and wait until each holds one granule only."""
         for name, url in self.urls.items():
             set_limit(self._runtime, name, limit_bytes)
             with Client(url) as client:
@@ -79,7 +79,7 @@ class Rig:
             until(partial(is_at_rest, self._folder, name), REST_SECONDS, f"{name} is at rest")
 
     def held(self) -> dict[str, int]:
-        """Return what each engine holds and what requests use of it, in bytes, by `NAME_held` and so on."""
+        """Return the held and used bytes of each engine, as `NAME_held_bytes` and `NAME_used_bytes`."""
         found = {}
         for owner in (owner for device in snapshot(self._runtime) for owner in device.owners):
             found[f"{owner.name}_held_bytes"] = owner.ready_bytes
@@ -88,7 +88,7 @@ class Rig:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[Samples]:
-        """Sample what is held for as long as this lasts."""
+        """Sample held() for as long as the block runs."""
         series: Samples = defaultdict(list)
         stop, begun = threading.Event(), time.monotonic()
 
@@ -140,7 +140,7 @@ def keep(samples: Samples, mode: str, served: Sequence[Served], series: Samples)
 
 
 def run(rounds: int) -> Samples:
-    """Play the trace so often in each mode, in the order static, shared, shared, static, and so on."""
+    """Play the trace `rounds` times in each mode, in the order static, shared, shared, static, and so on."""
     samples: Samples = {}
     begun = time.monotonic()
     with rig() as there:
@@ -161,7 +161,7 @@ def run(rounds: int) -> Samples:
 
 
 def ratios() -> dict[str, record.Ratio]:
-    """Return what is published: shared over static."""
+    """Return the published ratios: shared over static."""
     wanted = {}
     for kind in ("alone", "together"):
         for statistic in ("median", "p99"):

@@ -1,4 +1,4 @@
-"""The stage of the scenes of one_gpu and two_gpus: engines by name, a watch, and the findings."""
+"""The stage of the scenes of one_gpu and two_gpus: named engines, a watch on the ledger, and the findings."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ START_SECONDS, BURST_SECONDS, PROBE_SECONDS = 240.0, 120.0, 30.0
 POLL_SECONDS = 0.002
 PROBES, PROBE_TOKENS = 6, 48
 NAMES = "abcd"
-CAPACITY_UNITS = 27  # of the host: as much as an H100 has beside the weights of three
+CAPACITY_UNITS = 27  # on the host; an H100 has as much beside the weights of three engines
 
 
 class Stage:
-    """The engines, the watch and what was found. Sizes are in units of `scale.gib` bytes."""
+    """The engines, the watch, samples and checks. Sizes are in units of `scale.gib` bytes."""
 
     def __init__(self, scale: Scale, logs: Path, runtime: Runtime, most_seconds: float) -> None:
         self.scale = scale
@@ -46,7 +46,7 @@ class Stage:
         return self.engines[name]
 
     def seconds(self, most: float) -> float:
-        """Return `most`, or what is left of the time for everything. Raises TimeoutError when none is."""
+        """Return the lesser of `most` and the time left for the run. Raises TimeoutError if none is left."""
         left = self._give_up_at - time.monotonic()
         if left <= 0:
             raise TimeoutError("no time is left for this")
@@ -61,7 +61,7 @@ class Stage:
         self.watch.note(f"{name.upper()} serves after {seconds:.1f} s")
 
     def burst(self, name: str, units: float, prompt: int = 0, generate: int = 0) -> Future[dict[str, Any]]:
-        """Send an engine requests that take so many units of KV cache, none of it known to it before."""
+        """Send an engine new requests that need `units` units of KV cache."""
         engine = self.engines[name]
         prompt, generate = prompt or self.scale.prompt, generate or self.scale.generate
         size_bytes = round(units * self.scale.gib)
@@ -81,7 +81,7 @@ class Stage:
         return until(condition, self.seconds(seconds), what, POLL_SECONDS)
 
     def fill(self, name: str) -> None:
-        """Let an engine's prefix cache grow until it evicts its own and gets no more."""
+        """Fill the device with an engine's prefix cache, until the cache grows no more."""
         engine = self.engines[name]
         held = engines.fill(
             engine, lambda: self.watch.owner(name), self.scale, self._seeds, self.seconds(BURST_SECONDS)
@@ -89,7 +89,7 @@ class Stage:
         self.watch.note(f"{name.upper()} has filled the device with its cache: {held / self.scale.gib:.1f}")
 
     def probe(self) -> None:
-        """Let A answer the same prompts, one after the other and not from its cache."""
+        """Let A answer the same prompts one by one, without its prefix cache."""
         answers = []
         for seed in range(PROBES):
             asked = self.engines["a"].burst(

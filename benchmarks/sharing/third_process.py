@@ -1,6 +1,7 @@
-"""A third process that takes memory of one device: outside the ledger on a GPU, in it on the host.
+"""A third process that takes memory of one device: outside the ledger on a GPU, inside it on the host.
 
-The host driver of one process knows nothing of the pages of another, so there the ledger has to.
+The host driver of a process does not see the pages of other processes, so on the host only the ledger can
+count them.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ PAGE_BYTES = 2 * MIB
 
 
 class Third(Protocol):
-    """What takes memory and leaves."""
+    """Takes memory, and leaves."""
 
     def take(self, size_bytes: int) -> None:
-        """Return when so much is held. Raises TimeoutError, RuntimeError."""
+        """Return once `size_bytes` are held. Raises TimeoutError, RuntimeError."""
 
     def leave(self) -> None:
         """Give all back and end; may be repeated."""
@@ -37,7 +38,7 @@ class Outsider:
     """A process without an engine and without a ledger."""
 
     def __init__(self, driver: str, environ: Mapping[str, str]) -> None:
-        """`environ` is added to ours, and says which device it sees."""
+        """`environ` is added to our environment, and selects the device."""
         self._driver, self._environ = driver, {**os.environ, **environ}
         self._process: subprocess.Popen[str] | None = None
 
@@ -74,7 +75,7 @@ class Insider:
 
     def __init__(self, runtime: Runtime, capacity_bytes: int, headroom_bytes: int,
                  like: Callable[[], OwnerSnapshot]) -> None:  # fmt: skip
-        """`like` returns an owner whose page size is taken."""
+        """`like` returns the owner whose page size is used."""
         self._runtime, self._capacity, self._headroom, self._like = (
             runtime, capacity_bytes, headroom_bytes, like,
         )  # fmt: skip
@@ -83,7 +84,7 @@ class Insider:
     def take(self, size_bytes: int) -> None:
         """See Third."""
         like, driver = self._like(), open_driver("host", 0, self._capacity)
-        granules = size_bytes // like.page_bytes - 1  # and the one that it never gives back
+        granules = size_bytes // like.page_bytes - 1  # the taker has one more
         self._taker = Taker(
             self._runtime, driver, self._headroom, like.page_bytes, like.blocks_per_granule, granules
         )

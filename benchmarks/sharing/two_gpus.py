@@ -33,9 +33,9 @@ from benchmarks.sharing.two_gpus_scenes import RANKS, Pairs
 from kvcached_core.units import GIB
 
 GOAL = 0.99  # of stock's throughput
-KEPT_BYTES = GIB // 2  # of a device: what an engine at rest may hold more than before its first round
+KEPT_BYTES = GIB // 2  # of a device: an engine at rest may hold so much more than before its first round
 STEPS = ("outputs", "throughput", "sharing")
-# Half of the defaults' bytes: two ranks share what a token takes.
+# Half of the default sizes: two ranks share the bytes of a token.
 ARGUMENTS = {
     "outputs": [f"--tensor-parallel={RANKS}", "--kv-gib=4"],
     "throughput": [f"--tensor-parallel={RANKS}", "--", "--kv-gib=12"],
@@ -44,7 +44,7 @@ ARGUMENTS = {
 
 @dataclass
 class Result:
-    """What all steps found."""
+    """The findings of all steps."""
 
     samples: dict[str, list[float]] = field(default_factory=dict)
     ratios: dict[str, Ratio] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Result:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def take(self, step: str, found: Mapping[str, Any]) -> None:
-        """Add what a benchmark has written, its names behind the step's."""
+        """Add a benchmark's result, with the step's name before each name."""
         self.samples |= {f"{step}_{name}": values for name, values in found["samples"].items()}
         for name, claim in found["ratios"].items():
             above, below = (f"{step}_{claim[which]}" for which in ("numerator", "denominator"))
@@ -61,7 +61,7 @@ class Result:
         self.notes[f"{step}_notes"] = found["notes"]
 
     def check_memory(self) -> None:
-        """Check that what is free on each device comes back to what was free before the rounds."""
+        """Check that the free memory of each device returns to its value before the rounds."""
         for rank in range(RANKS):
             suffix = f"_rank{rank}_kvcached" if rank else "_kvcached"
             idle, after = (
@@ -75,7 +75,7 @@ class Result:
 
 
 def run_benchmark(step: str, engine: str, logs: Path, result: Result) -> None:
-    """Run a benchmark with two ranks, and take what it wrote."""
+    """Run a benchmark with two ranks, and take its result."""
     out = logs / f"{step}.json"
     out.unlink(missing_ok=True)
     command = [sys.executable, "-m", f"benchmarks.engine.{step}", "--engine", engine, "--out", str(out)]

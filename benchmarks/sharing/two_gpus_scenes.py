@@ -1,4 +1,4 @@
-"""The scenes of benchmarks.sharing.two_gpus: engines of two ranks, each other's and single ones' neighbours.
+"""The scenes of benchmarks.sharing.two_gpus: engines of two ranks, and engines of one rank beside them.
 
 On the host both ranks have their pages in one ledger, which stands for both devices.
 """
@@ -27,20 +27,20 @@ HOST_UNITS = 24  # of both ranks
 HEADROOM_BYTES = 16 * MIB  # on the host
 REST_SECONDS, END_SECONDS = 30.0, 60.0
 ROUNDS = 2  # of bursts in turn
-PART = 0.7  # of the memory: a burst for which another engine has to give
+PART = 0.7  # of the memory: for such a burst another engine has to give memory up
 SLOT_SECONDS = CLEAN_SECONDS = 1.0
-AS_STOCK_SECONDS = 5.0  # an end may be so much later
+AS_STOCK_SECONDS = 5.0  # an engine may end so much later than stock
 KILLED_REQUESTS, KILLED_PROMPT, KILLED_TOKENS = 32, 200, 1500
 LOAD_SECONDS = 1.0  # from when the requests came until the rank is killed
 
 
 class Pairs(Stage):
-    """A stage of two devices, or of the host; engines of two ranks if nothing else is said."""
+    """A stage of two devices, or of the host; engines have two ranks unless said otherwise."""
 
     def __init__(self, scale: Scale, logs: Path, runtime: Runtime, most_seconds: float, engine: str) -> None:
         super().__init__(scale, logs, runtime, most_seconds)
         self.engine = engine
-        self.ends: dict[str, int | None] = {}  # how engines ended of which a rank was killed
+        self.ends: dict[str, int | None] = {}  # exit statuses of the engines that lost a rank
         self.third: Third = self._outsider()
         if scale.on_host:
             self.third = Insider(
@@ -49,12 +49,12 @@ class Pairs(Stage):
 
     @property
     def ranks_on_a_device(self) -> int:
-        """Of an engine of two."""
+        """Ranks of an engine of two ranks on one device."""
         return RANKS if self.scale.on_host else 1
 
     @property
     def error_units(self) -> float:
-        """How far two fills may differ: one ends where half a unit no longer came, one rank leads."""
+        """Tolerated difference of two fills: a fill ends within half a unit, and one rank may be ahead."""
         return 2.5 if self.scale.on_host else 1.5
 
     def start(self, name: str, ranks: int = RANKS, device: int | None = None,
@@ -73,7 +73,7 @@ class Pairs(Stage):
         return sorted((owner for owner in owners if owner.name == name), key=lambda owner: owner.rank)
 
     def room_units(self) -> float:
-        """Return what the KV cache of one rank can have of its device, if no one else has any."""
+        """Return the units of KV cache that one rank can have on its device alone."""
         rooms = [
             device.capacity_bytes - device.headroom_bytes
             - sum(owner.private_peak_bytes for owner in device.owners if owner.live)
@@ -82,7 +82,7 @@ class Pairs(Stage):
         return min(rooms) / self.ranks_on_a_device / self.scale.gib
 
     def free(self, when: str) -> list[int]:
-        """Return, and note, what is free on each device: by the driver, on the host by the ledger."""
+        """Return and record the free bytes of each device: the driver's figure, on the host the ledger's."""
         found = [
             device.capacity_bytes - device.leased_bytes
             if self.scale.on_host else nvml.memory_of(device.uuid).free_bytes
@@ -93,9 +93,9 @@ class Pairs(Stage):
         return found
 
     def flush(self, name: str) -> None:
-        """Forget what an engine cached, and wait until each rank has its null granule alone."""
+        """Drop an engine's prefix cache, and wait until each rank holds one granule only."""
         engine = self.engines[name]
-        self.until(  # it refuses while the last step is not done with
+        self.until(  # the engine refuses until its last step is over
             lambda: engine.result(engine.ask("flush"), self.seconds(REST_SECONDS))["done"],
             REST_SECONDS, f"{name} forgets its cache",
         )  # fmt: skip
@@ -105,7 +105,7 @@ class Pairs(Stage):
         )  # fmt: skip
 
     def full_bytes(self, name: str, when: str) -> int:
-        """Fill an engine's cache; return, and note, what is in it."""
+        """Fill an engine's cache; return the bytes of its content and record those of each rank."""
         self.fill(name)
         ranks = self.ranks(name)
         for rank in ranks:
@@ -127,13 +127,13 @@ def only(device: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]
 
 
 def stock_loses_a_rank(stage: Pairs) -> None:
-    """What becomes of a stock engine when one of its ranks is killed."""
+    """One rank of a stock engine is killed, for comparison."""
     stage.start("stock", backend="stock").wait_ready(stage.seconds(START_SECONDS))
     lose_a_rank(stage, "stock")
 
 
 def lose_a_rank(stage: Pairs, name: str) -> dict[str, float]:
-    """Kill rank 1 under load; return, and note, the seconds until this and that was so."""
+    """Kill rank 1 under load; return and record the seconds of deaths.kill_rank."""
     engine = stage.engines[name]
     engine.result(engine.burst(4, KILLED_PROMPT, 8, 77), stage.seconds(END_SECONDS))
     load = engine.burst(KILLED_REQUESTS, KILLED_PROMPT, KILLED_TOKENS, 78)
@@ -174,7 +174,7 @@ def third_process(stage: Pairs) -> None:
 
 
 def in_turn(stage: Pairs, names: str, what: str) -> None:
-    """Bursts of most of the memory, in turn, then at once: memory moves, and all is answered."""
+    """Bursts of most of the memory, in turn, then at once: memory moves, and all requests are answered."""
     units, peaks, failed = PART * stage.room_units(), defaultdict(list), 0
     for number in range(ROUNDS):
         for name in names:
@@ -201,7 +201,7 @@ def two_pairs(stage: Pairs) -> None:
 
 
 def a_loses_a_rank(stage: Pairs) -> None:
-    """One rank of A is killed; B grows into what both had."""
+    """One rank of A is killed; B grows into the memory of both."""
     stage.fill("a")
     had = stage.ranks("b")[0].ready_bytes
     check_end(stage, "a", lose_a_rank(stage, "a"))
@@ -212,7 +212,7 @@ def a_loses_a_rank(stage: Pairs) -> None:
 
 
 def check_end(stage: Pairs, name: str, seconds: Mapping[str, float]) -> None:
-    """Hold the end of an engine, after so many seconds of each kind, against that of the stock one."""
+    """Compare the end of an engine, with the seconds of deaths.kill_rank, with the stock engine's end."""
     stock = stage.samples.get("stock_ended_seconds", [0.0])[0]
     stage.checks[f"{name} ended as stock, all its processes with it"] = (
         "stock" in stage.ends and stage.ends[name] == stage.ends["stock"]
@@ -236,7 +236,7 @@ def pair_beside_singles(stage: Pairs) -> None:
 
 
 def judge(stage: Pairs) -> None:
-    """Check what no single scene can: the plans of the ranks, the ledgers, the logs."""
+    """Check the run as a whole: the plans of the ranks, the ledgers, the logs."""
     stage.third.leave()
     stage.checks["nobody was out of memory"] = not out_of_memory(stage)
     stage.checks["all ledgers add up"] = not any(check(device) for device in snapshot(stage.runtime))
@@ -248,7 +248,7 @@ def judge(stage: Pairs) -> None:
 
 
 def is_in_order(stage: Pairs, name: str) -> bool:
-    """Let each rank check its pool, which ends an engine in which a plan came out of order."""
+    """Let each rank check its pool; a plan out of order ends the engine. Return whether the engine lives."""
     engine = stage.engines[name]
     try:
         engine.result(engine.ask("check"), stage.seconds(REST_SECONDS))

@@ -1,1 +1,1 @@
-"""Owners of one device on a simulated clock: real governors, desks, accounts and pools, and no engine."""
+"""Owners of one device on a simulated clock: real governors, scheduler views and pools, and no engine."""

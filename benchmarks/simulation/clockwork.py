@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from itertools import count
 
-BELL_SECONDS = 50e-6  # from the ring of a doorbell until who sleeps on it runs
+BELL_SECONDS = 50e-6  # from a doorbell's ring until the sleeping process runs
 
 
 class _Over(BaseException):
@@ -16,14 +16,14 @@ class _Over(BaseException):
 
 
 def _closed_lock() -> threading.Lock:
-    """Return a lock that whoever acquires it waits for until another releases it."""
+    """Return a lock that is held already: acquiring it waits until another thread releases it."""
     lock = threading.Lock()
     lock.acquire()
     return lock
 
 
 class Process:
-    """Code that sleeps. Made by `World.spawn`; `sleep` is called by its own code, `wake` by anybody's."""
+    """Code that sleeps, made by `World.spawn`. Its own code calls `sleep`; any code calls `wake`."""
 
     def __init__(self, world: World, body: Callable[[Process], None]) -> None:
         self._world = world
@@ -36,9 +36,9 @@ class Process:
         self.thread.start()
 
     def sleep(self, seconds: float | None, hears: bool = False) -> bool:
-        """Sleep; with `hears` until a bell rings or somebody wakes it, if that is sooner.
+        """Sleep for `seconds`, or with `hears` until a bell rings or wake() is called, if that is sooner.
 
-        None sleeps until then. Says whether a bell rang.
+        None sleeps until then. Return whether a bell rang.
         """
         self._rung, self.hears, self.ticket = False, hears, self.ticket + 1
         if hears and self._woken:
@@ -57,7 +57,7 @@ class Process:
             self._woken = True
 
     def ring(self) -> None:
-        """Let it know that its bell rings, if it hears: who does not finds it ringing later."""
+        """Wake the process if it hears its bell; otherwise it finds the bell ringing later."""
         if self.hears:
             self._rung = True
             self.wake()
@@ -77,7 +77,7 @@ class Process:
 
 
 class World:
-    """The clock and what is planned. Time begins at 1 s: in the ledger a time of 0 is none."""
+    """The clock and the planned turns. Time begins at 1 s, because 0 means no time in the ledger."""
 
     def __init__(self) -> None:
         self.now = 1.0
@@ -110,7 +110,7 @@ class World:
         heapq.heappush(self._planned, (self.now + seconds, next(self._numbers), process.ticket, process))
 
     def run(self, until: float) -> None:
-        """Let time pass. Raises what a process raised."""
+        """Let time pass until `until`. Raises the error that a process raised."""
         self._until = until
         self.pass_on()
         self._control.acquire()
@@ -156,7 +156,7 @@ class World:
             process.thread.join()
 
     def _next(self) -> Process | None:
-        """Return whose turn is next, at its time; None if nothing is left to do in this run."""
+        """Return the next process, after advancing the clock to its turn; None at the end of the run."""
         self._hear()
         while self._planned and self._planned[0][0] <= self._until:
             if self.over or self.failure is not None:

@@ -1,7 +1,7 @@
-"""What one decision costs: a lease among so many owners.
+"""Measure the cost of one decision: a lease among N owners.
 
-Measured is the time of the thread: a lease waits for nothing but the lock, which nobody else takes here, and
-a busy machine does not count.
+The time is the thread's processor time, so a busy machine does not count; no other process takes the lock
+here.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _DEVICE = DeviceIdentity("SIMULATED-1", "simulated")
 
 
 def lease_microseconds(owners: int, repeats: int) -> dict[str, list[float]]:
-    """Return the times of leases among so many owners.
+    """Return the times of leases among `owners` owners.
 
-    `free`: there is memory for all. `contested`: there is none, the others hold all of it, and all but what
-    they need is asked of them.
+    `free`: there is memory for all. `contested`: the others hold all memory, and a lease asks them for all
+    that they do not need.
     """
     memory = MemoryInfo(EACH * owners * GRANULE, EACH * owners * GRANULE)
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-decisions-") as folder:

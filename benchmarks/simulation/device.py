@@ -1,4 +1,4 @@
-"""A device without memory: counts handles, and what driver calls take on the simulated clock."""
+"""A device without memory: it counts handles, and driver calls take simulated time."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ CALL_SECONDS = 37e-6  # create, map, unmap or release of a page on one H100
 
 
 class Device:
-    """What is free of it, in bytes."""
+    """The free and total bytes of the device."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = self.free_bytes = capacity_bytes
 
 
 class SimulatedDriver:
-    """One owner's driver. A kernel of the engine is over when its step is, so that all fences have passed.
+    """One owner's driver. A kernel ends with its step, so all fences have passed.
 
-    `create` and `release` sleep as `worker`. Maps and unmaps are made under the locks of the pool: their
-    time is added up, for whoever called to sleep it afterwards (`debt_seconds`).
+    `create` and `release` sleep as `worker`. Maps and unmaps run under the pool's locks: their
+    time is added up, and the caller sleeps it afterwards (`debt_seconds`).
     """
 
     name = "simulated"
@@ -40,7 +40,7 @@ class SimulatedDriver:
         self.calls = 0
 
     def debt_seconds(self) -> float:
-        """Return what maps and unmaps took since the last call."""
+        """Return the seconds of maps and unmaps since the last call."""
         debt, self._debt_seconds = self._debt_seconds, 0.0
         return debt
 
@@ -53,7 +53,7 @@ class SimulatedDriver:
         return MemoryInfo(self._device.free_bytes, self._device.capacity_bytes)
 
     def reserve(self, size_bytes: int) -> int:
-        """Reserve addresses that never come again."""
+        """Reserve addresses that are never reused."""
         address = next(self._numbers) << 48
         self._table.ranges[address] = size_bytes
         return address
@@ -109,7 +109,7 @@ class SimulatedDriver:
         return stream
 
     def passed(self, fence: int) -> bool:
-        """Say yes."""
+        """Return True: all fences have passed."""
         return True
 
     def own_stream(self) -> int:

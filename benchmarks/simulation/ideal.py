@@ -1,4 +1,4 @@
-"""The ideal shares, from what requests need at each instant: by bisection, for all instants at once.
+"""Compute the ideal shares from the demand at each instant, by bisection, for all instants at once.
 
 It shares nothing with the arbiter's arithmetic but the definition: floors first, then max-min by weight.
 """
@@ -28,7 +28,7 @@ def fill(total: float, low: Any, high: Any, weight: Any) -> Any:
 
 
 def shares(total: float, needed: Any, floors: Any, limits: Any, weights: Any) -> Any:
-    """Return what each owner is to have of `total` at each instant; all in granules."""
+    """Return each owner's ideal share of `total` at each instant; all in granules."""
     need = np.minimum(needed, limits)
     floor = fill(total, np.zeros_like(need), np.minimum(need, floors), weights)
     return fill(total, floor, need, weights)

@@ -1,19 +1,22 @@
-"""How fairly and how fast a device is shared, without engines: owners on a simulated clock.
+"""Simulate how fairly and how fast owners share a device, without engines.
 
-`python -m benchmarks.simulation.ledger_simulation [--seconds N] [--out FILE]` writes ledger_simulation.json
-and a picture beside it. An owner is a real governor with granules, a real pool and account, and a scheduler
-of vLLM's kind with steps of 25 ms; a driver call takes 37 us. Sizes are granules of 16 MiB, of 1024 in all.
+    python -m benchmarks.simulation.ledger_simulation [--seconds N] [--out FILE]
 
-    bursts_N     N equal owners; each one's clients send or do not, by lot, anew every 4 s
-    weighted_4   weights 100, 200, 400, 100; floors 256, 0, 0, 64; the last one's limit is 384
+An owner has a real governor with granules, a real pool and account, and a scheduler like vLLM's with steps
+of 25 ms, on a simulated clock; a driver call takes 37 us. The device has 1024 granules of 16 MiB. The
+scenes:
+
+    bursts_N     N equal owners; every 4 s it is drawn by lot whether an owner's clients send
+    weighted_4   weights 100, 200, 400, 100; floors 256, 0, 0, 64; the last owner's limit is 384
     floors_4     an owner with a floor of 256 and bursts, beside three with long requests that never cease
-    steady_4     equal owners, pressed all the time: nothing should move
+    steady_4     equal owners under constant load: no memory should move
 
-Held against the ideal: what max-min fairness, floors first, gives of the true demand, which is what running
-requests hold and waiting ones would. `deviation` is what all owners lack of it, in percent of the device, at
-instants more than 1 s after clients began or ended. From a lease that was refused on, `reclaim` is the time
-until the share, or floor, of an instant is there, `wait` the time until an owner has what is due, which may
-rise meanwhile. Whoever gives a share lets its requests end, which take 0.8 to 2.4 s, in floors_4 5 to 15 s.
+Results are compared with the ideal: floors first, then max-min fairness of the true demand, which is the
+memory of running and waiting requests. `deviation` is the memory that all owners lack of the ideal, in
+percent of the device, at instants more than 1 s after clients began or ended. `reclaim` is the time from a
+refused lease until the owner has the share, or floor, of that instant. `wait` is the time until it has its
+current share or floor, which may rise meanwhile. An owner gives memory up when its requests end, after 0.8
+to 2.4 s, in floors_4 after 5 to 15 s.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ Samples = dict[str, list[float]]
 
 
 def all_scenes(seconds: float) -> list[Scene]:
-    """Return what is simulated, `seconds` each."""
+    """Return all scenes, of `seconds` simulated seconds each."""
     more = [scenes.weighted(seconds), scenes.floors(2 * seconds), scenes.steady(seconds)]
     return [scenes.bursts(owners, seconds) for owners in OWNERS] + more
 
@@ -78,7 +81,7 @@ def samples_of(played: Played) -> Samples:
 
 
 def summary(played: Played, samples: Samples) -> dict[str, Any]:
-    """Return the numbers of one scene that are talked about; the raw ones are its samples."""
+    """Return the summary of one scene, for notes and output."""
     name, series = played.scene.name, played.series
     found: dict[str, Any] = {
         "preemptions": played.preemptions,

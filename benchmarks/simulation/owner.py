@@ -24,7 +24,7 @@ SPARE_GRANULES, IDLE_SECONDS = 4, 2.0
 
 
 class Terms(NamedTuple):
-    """What an owner is given; bytes, and None for the device."""
+    """Weight, floor and limit of an owner; in bytes, a limit of None is the whole device."""
 
     weight: int = 100
     floor_bytes: int = 0
@@ -68,14 +68,14 @@ class Owner:
         self.scheduler = world.spawn(self._serve, self._view.filenos())
 
     def close(self) -> None:
-        """Leave, once the world has stopped."""
+        """Leave the ledger, after the world has stopped."""
         self.driver.worker = None
         self._view.close()
         self.pool.close()
         self.account.detach()
 
     def demand_granules(self) -> int:
-        """Return what requests need, whatever was asked for: what they hold, and all that wait for it."""
+        """Return the true demand: granules of running requests, and of all waiting ones."""
         of_blocks = -(-self.queue.true_demand_blocks() // BLOCKS_PER_GRANULE)
         return max(self.granules.busy, of_blocks)
 
@@ -111,7 +111,7 @@ class Owner:
             self.queue.waiting.append(Request(self._to_come.popleft()))
 
     def _rest(self, process: Process) -> None:
-        """Give back what is asked for and sleep until a bell, the governor's deadline or a request."""
+        """Give back reclaimed memory, then sleep until a bell, the governor's deadline or a request."""
         self._idle_since_ms = self._idle_since_ms or int(self._world.now * 1000)
         self.governor.update(self._world.now, 0, busy=False)
         if self.governor.plan_gives_back:

@@ -1,4 +1,4 @@
-"""The scenes that are simulated, and how one is played."""
+"""The simulated scenes, and the function that plays one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Scene(NamedTuple):
 
 
 class Played(NamedTuple):
-    """A scene, what was seen of it, and what each owner should have had, in granules."""
+    """A scene, its samples, and the ideal of each owner in granules."""
 
     scene: Scene
     series: Series
@@ -44,7 +44,7 @@ class Played(NamedTuple):
 
 
 def bursts(owners: int, seconds: float) -> Scene:
-    """Return equal owners with bursts, for which the device is enough on average and not at all times."""
+    """Return equal owners with bursts; the device suffices on average, but not at all times."""
     return Scene(f"bursts_{owners}", [Terms()] * owners, [Clients(1.6 / owners)] * owners, seconds)
 
 
@@ -56,18 +56,18 @@ def weighted(seconds: float) -> Scene:
 
 
 def floors(seconds: float) -> Scene:
-    """Return an owner with a floor and bursts, beside three whose requests are long and never cease."""
+    """Return an owner with a floor and bursts, beside three with long requests that never cease."""
     terms = (*[Terms()] * 3, Terms(floor_bytes=CAPACITY_BYTES // 4))
     return Scene("floors_4", terms, (*[Clients(2.0, 1.0, LONG)] * 3, Clients(0.3)), seconds)
 
 
 def steady(seconds: float) -> Scene:
-    """Return equal owners who are pressed all the time."""
+    """Return equal owners under constant load."""
     return Scene("steady_4", [Terms()] * 4, [Clients(0.375, 1.0)] * 4, seconds)
 
 
 def play(scene: Scene) -> Played:
-    """Simulate a scene. Raises InvariantError if the books do not add up, also at its end."""
+    """Simulate a scene. Raises InvariantError if any account does not add up, also at the end."""
     world, device = World(), Device(CAPACITY_BYTES)
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-simulation-") as folder:
         owners = _open(scene, world, device, Runtime(Path(folder)))

@@ -43,7 +43,7 @@ class Cache:
         self._cached: OrderedDict[int, Block] = OrderedDict()
 
     def take(self, count: int) -> list[Block]:
-        """Take free blocks; there must be as many. What is cached comes last."""
+        """Take `count` blocks, which must be free or cached; cached blocks are taken last."""
         taken = self.granules.take(count)
         evicted = [self._cached.popitem(last=False)[1] for _ in range(count - len(taken))]
         self.granules.hold(evicted)
@@ -58,7 +58,7 @@ class Cache:
         self._cached.update((block.block_id, block) for block in kept)
 
     def evict(self, blocks: list[Block]) -> None:
-        """Forget blocks whose memory goes."""
+        """Drop cached blocks whose memory is given up."""
         self.evictions += len(blocks)
         for block in blocks:
             del self._cached[block.block_id]
@@ -75,18 +75,18 @@ class Queue:
         self.admitted_last = False  # in the latest step
 
     def demand_blocks(self) -> int:
-        """Return what the next steps may take, as the plugin for vLLM reckons it."""
+        """Return the blocks that the next steps may need, computed as in the plugin for vLLM."""
         needed = len(self.running) + (STEP_TOKENS // BLOCK_TOKENS if self.admitted_last else 0)
         return needed + self._of_waiting(2 * STEP_TOKENS)
 
     def is_short(self) -> bool:
-        """Say whether the next step would preempt or admit fewer than it could."""
+        """Return whether the next step lacks blocks for running or waiting requests."""
         needed = len(self.running)
         needed += self._of_waiting(STEP_TOKENS) if len(self.running) < MAX_RUNNING else 0
         return self.cache.granules.free_blocks < needed
 
     def true_demand_blocks(self) -> int:
-        """Return what all requests that may run at once need now, held already or not."""
+        """Return the blocks that all requests which may run at once need, held or not."""
         waiting = min(len(self.waiting), MAX_RUNNING - len(self.running))
         return (
             1  # the null block
@@ -102,7 +102,7 @@ class Queue:
         self.preemptions += 1
 
     def schedule(self, admits: bool) -> int:
-        """Give blocks to what runs, then admit; return how many requests run in this step."""
+        """Give blocks to running requests, then admit others; return how many requests run in this step."""
         at = 0
         while at < len(self.running):
             need = self.running[at].missing_blocks

@@ -1,4 +1,4 @@
-"""What clients send: Poisson bursts, on and off by stages, each owner's drawn by lot."""
+"""The requests of clients: Poisson bursts, in stages that are drawn by lot for each owner."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Arrival(NamedTuple):
 
 
 class Clients(NamedTuple):
-    """Those of one owner: in each stage they send with this `chance`.
+    """The clients of one owner: in each stage they send with probability `chance`.
 
-    `press` is what their requests hold while they send, were there room for all, of the whole device.
+    `press` is the part of the device that their requests would hold, with room for all.
     """
 
     press: float

@@ -1,4 +1,4 @@
-"""What is seen of all owners, at regular instants, and what follows from it."""
+"""Samples of all owners at regular instants, and the figures computed from them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SAMPLE_SECONDS = 0.005
 
 
 class Episode(NamedTuple):
-    """A time in which an owner asked for more and had less than it was to have, which may rise meanwhile.
+    """A time in which an owner was refused memory and had less than its share, which may rise meanwhile.
 
-    `delay_seconds` is the longest time from an instant in it until what was due at that instant is there.
+    `delay_seconds` is the longest time from an instant in it until the share of that instant is there.
     """
 
     owner: int
@@ -33,7 +33,7 @@ class Series(NamedTuple):
 
     seconds: Any
     ready: Any
-    needed: Any  # true demand: what requests hold, and all that wait for it
+    needed: Any  # true demand: of running and of waiting requests
     cached: Any  # held, and used by no request
     short: Any  # whether its latest lease was refused in part
     edits: Any  # driver calls since the beginning
@@ -52,12 +52,12 @@ class Watch:
         world.spawn(self._look)
 
     def series(self) -> Series:
-        """Return what was seen."""
+        """Return all samples."""
         rows = np.array(self._rows)
         return Series(np.array(self._seconds), *(rows[:, :, at] for at in range(rows.shape[2])))
 
     def close(self) -> None:
-        """Let the ledger's file go."""
+        """Close the ledger's file."""
         self._file.close()
 
     def _look(self, process: Process) -> None:
@@ -97,7 +97,7 @@ def episodes(series: Series, line: Any, tolerated: float) -> list[Episode]:
 
 
 def _delay(times: Any, held: Any, line: Any) -> float:
-    """Return the longest time until what was due is held, or is due no more; to the end if it never is."""
+    """Return the longest time until a share is held, or has fallen to the held memory; else to the end."""
     longest = 0.0
     for at in range(len(times)):
         there = held[at:] >= np.minimum(line[at], line[at:])
@@ -107,11 +107,11 @@ def _delay(times: Any, held: Any, line: Any) -> float:
 
 
 def shortfall(series: Series, line: Any) -> Any:
-    """Return by how much all together are below their lines at each instant, in granules."""
+    """Return the granules that all owners lack of their lines at each instant."""
     return np.maximum(0.0, line - series.ready).sum(axis=1)
 
 
 def settled(series: Series, changes: Sequence[float], seconds: float) -> Any:
-    """Say for each instant whether the latest change was as long ago."""
+    """Return for each instant whether the latest change was at least `seconds` ago."""
     latest = np.array(changes)[np.searchsorted(changes, series.seconds, side="right") - 1]
     return series.seconds - latest >= seconds

@@ -1,4 +1,4 @@
-"""What benchmarks.sharing.beside sees of a device and its engines, from outside."""
+"""Observe the device and both servers of benchmarks.sharing.beside through the ledger and the driver."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from kvcached_core.ledger import DeviceSnapshot, Runtime, check, snapshot
 POLL_SECONDS = 0.002
 
 
-class Sight:
-    """Eyes on a ledger and a driver."""
+class Observer:
+    """Samples a ledger and a driver, and collects violations."""
 
     def __init__(self, runtime: Runtime, on_host: bool) -> None:
         self.violations: list[str] = []
@@ -22,20 +22,20 @@ class Sight:
         self.note, self.between = self.watch.note, self.watch.between
 
     def now(self) -> Moment:
-        """See Eyes."""
+        """See Observing."""
         return self.watch.moments[-1]
 
     def at_rest(self) -> bool:
-        """See Eyes."""
+        """See Observing."""
         owners = [owner for device in snapshot(self._runtime) for owner in device.owners]
         return all(owner.ready_bytes == owner.granule_bytes for owner in owners)
 
     def wait(self, holds: Callable[[], bool], seconds: float) -> bool:
-        """See Eyes."""
+        """See Observing."""
         return holds_within(holds, seconds, POLL_SECONDS)
 
     def budget(self, engines: set[str]) -> int:
-        """Return what these may hold together. Raises RuntimeError if they are not on one device."""
+        """Return the bytes that `engines` may hold together. Raises RuntimeError unless on one device."""
         devices = snapshot(self._runtime)
         names = [{owner.name for owner in device.owners if owner.live} for device in devices]
         if names != [engines]:
@@ -46,7 +46,7 @@ class Sight:
         for device in devices:
             self.violations += check(device)
             taken = device.ready_bytes + sum(owner.private_now_bytes for owner in device.owners)
-            total = device.total_bytes  # 0: nobody has asked the driver yet
+            total = device.total_bytes  # 0: no engine has asked the driver yet
             if device.settled and not self._on_host and total and taken > total:
                 self.violations.append(f"{taken} bytes are taken of {device.total_bytes}")
         return min(map(self._free, devices), default=0)
