@@ -52,6 +52,6 @@ class AppliedControls:
         return changed
 
     def report(self, locked: bool) -> None:
-        """Tell observers of the controls that are applied now."""
+        """Report the controls that are applied now to observers."""
         limit, floor, weight = (self._membership.own[f"{control}_applied"] for control in CONTROLS)
         self._membership.reporter.report("limit", locked, limit_bytes=limit, floor_bytes=floor, weight=weight)

@@ -22,16 +22,16 @@ def shown(runtime: Runtime) -> OwnerSnapshot:
     return snapshot(runtime)[0].owners[0]
 
 
-def wait_until(desk: SchedulerView, condition: Callable[[], bool]) -> None:
+def wait_until(view: SchedulerView, condition: Callable[[], bool]) -> None:
     """Wait for the engine bell until a condition holds, 10 seconds at most."""
     poller = select.poll()
-    for descriptor in desk.filenos():
+    for descriptor in view.filenos():
         poller.register(descriptor, select.POLLIN)
     for _ in range(1000):
         if condition():
             return
         poller.poll(10)
-        desk.drain()
+        view.drain()
     raise AssertionError("the thread did not get there")
 
 
@@ -46,25 +46,25 @@ def test_the_thread_grows_and_shrinks_by_the_doorbell(tmp_path: Path) -> None:
     )  # fmt: skip
     pool = ElasticPool(driver, geometry, account, private_bytes=lambda: 4096)
     pool.start()
-    desk = SchedulerView.find(runtime, "one", 1)
-    desk.publish(engine_usage(needed_granules=1, wanted_granules=9))
-    wait_until(desk, lambda: desk.created() == 9)
+    view = SchedulerView.find(runtime, "one", 1)
+    view.publish(engine_usage(needed_granules=1, wanted_granules=9))
+    wait_until(view, lambda: view.created() == 9)
 
     pool.apply(Plan(0, (), tuple(range(1, 9)), 0))
     pool.tensor[: 9 * PAGE].fill_(1)
     # The wish falls before the plan arrives; else the thread would make anew what it has just freed.
-    desk.publish(engine_usage(needed_granules=1, wanted_granules=3, released_granules=6))
+    view.publish(engine_usage(needed_granules=1, wanted_granules=3, released_granules=6))
     pool.apply(Plan(1, tuple(range(3, 9)), (), 6))
-    wait_until(desk, lambda: account.leased_bytes == 3 * PAGE)
+    wait_until(view, lambda: account.leased_bytes == 3 * PAGE)
     assert account.ready_bytes == 3 * PAGE == COUNT * PAGE - driver.memory().free_bytes
     pool.check()
     account.check()
-    wait_until(desk, lambda: shown(runtime).maps >= 9)
+    wait_until(view, lambda: shown(runtime).maps >= 9)
     (times, maps) = shown(runtime).map_seconds, shown(runtime).maps
     assert times.total == maps and 0 < times.sum_seconds < 10, "every map is timed"
 
     pool.close()
     assert account.leased_bytes == account.ready_bytes == 0
     account.check()
-    desk.close()
+    view.close()
     account.detach()

@@ -173,7 +173,7 @@ class NodeLink:
             thread.start()
 
     def schedule_update(self, urgent: bool) -> None:
-        """Have the changed fields sent: now, or within UPDATE_SECONDS."""
+        """Schedule a message with the changed fields: now if `urgent`, else within UPDATE_SECONDS."""
         if not self._changed.is_set():
             self._changed.set()
         if urgent:
