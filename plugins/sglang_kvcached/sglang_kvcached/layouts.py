@@ -1,7 +1,7 @@
 """The layout of a token's keys and values: `engine` as in stock, `layer` or `block`.
 
 With `layer` a token's keys and values of one layer are adjacent, so rows of either buffer are two rows apart.
-With `block` a token's keys and values of all layers are adjacent, so rows are that far apart.
+With `block` a token's keys and values of all layers are adjacent, so rows are 2 * layers rows apart.
 docs/sglang.md says how each attention backend reads such buffers.
 """
 
