@@ -1,4 +1,4 @@
-"""Settings of one engine: read once, checked by name, frozen."""
+"""The settings of one engine: option names, defaults, legal values. Read once, then frozen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SWITCH_VARIABLE = "ENABLE_KVCACHED"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What an engine is told. Sizes in percent are of the device's capacity."""
+    """The settings of one engine. A size in percent is a part of the device's capacity."""
 
     runtime_dir: str = ""
     name: str = ""
@@ -38,7 +38,7 @@ class Config:
 
 
 class Option(NamedTuple):
-    """One setting: its key in the engine's options, its environment variable and what is legal."""
+    """One option: its name, its environment variable, default and legal values."""
 
     name: str
     variable: str
@@ -49,7 +49,7 @@ class Option(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """The value an option has now, and where it came from: `option`, the variable's name, or `default`."""
+    """The value of an option and its source: `option`, the variable's name, or `default`."""
 
     name: str
     variable: str
@@ -101,36 +101,38 @@ def _option(name: str, legal: str, text: str, parse: Callable[[str], Any], defau
 OPTIONS: tuple[Option, ...] = (
     _option("runtime_dir", "a directory", "where the ledgers are; default: kvcached-<uid> in /dev/shm",
             str, ""),
-    _option("name", "a word", "what tools call this engine; default: the served model's name", str, ""),
-    _option("driver", "auto, or the name of a driver", "which driver holds the memory", str, "auto"),
-    _option("host_capacity", LEGAL_SIZES, "what engines on the host share, at most", parse_size, "80%"),
-    _option("limit", LEGAL_SIZES, "what this engine may hold at most, on each device", parse_size, "100%"),
-    _option("floor", f"auto, or {LEGAL_SIZES}", "what this engine can always get back; auto: one request of "
-            "the maximum length", _auto(parse_size), "auto"),
-    _option("weight", "1 to 1000000", "its share when there is not enough for all",
+    _option("name", "a word", "name of this engine in tools; default: the served model's name", str, ""),
+    _option("driver", "auto, or the name of a driver", "driver that provides the memory; auto: by device",
+            str, "auto"),
+    _option("host_capacity", LEGAL_SIZES, "host memory that engines on the host share", parse_size, "80%"),
+    _option("limit", LEGAL_SIZES, "most memory that this engine may hold on each device", parse_size, "100%"),
+    _option("floor", f"auto, or {LEGAL_SIZES}", "memory that this engine can always get back; auto: enough "
+            "for one request of the maximum length", _auto(parse_size), "auto"),
+    _option("weight", "1 to 1000000", "share of this engine when demand exceeds the device",
             _number(1, 1_000_000, int), "100"),
     _option("virtual", LEGAL_SIZES, "addresses reserved for the KV cache", parse_size, "100%"),
-    _option("max_blocks", "1024 to 16777216", "blocks at most, so that start-up stays short",
+    _option("max_blocks", "1024 to 16777216", "most blocks of the KV cache; more make the start longer",
             _number(1024, 1 << 24, int), "262144"),
     _option("page_size", "auto, or a size that is a multiple of the driver's granularity",
             "unit of physical memory", _auto(_absolute), "auto"),
-    _option("layout", "auto, block, layer or engine", "block: the smallest granule; auto: that where it is "
-            "proven; layer (SGLang only): keys and values of a layer together; engine: as in stock",
-            _choice("auto", "block", "layer", "engine"), "auto"),
-    _option("headroom", LEGAL_SIZES, "left free on the device for everybody else", parse_size, "256MiB"),
-    _option("spare", LEGAL_SIZES, "kept ready ahead of need", parse_size, "128MiB"),
-    _option("idle_seconds", "0 to 86400", "spare memory unused for so long is given back",
+    _option("layout", "auto, block, layer or engine", "placement of the KV cache. block: smallest granules; "
+            "layer (SGLang only): keys and values of a layer together; engine: as in the stock engine; auto: "
+            "block where it is proven, else engine", _choice("auto", "block", "layer", "engine"), "auto"),
+    _option("headroom", LEGAL_SIZES, "memory left free on the device for other processes", parse_size,
+            "256MiB"),
+    _option("spare", LEGAL_SIZES, "memory kept ready ahead of need", parse_size, "128MiB"),
+    _option("idle_seconds", "0 to 86400", "time after which unused spare memory is given back",
             _number(0, 86400), "2"),
-    _option("cache_seconds", "0 to 31536000", "cached blocks not used for so long are evicted; 0: no limit",
+    _option("cache_seconds", "0 to 31536000", "time after which unused cached blocks are evicted; 0: never",
             _number(0, 31536000), "0"),
-    _option("grant_seconds", "0 to 1", "how long a step waits for memory on its way before it preempts",
+    _option("grant_seconds", "0 to 1", "longest wait of a step for memory on its way, before it preempts",
             _number(0, 1), "0.02"),
-    _option("keep_seconds", "0 to 3600", "so long what its requests waited for and got goes to floors only",
-            _number(0, 3600), "1"),
-    _option("start_seconds", "0 to 86400", "how long this engine waits for room to start before it gives up",
+    _option("keep_seconds", "0 to 3600", "time for which memory that requests waited for can be reclaimed "
+            "only for another engine's floor", _number(0, 3600), "1"),
+    _option("start_seconds", "0 to 86400", "longest wait of this engine for room to start",
             _number(0, 86400), "300"),
     _option("start_size", "auto, or bytes as a plain number or with KiB, MiB, GiB, TiB",
-            "what it takes outside its KV cache, claimed before it loads; auto: estimated",
+            "memory outside the KV cache, claimed before the engine loads; auto: estimated",
             _auto(_amount), "auto"),
 )  # fmt: skip
 
@@ -138,9 +140,9 @@ _BY_NAME = {option.name: option for option in OPTIONS}
 
 
 def load(options: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
-    """Return the settings: the engine's options win over KVCACHED_* variables, those over defaults.
+    """Return the settings. Options of the engine win over KVCACHED_* variables, and variables over defaults.
 
-    Raises ConfigError that names the key and what is legal.
+    Raises ConfigError, which names the option or variable and its legal values.
     """
     _refuse_unknown(options, environ)
     values = {}
@@ -153,7 +155,7 @@ def load(options: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
 
 
 def explain(environ: Mapping[str, str], options: Mapping[str, Any] | None = None) -> list[Setting]:
-    """Return every setting with its value and source; raises ConfigError as `load` does."""
+    """Return every setting with its value and source. Raises ConfigError as `load` does."""
     options = options or {}
     load(options, environ)
     settings = []
@@ -167,7 +169,7 @@ def explain(environ: Mapping[str, str], options: Mapping[str, Any] | None = None
 
 
 def enabled(environ: Mapping[str, str]) -> bool:
-    """Say whether ENABLE_KVCACHED is on; raises ConfigError where it is neither on nor off."""
+    """Say whether ENABLE_KVCACHED is on. Raises ConfigError if its value is not a switch."""
     text = environ.get(SWITCH_VARIABLE, "")
     try:
         return parse_switch(text)
@@ -195,5 +197,5 @@ def _refuse_unknown(options: Mapping[str, Any], environ: Mapping[str, str]) -> N
     if unknown:
         raise ConfigError(
             f"unknown setting {', '.join(sorted(unknown))}: known are {', '.join(_BY_NAME)} "
-            f"(as variables: KVCACHED_ and the name in capitals)"
+            f"(variables: KVCACHED_ and the name in capitals)"
         )

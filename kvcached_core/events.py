@@ -1,17 +1,17 @@
-"""Events: what happens to the memory of a device, told to whoever observes it.
+"""Events: changes to the memory of a device, reported to observers.
 
-`device`, `name` and `slot` are those of the engine it happened to; what is named _bytes is of one rank.
+Every event has `device`, `name` and `slot` of the engine it happened to. Fields in _bytes are of one rank.
 
-| kind | what happened | data besides |
+| kind | it happened that | data besides |
 |---|---|---|
 | start | an engine was admitted | waited_seconds, starting_bytes |
-| lease | memory was promised | granted_bytes, leased_bytes |
-| ready | handles exist for all that is promised; `granules` were ever created | granules, ready_bytes |
-| demand | a lease got less than it wanted | unmet_bytes, leased_bytes |
-| reclaim | it is asked to hold less, for the engine `taker`; 0 is not asked | target_bytes, must_bytes, leased_bytes, taker |
-| evict | it gave up granules, and the cached blocks in them | granules, blocks |
-| preempt | it preempted requests, to give back a floor | requests, must_bytes |
-| limit | a limit, floor or weight that was set is gone by | limit_bytes, floor_bytes, weight |
+| lease | the ledger leased memory to an engine | granted_bytes, leased_bytes |
+| ready | handles exist for all leased memory; `granules` were ever created | granules, ready_bytes |
+| demand | a lease got less than the engine wants | unmet_bytes, leased_bytes |
+| reclaim | the engine was asked to hold less, for the engine `taker`; 0: not asked | target_bytes, must_bytes, leased_bytes, taker |
+| evict | the engine gave up granules that had cached blocks | granules, blocks |
+| preempt | the engine preempted requests for another engine's floor | requests, must_bytes |
+| limit | the engine obeys a new limit, floor or weight | limit_bytes, floor_bytes, weight |
 | outside | processes that the ledger does not know took or freed memory | outside_bytes, free_bytes |
 """  # noqa: E501
 
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class Event(NamedTuple):
-    """One event: `at_seconds` on the monotonic clock, `wall_seconds` since the epoch, `data` by `kind`."""
+    """One event: `at_seconds` on the monotonic clock, `wall_seconds` since the epoch, `data` of its kind."""
 
     kind: Kind
     at_seconds: float
@@ -44,12 +44,12 @@ class Event(NamedTuple):
 
 
 def happened(kind: Kind, data: Mapping[str, Value]) -> Event:
-    """Return an event of now."""
+    """Return an event that happens now."""
     return Event(kind, time.monotonic(), time.time(), data)
 
 
 class Observers:
-    """Who implements the hook `kvcached_event`. What goes wrong in one is logged once and reaches nobody."""
+    """Calls the plugins with the hook `kvcached_event`. The first error of each is logged; none is raised."""
 
     def __init__(self, manager_of: Callable[[], pluggy.PluginManager] = plugin_manager) -> None:
         self._manager_of = manager_of
@@ -58,11 +58,11 @@ class Observers:
         self._failed: set[pluggy.HookImpl] = set()
 
     def present(self) -> bool:
-        """Say whether anybody observes. The first call loads the plugins: tens of milliseconds."""
+        """Say whether any plugin observes events. The first call loads the plugins: tens of milliseconds."""
         return bool(self._implementations())
 
     def tell(self, event: Event) -> None:
-        """Call every observer, the one registered last first."""
+        """Call every observer with the event, the one registered last first."""
         for observer in reversed(self._implementations()):
             try:
                 if observer.wrapper or observer.hookwrapper:
@@ -80,7 +80,7 @@ class Observers:
         try:
             return self._manager_of()
         except Exception:
-            _log.exception("an installed plugin cannot be loaded: nobody observes events")
+            _log.exception("an installed plugin cannot be loaded: no plugin observes events")
             return new_plugin_manager()
 
     def _log_once(self, observer: pluggy.HookImpl) -> None:

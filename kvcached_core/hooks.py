@@ -1,4 +1,4 @@
-"""Where plugins attach: drivers and observers of events."""
+"""The hooks for plugins: drivers, the order of givers, and events. docs/hooks.md describes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENTRY_POINT_GROUP = "kvcached.plugins"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
-# Named, not imported: this module is the lowest layer, and a driver is loaded when somebody asks for it.
+# Named, not imported: this module is a low layer, and the plugins are loaded on first use.
 BUILT_INS = {
     "host": "kvcached_core.driver.registry:HostPlugin",
     "cuda": "kvcached_core.driver.registry:CudaPlugin",
@@ -29,27 +29,28 @@ BUILT_INS = {
 
 
 class Specs:
-    """The hooks; a plugin implements those it wants. A driver's plugin is registered under its name."""
+    """The hooks, of which a plugin implements any. Register a driver's plugin under the driver's name."""
 
     @hookspec(firstresult=True)
     def kvcached_driver(self, name: str, device_index: int, capacity_bytes: int) -> Driver | None:
-        """Return the driver called `name` on a device, or None if it is another's to return."""
+        """Return the driver called `name` for a device, or None if another plugin has it."""
 
     @hookspec(firstresult=True)
     def kvcached_givers(self, claims: Sequence[Claim], shares: Mapping[int, Share]) -> Sequence[int] | None:
-        """Return the slots of those who hold more than they are entitled to, who gives first in front.
+        """Return the slots of the engines that give memory back, the first giver first.
 
-        Called under the ledger's lock of a device that has not enough for all: be quick. How much each
-        gives is not the policy's: nobody is asked below its share, and floors hold whatever it says.
+        `claims` has the engines that hold more than their fair share. Called under the lock of the device's
+        ledger, so return quickly. The shares decide how much each engine gives: none gives memory below
+        its own share.
         """
 
     @hookspec
     def kvcached_event(self, event: Event) -> None:
-        """Take note of an event; called on the thread where it happened, so be quick, and do not wrap."""
+        """Observe an event. Called on the thread where it happened, so return quickly. Do not wrap it."""
 
 
 def new_plugin_manager() -> pluggy.PluginManager:
-    """Return a manager that knows the hooks and the built-in plugins, and nobody else's."""
+    """Return a manager with the hooks and the built-in plugins only."""
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(Specs)
     for name, target in BUILT_INS.items():
@@ -59,7 +60,7 @@ def new_plugin_manager() -> pluggy.PluginManager:
 
 @functools.cache
 def plugin_manager() -> pluggy.PluginManager:
-    """Return the process's manager, with the plugins that are installed as entry points."""
+    """Return this process's manager, with the built-in plugins and those installed as entry points."""
     manager = new_plugin_manager()
     manager.load_setuptools_entrypoints(ENTRY_POINT_GROUP)
     return manager

@@ -1,4 +1,4 @@
-"""What one engine step changes in the memory of its workers."""
+"""The plan of a step: which granules the workers map, unmap and free."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 
 class Plan(NamedTuple):
-    """Granules to unmap and to map, carried to every rank once and in order by the step message.
+    """Granules to unmap and to map. The step message carries it to every rank once and in order.
 
     `sequence` counts the plans of an engine from 0. `unmap` and `map` are disjoint granule indices.
-    `released` is the number of granules, since the engine began, that the scheduler has let go:
-    a worker frees handles until it has freed that many. It only grows, so a plan may be repeated.
+    `released` is how many granules the scheduler has released since the engine began: a worker frees handles
+    until it has freed that many. It only grows, so a plan may be repeated.
     """
 
     sequence: int

@@ -1,1 +1,1 @@
-"""The scheduler's side: it decides how much memory an engine holds and which granules it gives up."""
+"""The scheduler's side: how much memory an engine holds, and which granules it gives up."""

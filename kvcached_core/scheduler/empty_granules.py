@@ -1,4 +1,4 @@
-"""Which granules are empty, the highest first."""
+"""Finds the highest empty granule, which is unmapped first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 
 
 class EmptyGranules:
-    """Every empty granule is in the heap, once; who ceased to be empty leaves it when it is come upon."""
+    """The empty granules. Each is in the heap once; stale entries are dropped when they reach the top."""
 
     def __init__(self, granules: int) -> None:
         self.count = 0  # of empty granules
@@ -15,14 +15,14 @@ class EmptyGranules:
         self._listed = bytearray(granules)
 
     def add(self, granule: int) -> None:
-        """A granule has become empty."""
+        """Add a granule that has become empty."""
         self.count += 1
         if not self._listed[granule]:
             self._listed[granule] = 1
             heappush(self._heap, -granule)
 
     def remove(self) -> None:
-        """One is empty no more, or unmapped."""
+        """Count one empty granule less: it was used again or unmapped."""
         self.count -= 1
 
     def highest(self, is_empty: Callable[[int], bool]) -> int:
@@ -36,5 +36,5 @@ class EmptyGranules:
         return -1
 
     def listed(self) -> set[int]:
-        """Return all that are in the heap; looks at all of it."""
+        """Return all granules in the heap, stale ones too. Looks at the whole heap."""
         return {-granule for granule in self._heap}

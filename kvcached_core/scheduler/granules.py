@@ -1,86 +1,48 @@
-"""Which block to hand out next, and which granule to give up. No engine, no torch, no clock.
+"""Decides which block to hand out next and which granule to give up, without engine, torch or clock.
 
-A block is clean (mapped, free, nothing worth keeping), used (a request holds it) or cached (free, but its
-contents may serve a later request). A granule is a fixed group of blocks that is mapped and unmapped as one:
+A block is clean (mapped and free, its contents are not needed), used (a request holds it) or cached (free,
+but a later request may use its contents). A granule is a fixed group of blocks, mapped and unmapped as one:
 
     unmapped -> busy (a block is used) -> idle (none used, some cached) -> empty (all clean) -> unmapped
 
-No operation looks at all granules or all blocks: the cost of each is constant, or logarithmic in the number
-of granules, per block it is given. `take`, `free`, `lend` and `hold` see every block of every step.
+No operation of a step looks at all granules or all blocks: the cost for each block is constant or
+logarithmic in the number of granules. `take`, `free`, `lend` and `hold` see every block of every step.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from typing import Generic, Protocol, TypeVar
 
-from kvcached_core.errors import InvariantError
-from kvcached_core.scheduler.empty_granules import EmptyGranules
-from kvcached_core.scheduler.granule_sums import sums
-from kvcached_core.scheduler.mapped_set import MappedSet
+from kvcached_core.scheduler.granule_table import BlockT, GranuleTable
 
 
-class Block(Protocol):
-    """What is asked of an engine's block: its index."""
+class Granules(GranuleTable[BlockT]):
+    """The engine's `blocks` in granules. Block 0, the null block, is always used.
 
-    block_id: int
-
-
-BlockT = TypeVar("BlockT", bound=Block)
-
-
-class Granules(Generic[BlockT]):
-    """The engine's `blocks` in groups; block 0 is used from the beginning to the end.
-
-    `first_blocks[g]` is the first of the `blocks_per_granule` blocks of granule g. Blocks in none are never
-    handed out. `free_blocks` is what may be taken now: it moves only with the blocks that come and go, never
-    by itself, until `set_budget` is called.
+    `first_blocks[g]` is the first of the `blocks_per_granule` blocks of granule g. Blocks outside all
+    granules are never handed out. `free_blocks` is how many blocks may be taken now. Between two calls of
+    `set_budget` it changes only as blocks are taken and freed.
     """
 
     def __init__(
         self, blocks: Sequence[BlockT], first_blocks: Sequence[int], blocks_per_granule: int
     ) -> None:
-        if not first_blocks or first_blocks[0] != 0 or blocks_per_granule < 1:
-            raise InvariantError("granule 0 must begin with block 0")
-        self.blocks_per_granule = blocks_per_granule
-        self.granule_count = len(first_blocks)
-        self.mapped_set = MappedSet(self.granule_count)
-        self._blocks = blocks
-        self._first = list(first_blocks)
-        self._granule_of = [-1] * len(blocks)
-        for granule, first in enumerate(first_blocks):
-            self._granule_of[first : first + blocks_per_granule] = [granule] * blocks_per_granule
-        # Clean blocks of a granule, the one to hand out next at the end; none while it is unmapped.
-        self._clean: list[list[BlockT]] = [[] for _ in first_blocks]
-        self._used = [0] * self.granule_count
-        self._now = 0.0  # what time it was when expire() was called last: ages are as coarse
-        # When it was last used; oldest latest use first. A plain dictionary would search for its first entry.
-        self._idle: OrderedDict[int, float] = OrderedDict()
-        # How many blocks had been lent, in all and when the last used block of a granule left.
-        self._lent_blocks = 0
-        self._rested_at = [0] * self.granule_count
-        # An idle granule is evicted whole once this times what is cached was lent since its latest use.
-        self.stale_turns = 1.25
-        self._open: list[int] = []  # heap: every granule with a clean block, and some that were unmapped
-        self._empties = EmptyGranules(self.granule_count)
-        self.budget = 1
-        self.clean_blocks = 0
-        self.capacity_blocks = self.free_blocks = 0  # what is free or used; what is free
+        """Map granule 0 and use block 0. Raises InvariantError unless granule 0 begins with block 0."""
+        super().__init__(blocks, first_blocks, blocks_per_granule)
         self._map_next()
         self.mapped_set.take_change()  # granule 0 is mapped before the first plan (I7)
         block_zero = self.take(1)
         assert block_zero[0].block_id == 0
         self.set_budget(1)
 
-    # -- blocks that come and go -------------------------------------------------------------------------
+    # -- blocks taken and freed --------------------------------------------------------------------------
 
     def take(self, count: int) -> list[BlockT]:
         """Turn up to `count` clean blocks into used ones and return them.
 
-        The lowest mapped granule gives first; a new one is mapped while the budget has room. Fewer are
-        returned when only cached blocks are left: evict with `take_stale`, or else `hold`.
+        Blocks come from the lowest mapped granule first. A new granule is mapped while the budget has room.
+        If fewer are returned, only cached blocks are left: evict with `take_stale`, then with `hold`.
         """
         taken: list[BlockT] = []
         clean_of, used, is_open = self._clean, self._used, self._open
@@ -112,7 +74,7 @@ class Granules(Generic[BlockT]):
         self.free_blocks -= count - missing
         return taken
 
-    # A request's blocks lie together: the books are kept by runs of blocks of one granule.
+    # A request's blocks lie together, so `free` and `lend` count runs of blocks of one granule.
 
     def free(self, blocks: Sequence[BlockT]) -> None:
         """Turn used blocks into clean ones."""
@@ -140,7 +102,7 @@ class Granules(Generic[BlockT]):
             self._rest(granule, clean)
 
     def lend(self, blocks: Sequence[BlockT]) -> None:
-        """Turn used blocks into cached ones; a granule with none used becomes the youngest victim."""
+        """Turn used blocks into cached ones. A granule without used blocks is evicted last from now on."""
         granule_of = self._granule_of
         last, count = -1, 0
         for block in blocks:
@@ -162,12 +124,13 @@ class Granules(Generic[BlockT]):
             self._rested_at[granule] = self._lent_blocks
 
     def take_stale(self, count: int) -> tuple[list[BlockT], list[BlockT]]:
-        """Evict idle granules whole, oldest latest use first, as far as that is long ago: ages stay together.
+        """Evict whole granules not used for long, the oldest first: blocks of one age stay together.
 
-        Only once `take` has found nothing. Returns up to `count` blocks that are used now and others that are
-        clean; all are to be evicted. If these are too few, evict the oldest blocks with `hold`.
+        Call it only once `take` has found nothing. Returns up to `count` blocks that are used now, and others
+        that are clean now; the engine must forget all of them. If these are too few, evict the oldest blocks
+        with `hold`.
         """
-        # All that is mapped and not used is cached.
+        # Nothing is clean here, so every mapped block that is not used is cached.
         cached_blocks = self.mapped_set.mapped * self.blocks_per_granule - self.used_blocks
         rested_by = self._lent_blocks - self.stale_turns * cached_blocks
         taken: list[BlockT] = []
@@ -190,7 +153,7 @@ class Granules(Generic[BlockT]):
         return taken, left
 
     def hold(self, blocks: Sequence[BlockT]) -> None:
-        """Turn cached blocks into used ones: they were evicted to be handed out."""
+        """Turn cached blocks into used ones: the engine evicted them to hand them out."""
         used, granule_of = self._used, self._granule_of
         for block in blocks:
             granule = granule_of[block.block_id]
@@ -210,7 +173,7 @@ class Granules(Generic[BlockT]):
         self.free_blocks -= 1
 
     def drop(self, block: BlockT) -> None:
-        """Turn a cached block into a clean one: its contents are worth nothing any more."""
+        """Turn a cached block into a clean one: its contents are no longer needed."""
         granule = self._granule_of[block.block_id]
         clean = self._clean[granule]
         if not clean:
@@ -221,24 +184,24 @@ class Granules(Generic[BlockT]):
             del self._idle[granule]
             self._rest(granule, len(clean))
 
-    # -- granules that come and go -----------------------------------------------------------------------
+    # -- granules mapped and unmapped --------------------------------------------------------------------
 
     def set_budget(self, granules: int) -> None:
-        """Set how many granules may be mapped and count anew what is free; between steps only.
+        """Set how many granules may be mapped, and count the free blocks again; between steps only.
 
-        Over the budget nothing is free until granules were given up: what is mapped then only falls (I2).
+        Over the budget no block is free until granules are given up: then mapped granules only fall (I2).
         """
         used = self.used_blocks
         self.budget = max(1, min(granules, self.granule_count))
-        # Clean, cached, and what may still be mapped; what is over the budget does not count.
+        # Clean and cached blocks, and those of granules that may still be mapped.
         self.free_blocks = self.budget * self.blocks_per_granule - used if self.mapped <= self.budget else 0
         self.capacity_blocks = self.free_blocks + used
 
     def shrink(self, granules: int, evict: Callable[[list[BlockT]], None]) -> None:
-        """Unmap until at most `granules` are mapped or all that are left hold a used block.
+        """Unmap until at most `granules` are mapped, or all that are left hold a used block.
 
-        Empty granules go first, the highest before the others; then idle ones, oldest latest use first:
-        `evict` is told the cached blocks of each before it goes. Call `set_budget` afterwards.
+        Empty granules go first, the highest before the others. Then idle granules go, the one not used for
+        longest first; `evict` is called with the cached blocks of each. Call `set_budget` afterwards.
         """
         while self.mapped > max(1, granules):
             granule = self._empties.highest(self._is_empty)
@@ -250,9 +213,9 @@ class Granules(Generic[BlockT]):
             self._unmap(granule)
 
     def expire(self, now: float, seconds: float, evict: Callable[[list[BlockT]], None]) -> float | None:
-        """Evict what idle granules cache, where it was last used so long ago; they stay mapped, and empty.
+        """Evict the cached blocks of idle granules not used for `seconds`. The granules stay mapped, empty.
 
-        Returns when the next one is due, or None. What is used until it is called again, is used `now`.
+        Returns when the next granule is due, or None. Uses before the next call count as uses at `now`.
         """
         self._now = now
         while self._idle:
@@ -263,7 +226,7 @@ class Granules(Generic[BlockT]):
         return None
 
     def _clear(self, granule: int) -> list[BlockT]:
-        """Make all cached blocks of an idle granule clean; return them."""
+        """Make all cached blocks of an idle granule clean, and return them."""
         clean = {block.block_id for block in self._clean[granule]}
         first = self._first[granule]
         blocks = self._blocks[first : first + self.blocks_per_granule]
@@ -272,38 +235,8 @@ class Granules(Generic[BlockT]):
             self.drop(block)
         return cached
 
-    @property
-    def mapped(self) -> int:
-        """Granules that are mapped."""
-        return self.mapped_set.mapped
-
-    @property
-    def empty(self) -> int:
-        """Mapped granules with nothing in them."""
-        return self._empties.count
-
-    @property
-    def busy(self) -> int:
-        """Mapped granules with a used block: they can only be given up when requests end."""
-        return self.mapped_set.mapped - self.empty - len(self._idle)
-
-    @property
-    def used_blocks(self) -> int:
-        """Blocks that requests hold, and block 0."""
-        return self.capacity_blocks - self.free_blocks
-
-    @property
-    def cached_blocks(self) -> int:
-        """Blocks that are mapped, and neither clean nor used."""
-        return self.mapped * self.blocks_per_granule - self.clean_blocks - self.used_blocks
-
-    @property
-    def stranded_blocks(self) -> int:
-        """Clean blocks in granules that other blocks keep mapped."""
-        return self.clean_blocks - self.empty * self.blocks_per_granule
-
     def _map_next(self) -> bool:
-        """Map another granule once no other is open; say False if the budget has no room for it."""
+        """Map another granule when none is open; return False if the budget has no room."""
         if self.mapped >= self.budget:
             return False
         granule = self.mapped_set.map_lowest()
@@ -321,7 +254,7 @@ class Granules(Generic[BlockT]):
         self._empties.remove()
 
     def _rest(self, granule: int, clean: int) -> None:
-        """The last used block of a granule has gone: it is idle, or empty if nothing in it is cached."""
+        """Note that no block of a granule is used any more: it is idle, or empty if all are clean."""
         if clean < self.blocks_per_granule:
             self._idle[granule] = self._now
             self._rested_at[granule] = self._lent_blocks
@@ -329,22 +262,8 @@ class Granules(Generic[BlockT]):
             self._empties.add(granule)
 
     def _wake(self, granule: int, clean: int) -> None:
-        """A granule with no used block is about to have one."""
+        """Note that a granule without used blocks is about to have one."""
         if clean < self.blocks_per_granule:
             del self._idle[granule]
         else:
             self._empties.remove()
-
-    def _is_empty(self, granule: int) -> bool:
-        return len(self._clean[granule]) == self.blocks_per_granule
-
-    def clean(self) -> list[BlockT]:
-        """Return all clean blocks of mapped granules, the next to be handed out first; looks at all."""
-        return [block for clean in self._clean for block in reversed(clean)]
-
-    def check(self) -> None:
-        """Raise InvariantError unless everything adds up (I9, and I5 for blocks); looks at all granules."""
-        self.mapped_set.check()
-        wrong = {name: pair for name, pair in sums(self).items() if pair[0] != pair[1]}
-        if wrong or self.free_blocks < 0:
-            raise InvariantError(f"granules do not add up: {wrong}, free {self.free_blocks}")

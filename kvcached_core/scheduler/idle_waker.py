@@ -1,4 +1,4 @@
-"""A thread that wakes an idle engine when it has to give memory back, and costs nothing otherwise."""
+"""A thread that wakes an idle engine to give memory back. It uses no CPU time in between."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 class IdleWaker:
     """Sleeps in poll() until a doorbell rings or a deadline passes, then calls `wake`.
 
-    `doorbells` are file descriptors that become readable; `drain` empties them. `deadline` says when to look
-    again, in seconds of `clock`, or None; who changes it calls `tell`. `wake` has to make the engine look,
-    which moves the deadline: it is called once for each.
+    `doorbells` are file descriptors that become readable; `drain` empties them. `deadline` returns a time of
+    `clock` in seconds, or None; call `read_deadline_again` when it has changed. `wake` makes the engine's
+    loop run once, which sets the next deadline: each deadline wakes once.
     """
 
     def __init__(
@@ -32,9 +32,9 @@ class IdleWaker:
         self._clock = clock
         self._stopping = False
         self._woken_for: float | None = None
-        self._told_read, self._told_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._pipe_read, self._pipe_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._poll = select.poll()
-        for descriptor in (*doorbells, self._told_read):
+        for descriptor in (*doorbells, self._pipe_read):
             self._poll.register(descriptor, select.POLLIN)
         self._thread = threading.Thread(target=self._run, name="kvcached-idle-waker", daemon=True)
 
@@ -42,17 +42,17 @@ class IdleWaker:
         """Start the thread."""
         self._thread.start()
 
-    def tell(self) -> None:
-        """Make the thread read the deadline anew; never blocks, and does nothing once it was stopped."""
+    def read_deadline_again(self) -> None:
+        """Make the thread read the deadline again. Never blocks; does nothing once the thread is stopped."""
         if not self._stopping:
             self._write()
 
-    def turn(self) -> None:
-        """Sleep once; wake the engine if a doorbell rang or the deadline has passed."""
+    def wait_once(self) -> None:
+        """Sleep once, and wake the engine if a doorbell rang or the deadline has passed."""
         rang = [descriptor for descriptor, _ in self._poll.poll(self._timeout_milliseconds())]
-        if self._told_read in rang:
-            os.read(self._told_read, 4096)
-            rang.remove(self._told_read)
+        if self._pipe_read in rang:
+            os.read(self._pipe_read, 4096)
+            rang.remove(self._pipe_read)
         if rang:
             self._drain()
         deadline = self._deadline()
@@ -69,20 +69,20 @@ class IdleWaker:
         return max(0.0, deadline - self._clock()) * 1000 + 1
 
     def stop(self) -> None:
-        """End the thread and close its pipe; may be called twice."""
+        """End the thread and close its pipe. A second call does nothing."""
         if self._stopping:
             return
         self._stopping = True
         self._write()
         if self._thread.is_alive():
             self._thread.join()
-        os.close(self._told_read)
-        os.close(self._told_write)
+        os.close(self._pipe_read)
+        os.close(self._pipe_write)
 
     def _write(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # it has been told often enough
-            os.write(self._told_write, b"!")
+        with contextlib.suppress(BlockingIOError):  # the pipe is full, so the thread wakes anyway
+            os.write(self._pipe_write, b"!")
 
     def _run(self) -> None:
         while not self._stopping:
-            self.turn()
+            self.wait_once()

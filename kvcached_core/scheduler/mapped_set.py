@@ -1,4 +1,4 @@
-"""Which granules are mapped, and what changed since the last plan."""
+"""The mapped granules, and the changes since the last plan."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from kvcached_core.vacancies import Vacancies
 
 
 class PlanChange(NamedTuple):
-    """Granules to unmap and to map since the last change was taken; disjoint and sorted."""
+    """Granules to unmap and to map with the next plan: disjoint, and each sorted."""
 
     unmap: tuple[int, ...]
     map: tuple[int, ...]
 
 
 class MappedSet:
-    """The mapped ones of `count` granules; the lowest that is not mapped is mapped next."""
+    """The mapped granules among `count`. The lowest unmapped granule is mapped next."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -45,7 +45,7 @@ class MappedSet:
             self._to_unmap.add(granule)
 
     def take_change(self) -> PlanChange:
-        """Return what changed since the last call; a granule that came and went is in neither list."""
+        """Return the changes since the last call, without granules that were mapped and unmapped in between."""
         change = PlanChange(tuple(sorted(self._to_unmap)), tuple(sorted(self._to_map)))
         self._to_unmap.clear()
         self._to_map.clear()
@@ -53,20 +53,20 @@ class MappedSet:
 
     @property
     def changed(self) -> bool:
-        """Say whether `take_change` would return anything."""
+        """Say whether a granule changed since the last `take_change`."""
         return bool(self._to_map or self._to_unmap)
 
     @property
     def gives_back(self) -> bool:
-        """Say whether the next change unmaps anything."""
+        """Say whether the next change unmaps a granule."""
         return bool(self._to_unmap)
 
     def granules(self) -> list[int]:
-        """Return all mapped granules, sorted; looks at all."""
+        """Return all mapped granules, sorted. Looks at all of them."""
         return self._vacancies.taken()
 
     def check(self) -> None:
-        """Raise InvariantError unless everything adds up; looks at all granules."""
+        """Raise InvariantError unless the sets and counts agree. Looks at all granules."""
         mapped = set(self.granules())
         wrong = {
             "mapped": self.mapped != len(mapped) or self.mapped > self.count,

@@ -1,4 +1,4 @@
-"""The steward: wakes an idle engine for a bell or a deadline, once for each, and never otherwise."""
+"""The idle waker wakes an idle engine for a bell or a deadline, once for each, and never otherwise."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Idle:
         self.wakes = 0
         self.woken = threading.Event()
         self.drained = 0
-        self.steward = IdleWaker([self.bell], self.drain, lambda: self.deadline, self.wake, lambda: self.now)
+        self.waker = IdleWaker([self.bell], self.drain, lambda: self.deadline, self.wake, lambda: self.now)
 
     def drain(self) -> None:
         """Empty the bell."""
@@ -42,71 +42,71 @@ class Idle:
 
 @pytest.fixture
 def idle() -> Iterator[Idle]:
-    """An engine whose steward is stopped at the end, and whose files are closed."""
+    """An engine whose idle waker is stopped at the end, and whose files are closed."""
     engine = Idle()
     yield engine
-    engine.steward.stop()
+    engine.waker.stop()
     os.close(engine.bell)
 
 
 def test_a_bell_wakes_the_engine_and_is_emptied(idle: Idle) -> None:
     idle.ring()
     idle.ring()
-    idle.steward.turn()
+    idle.waker.wait_once()
     assert (idle.wakes, idle.drained) == (1, 1)
 
 
 def test_a_deadline_that_has_passed_wakes_the_engine_once(idle: Idle) -> None:
     idle.deadline = 99.0
-    idle.steward.turn()
+    idle.waker.wait_once()
     assert idle.wakes == 1
-    idle.steward.tell()
-    idle.steward.turn()
+    idle.waker.read_deadline_again()
+    idle.waker.wait_once()
     assert idle.wakes == 1, "the engine was told; it has not moved its deadline yet"
     idle.deadline = 99.5
-    idle.steward.tell()
-    idle.steward.turn()
+    idle.waker.read_deadline_again()
+    idle.waker.wait_once()
     assert idle.wakes == 2
 
 
 def test_a_deadline_to_come_does_not_wake_the_engine(idle: Idle) -> None:
     idle.deadline = 100.001
-    idle.steward.turn()  # one millisecond, and the clock stands still
+    idle.waker.wait_once()  # one millisecond, and the clock stands still
     assert idle.wakes == 0
     idle.now = 100.001
-    idle.steward.turn()
+    idle.waker.wait_once()
     assert idle.wakes == 1
 
 
 def test_telling_only_makes_it_look_again(idle: Idle) -> None:
     for _ in range(20_000):  # more than the pipe holds: telling never blocks
-        idle.steward.tell()
-    idle.steward.turn()
+        idle.waker.read_deadline_again()
+    idle.waker.wait_once()
     assert (idle.wakes, idle.drained) == (0, 0)
 
 
 def test_the_thread_sleeps_until_a_bell_rings(idle: Idle) -> None:
-    idle.steward.start()
+    idle.waker.start()
     idle.ring()
     assert idle.woken.wait(BOUND_SECONDS)
-    idle.steward.stop()
+    idle.waker.stop()
     assert idle.wakes == 1
 
 
 def test_the_thread_learns_of_a_new_deadline(idle: Idle) -> None:
-    idle.steward.start()
+    idle.waker.start()
     idle.deadline = 99.0
-    idle.steward.tell()
+    idle.waker.read_deadline_again()
     assert idle.woken.wait(BOUND_SECONDS)
-    idle.steward.stop()
+    idle.waker.stop()
     assert idle.wakes == 1
 
 
 def test_stopping_ends_the_thread_and_may_be_repeated(idle: Idle) -> None:
-    idle.steward.start()
+    idle.waker.start()
     names = {thread.name for thread in threading.enumerate()}
     assert "kvcached-idle-waker" in names
-    idle.steward.stop()
+    idle.waker.stop()
     assert "kvcached-idle-waker" not in {thread.name for thread in threading.enumerate()}
-    idle.steward.stop()
-    idle.steward.tell()  # an engine that ends may still settle its budget
+    idle.waker.stop()
+    idle.waker.read_deadline_again()  # an engine that ends may still settle its budget

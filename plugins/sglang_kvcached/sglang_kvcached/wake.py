@@ -52,7 +52,7 @@ class Waker:
     def read_deadline_again(self) -> None:
         """Make the thread read a changed deadline."""
         if self._idle_waker is not None:
-            self._idle_waker.tell()
+            self._idle_waker.read_deadline_again()
 
     def take_ring(self) -> bool:
         """Say whether the thread rang since the last call."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SchedulerMemory:
-    """Settles the budget between two steps. All but the steward's wake-up happens on the engine's thread."""
+    """Settles the budget between two steps. The idle waker's thread calls `wake`; all else runs on the engine's."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class SchedulerMemory:
             self._desk.report,
             chosen.cache_seconds,
         )
-        self._steward: IdleWaker | None = None
+        self._idle_waker: IdleWaker | None = None
         self._closed = False
         self._preemptions = 0
         self._activity = ActivityReport(self._desk.count)
@@ -85,8 +85,8 @@ class SchedulerMemory:
         self._activity.set_busy(busy, now)
         self._governor.update(now, demand_blocks, busy, growth_blocks)
         self._settle()
-        if self._steward is not None and self._governor.deadline not in (None, deadline):
-            self._steward.tell()
+        if self._idle_waker is not None and self._governor.deadline not in (None, deadline):
+            self._idle_waker.read_deadline_again()
 
     def give_up(self, demand_blocks: int, growth_blocks: int, preempted: int) -> None:
         """Let go what `preempted` requests held."""
@@ -166,21 +166,21 @@ class SchedulerMemory:
 
     @property
     def watched(self) -> bool:
-        """Say whether the steward runs."""
-        return self._steward is not None
+        """Say whether the idle waker runs."""
+        return self._idle_waker is not None
 
     def watch(self, wake: Callable[[], Any]) -> None:
-        """Start the steward; `wake` makes the engine's loop look whether there is work."""
-        self._steward = IdleWaker(
+        """Start the idle waker; `wake` makes the engine's loop look whether there is work."""
+        self._idle_waker = IdleWaker(
             self._desk.filenos(), self._desk.drain, lambda: self._governor.deadline, wake, self._clock
         )
-        self._steward.start()
+        self._idle_waker.start()
 
     def close(self) -> None:
-        """Stop the steward and let the ledger go; may be repeated."""
+        """Stop the idle waker and let the ledger go; may be repeated."""
         self._closed = True
-        if self._steward is not None:
-            self._steward.stop()
+        if self._idle_waker is not None:
+            self._idle_waker.stop()
         for line in self._lines:
             line.close()
         self._desk.close()

@@ -1,15 +1,15 @@
-"""What must be equal in the books of granules, counted anew from their blocks."""
+"""Counts granules and blocks again, one by one, to check the counts that `GranuleTable` keeps."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvcached_core.scheduler.granules import Granules
+    from kvcached_core.scheduler.granule_table import GranuleTable
 
 
-def sums(of: Granules[Any]) -> dict[str, tuple[object, object]]:
-    """Return pairs of what the books say and what it has to be; looks at all granules."""
+def recount(of: GranuleTable[Any]) -> dict[str, tuple[object, object]]:
+    """Return pairs of numbers that must be equal: as kept, and counted again. Looks at all granules."""
     size, mapped, used = of.blocks_per_granule, of.mapped_set.granules(), of._used
     unmapped = set(range(of.granule_count)).difference(mapped)
     clean = {g: len(of._clean[g]) for g in mapped}
