@@ -45,7 +45,7 @@ class MappedSet:
             self._to_unmap.add(granule)
 
     def take_change(self) -> PlanChange:
-        """Return the changes since the last call, without granules that were mapped and unmapped in between."""
+        """Return the changes since the last call, without those that cancel out."""
         change = PlanChange(tuple(sorted(self._to_unmap)), tuple(sorted(self._to_map)))
         self._to_unmap.clear()
         self._to_map.clear()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SchedulerMemory:
-    """Settles the budget between two steps. The idle waker's thread calls `wake`; all else runs on the engine's."""
+    """Settles the budget between two steps, on the engine's thread; the idle waker has a thread of its own."""
 
     def __init__(
         self,
