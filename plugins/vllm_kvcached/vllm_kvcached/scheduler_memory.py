@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SchedulerMemory:
-    """Settles the budget between two steps, on the engine's thread; the idle waker has a thread of its own."""
+    """Settles the budget between two steps, on the engine's thread. The idle waker has its own thread."""
 
     def __init__(
         self,
