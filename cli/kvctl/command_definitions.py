@@ -202,7 +202,8 @@ COMMANDS = (
     Command(
         "doctor", "find problems on this machine and show all settings",
         "Checks packages, plugins, CUDA driver, host, runtime directory and ledgers, and shows every setting "
-        "with its value and where the value comes from. Exits with 1 if it finds an error.",
+        "with its value and where the value comes from. Exits with 1 if it finds an error, and with 5 if a "
+        "ledger is damaged.",
         (), ("kvctl.commands.doctor", "run_doctor"),
         (("kvctl doctor", "run it before you ask for help"),),
     ),
