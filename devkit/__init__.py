@@ -1,0 +1,1 @@
+"""Code that tests, benchmarks, tools and the demo share: servers, clients, models, processes, statistics."""

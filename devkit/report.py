@@ -1,4 +1,4 @@
-"""Counts of what the tests really did, summed over processes and held against minima at the end."""
+"""Count what the tests did, over all processes; tools/test_report.py compares the sums with minima."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers under test: each in a process group of its own, with its log kept, and surely gone at the end."""
+"""Servers under test: each has a process group and a log of its own, and is gone at the end."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ PACKAGES = (
     "cli",
     "plugins/vllm_kvcached",
     "plugins/sglang_kvcached",
-)  # this tree's, whichever is installed
+)  # this tree's packages come before installed ones
 QUICK_START = ROOT / "devkit" / "quick_start"
 LOGS = ROOT / "build" / "engine-logs"
 CACHE = ROOT / "build" / "engine-cache"
 BIN = Path(sys.executable).parent
 MODEL_NAME = "m"
 READY_SECONDS, STOP_SECONDS = 240.0, 20.0
-FREE_PORTS = (20_000, 32_000)  # below those that Linux gives to clients
+FREE_PORTS = (20_000, 32_000)  # below the ports that Linux gives to clients
 _FOREIGN = ("KVCACHED_", "VLLM_", "ENABLE_KVCACHED", "_KVCACHED_")
 
 
 def environment(scratch: Path, runtime: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of an engine: nothing of the caller's settings gets through."""
+    """Return the environment of an engine, without the caller's settings of engines and kvcached."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     return ours | {
         "KVCACHED_RUNTIME_DIR": str(runtime),
@@ -45,7 +45,7 @@ def environment(scratch: Path, runtime: Path, extra: Mapping[str, str]) -> dict[
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CACHE_ROOT": str(CACHE),
-        "TORCHINDUCTOR_CACHE_DIR": str(CACHE / "inductor"),  # compiled once for all, not by each engine
+        "TORCHINDUCTOR_CACHE_DIR": str(CACHE / "inductor"),  # compiled once, for all engines
         "VLLM_LOGGING_COLOR": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_SERVER_DEV_MODE": "1",
@@ -53,7 +53,7 @@ def environment(scratch: Path, runtime: Path, extra: Mapping[str, str]) -> dict[
 
 
 def cores(count: int) -> str:
-    """Return the setting that binds each of `count` ranks to a core, as far as there are cores."""
+    """Return the setting that binds each of `count` ranks to a core; if there are too few, ranks share."""
     there = sorted(os.sched_getaffinity(0))
     return "|".join(str(there[rank % len(there)]) for rank in range(count))
 
@@ -84,14 +84,14 @@ class Child:
         return self.log.read_text(errors="replace")
 
     def note_shared(self) -> None:
-        """Remember what it has in shared memory: who kills a part of it, or is killed, leaves that behind."""
+        """Remember its files in shared memory: a process that is killed leaves them behind."""
         self._shared |= shared_memory_of(self.process.pid)
 
     def wait(self, seconds: float) -> int:
         """Return the exit status; fails if the process does not end in time."""
 
         def ended() -> bool:
-            self.note_shared()  # SGLang leaves some behind where its start is refused, as stock does
+            self.note_shared()  # SGLang leaves files behind when its start is refused, as stock does
             return not self.alive
 
         until(ended, seconds, f"{self.name} ends by itself")
@@ -103,7 +103,7 @@ class Child:
         return self.wait(seconds)
 
     def close(self) -> None:
-        """End the process and all of its group, whatever state they are in; may be repeated."""
+        """End the process and its group in any state; may be repeated."""
         self.closed = True
         self.note_shared()
         if self.alive:
@@ -116,7 +116,7 @@ class Child:
 
 
 class HttpServer(Child):
-    """A child that serves at a port of this machine; `path` answers as soon as it does."""
+    """A child that serves HTTP on a local port; `path` answers with 200 once it is ready."""
 
     path = "/health"
 
@@ -124,7 +124,7 @@ class HttpServer(Child):
         self, name: str, runtime: Path, port: int, command: list[str], extra: Mapping[str, str]
     ) -> None:
         self.port = port
-        self._answer = "none"  # to the last question whether it is ready
+        self._answer = "none"  # to the latest request for `path`
         super().__init__(name, runtime, command, extra)
 
     @property
@@ -132,7 +132,7 @@ class HttpServer(Child):
         return f"http://127.0.0.1:{self.port}"
 
     def wait_ready(self) -> None:
-        """Wait until the server answers; fails if it ends before or is late."""
+        """Wait until the server answers; fails if it ends before, or after READY_SECONDS."""
         try:
             until(self._answers, READY_SECONDS, f"{self.name} is ready")
         except TimeoutError as error:
@@ -144,7 +144,7 @@ class HttpServer(Child):
 
     def _answers(self) -> bool:
         assert self.alive, f"{self.name} ended with status {self.process.returncode} before it was ready"
-        # not httpx: a client of it takes 60 ms of the processor, which the server that starts needs
+        # not httpx: its client takes 60 ms of processor time from the starting server
         with contextlib.closing(
             http.client.HTTPConnection("127.0.0.1", self.port, timeout=2.0)
         ) as connection:
@@ -174,7 +174,7 @@ ChildT = TypeVar("ChildT", bound=Child)
 
 
 class Fleet:
-    """All children of a session, at most two of them alive at a time."""
+    """The children of a session; at most two are alive at a time."""
 
     def __init__(self) -> None:
         self._children: list[Child] = []
@@ -195,7 +195,7 @@ class Fleet:
             child.close()
 
     def forget_closed(self) -> None:
-        """Drop those that are gone for good, so that their logs are not shown any more."""
+        """Drop closed children, so that their logs are no longer shown."""
         self._children = [child for child in self._children if not child.closed]
 
     def tails(self, lines: int = 40) -> Iterator[tuple[str, str]]:
@@ -204,7 +204,7 @@ class Fleet:
             yield child.name, "\n".join(child.text().splitlines()[-lines:])
 
     def close_all(self) -> None:
-        """End what is left, the latest first."""
+        """Close all children, the latest first."""
         with contextlib.ExitStack() as steps:
             for child in self._children:
                 steps.callback(child.close)

@@ -1,4 +1,4 @@
-"""Requests to SGLang's own interface; what is asked, and how answers compare, is as for vLLM."""
+"""Send requests to SGLang's own HTTP interface; prompts and answers are those of devkit.client."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SglangClient(Client):
 
     @staticmethod
     def body(prompt: Prompt) -> dict[str, Any]:
-        """Return what asks for a prompt."""
+        """Return the body of a request for a prompt."""
         sampling = {"temperature": 0, "max_new_tokens": prompt.max_tokens, "ignore_eos": True}
         return {"input_ids": list(prompt.tokens), "sampling_params": sampling}
 
@@ -31,15 +31,15 @@ class SglangClient(Client):
         return tuple(answer["output_ids"])
 
     def all_at_once(self, prompts: Sequence[Prompt], at_once: int) -> Answers:
-        """Return the answer to each prompt, so many of them under way at a time."""
+        """Return the answer to each prompt, with `at_once` requests at a time."""
         with ThreadPoolExecutor(at_once) as pool:
             return dict(zip(prompts, pool.map(self.ids, prompts), strict=True))
 
     def reset_prefix_cache(self) -> bool:
-        """Forget what is cached; says whether it was done, which running requests prevent."""
+        """Drop the prefix cache; return whether the server did, which running requests prevent."""
         return self._http.post("/flush_cache").status_code == httpx.codes.OK
 
     def state(self) -> dict[str, Any]:
-        """Return what the first scheduler says of itself."""
+        """Return the internal state of the first scheduler."""
         answer = self._http.get("/server_info").raise_for_status().json()
         return dict(answer["internal_states"][0])

@@ -1,4 +1,4 @@
-"""SGLang servers under test, on the CPU by way of devkit/sglang_rig."""
+"""SGLang servers under test, on the CPU with the stand-ins of devkit/sglang_rig."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from devkit.process_groups import members
 from devkit.servers import BIN, MODEL_NAME, HttpServer, free_port
 
-# What SGLang checks of itself: leaks while requests run and when they do not, who owns each page, and whether
-# all ranks decide alike. Each of them ends the server.
+# SGLang's own checks: for leaks while requests run and when they do not, for the owner of each page, and for
+# equal decisions of all ranks. A failed check ends the server.
 STRICT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
@@ -21,11 +21,11 @@ ENVIRONMENT = STRICT | {
     "SGLANG_USE_CPU_ENGINE": "1",
     "SGLANG_CUDA_COREDUMP_BEFORE_CRASH_WAIT_SECS": "0",  # not a minute for dumps, where a rank was killed
     "PYTHONWARNINGS": "ignore",
-    # Of two threads on cores that others use too each waits for the other, thirty times longer than it works.
+    # Two threads on shared cores wait for each other thirty times longer than they work.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
-STOCK = {"SGLANG_PLUGINS": "none-of-them"}  # names that are not there: no plugin is loaded
+STOCK = {"SGLANG_PLUGINS": "none-of-them"}  # no plugin has this name, so none is loaded
 _FIXED = [
     "--device", "cpu", "--attention-backend", "torch_native", "--dtype", "float32", "--random-seed", "1",
     "--host", "127.0.0.1", "--served-model-name", MODEL_NAME, "--skip-server-warmup",
@@ -34,7 +34,7 @@ _SCHEDULER = "sglang::scheduler"
 
 
 class SglangServer(HttpServer):
-    """A server of one model; `command` is how it is started."""
+    """A server of one model; `command` starts it."""
 
     path = "/model_info"
 

@@ -1,4 +1,4 @@
-"""The one place where a ratio is computed from raw samples; writer and checker both call it."""
+"""Statistics of samples: the recorder of results, their checker and the demo all compute them here."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float], statistic: s
 
 
 class Rounds(NamedTuple):
-    """Ratios of rounds that were measured beside each other; `error` is the standard error of their mean."""
+    """Ratios of paired rounds; `error` is the standard error of their mean."""
 
     ratios: list[float]
     mean: float
@@ -47,8 +47,10 @@ class Rounds(NamedTuple):
 
 
 def pairwise(numerator: Sequence[float], denominator: Sequence[float]) -> Rounds:
-    """Compare round by round. Raises ValueError unless there are as many of either, and StatisticsError
-    without any."""
+    """Compare two samples round by round.
+
+    Raises ValueError if their lengths differ, and StatisticsError if they are empty.
+    """
     ratios = [above / below for above, below in zip(numerator, denominator, strict=True)]
     error = statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
     return Rounds(ratios, statistics.mean(ratios), error)

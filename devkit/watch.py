@@ -1,4 +1,4 @@
-"""The ledger as an onlooker sees it while engines work."""
+"""Read the ledger from outside while engines work."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def owner(runtime: Path, name: str) -> OwnerSnapshot:
 
 
 def is_at_rest(runtime: Path, name: str) -> bool:
-    """Say whether an engine holds its null granule and nothing else."""
+    """Return whether an engine holds its null granule and nothing else."""
     now = owner(runtime, name)
     return now.ready_bytes == now.mapped_bytes == now.leased_bytes == now.granule_bytes
 
 
 class Watch:
-    """What a series of pictures has shown."""
+    """The findings of a series of snapshots."""
 
     def __init__(self) -> None:
         self.samples = 0
@@ -41,7 +41,7 @@ class Watch:
         self.peak_demand_bytes: dict[str, int] = {}
 
     def take(self, device: DeviceSnapshot) -> None:
-        """Look at one picture."""
+        """Check one snapshot."""
         self.samples += 1
         self.violations += check(device)
         if device.settled and device.ready_bytes > device.capacity_bytes - device.headroom_bytes:
@@ -57,7 +57,7 @@ class Watch:
 
 @contextmanager
 def watching(runtime: Path) -> Iterator[Watch]:
-    """Look at the ledger 50 times a second for as long as the block runs; then nothing was ever violated."""
+    """Check the ledger 50 times a second while the block runs; fail at its end if a check failed."""
     watch, stop, opened = Watch(), threading.Event(), Runtime.open(runtime)
     failures: list[BaseException] = []
 

@@ -44,7 +44,7 @@ def check_result(result: Any) -> list[str]:
 
 
 def _origin(result: dict[str, Any]) -> Iterator[str]:
-    """Check who measured what, where, when and how."""
+    """Check commit, device, versions, command and time."""
     if result["schema"] != 1:
         yield f"schema: expected 1, got {result['schema']}"
     if not re.fullmatch(r"[0-9a-f]{40}", result["commit"]):

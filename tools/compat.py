@@ -69,7 +69,7 @@ def check(engine: str, version: str, source: Source) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Write one engine's seams as lines and versions as columns, then what is wrong."""
+    """Write one engine's seams as lines and versions as columns, then the problems."""
     versions = list(dict.fromkeys(row.version for row in rows))
     names = list(dict.fromkeys(row.seam for row in rows))
     problems = {(row.version, row.seam): row.problem for row in rows}

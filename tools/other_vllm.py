@@ -21,12 +21,12 @@ from tools.vllm_metadata import write_shim
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
-SCRIPTS = ("vllm", "kvctl")  # what tests start by name
+SCRIPTS = ("vllm", "kvctl")  # programs that tests start by name
 STAMP = "made"  # written last
 
 
 class Other(NamedTuple):
-    """How a version is had: whether there is a wheel for the CPU, and what .venv lacks of what it imports."""
+    """A version: whether it has a wheel for the CPU, and the imports of it that .venv lacks."""
 
     for_cpu: bool
     requires: Sequence[str] = ()
@@ -71,7 +71,7 @@ def make(version: str, environment: Path, below: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path, kernels: bool) -> None:
-    """Unpack the package of a wheel, with or without what was compiled."""
+    """Unpack the package of a wheel, with or without compiled files."""
     with zipfile.ZipFile(archive) as opened:
         names = (name for name in opened.namelist() if name.startswith("vllm/"))
         opened.extractall(folder, [name for name in names if kernels or not name.endswith(".so")])

@@ -20,7 +20,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class SeamLike(Protocol):
-    """What a plugin's seams.Seam offers."""
+    """The attributes of a plugin's seams.Seam."""
 
     @property
     def module(self) -> str: ...
@@ -33,7 +33,7 @@ class SeamLike(Protocol):
 
 
 class Found(NamedTuple):
-    """A definition and the module in whose scope it stands."""
+    """A definition and the module that contains it."""
 
     module: str
     node: ast.AST
@@ -88,7 +88,7 @@ def seams(engine: str) -> Sequence[SeamLike]:
 
 
 def check_seam(source: Source, seam: SeamLike) -> str:
-    """Return what is wrong with a seam in this source, or an empty text."""
+    """Return the problem of a seam in this source, or an empty text."""
     if source.module(seam.module) is None:
         return f"there is no module {seam.module}"
     found = _resolve(source, seam.module, seam.qualname)
@@ -126,7 +126,7 @@ def _parameters(source: Source, found: Found) -> tuple[list[str], bool]:
 
 
 def _fields(source: Source, found: Found) -> list[str]:
-    """Return the annotated fields of a class and its bases: what a dataclass's constructor takes."""
+    """Return the annotated fields of a class and its bases: the parameters of a dataclass's constructor."""
     assert isinstance(found.node, ast.ClassDef)
     names = [name for base in _bases(source, found) for name in _fields(source, base)]
     own = [s.target for s in found.node.body if isinstance(s, ast.AnnAssign)]
@@ -171,7 +171,7 @@ def _origin(source: Source, module: str, node: ast.ImportFrom) -> str:
 
 
 def _member(source: Source, owner: Found, name: str) -> Found | None:
-    """Find a name in a class: its body, what its methods set on `self`, then its bases."""
+    """Find a name in a class: its body, the attributes that its methods set on `self`, then its bases."""
     assert isinstance(owner.node, ast.ClassDef)
     for node in _statements(owner.node.body):
         if name in _defined(node):

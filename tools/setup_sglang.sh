@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv-sglang: torch, stock SGLang on the CPU by way of devkit/sglang_rig, the project (editable) and
+# Makes .venv-sglang: torch, stock SGLang on the CPU with the stand-ins of devkit/sglang_rig, the project (editable) and
 # the development tools. Beside .venv, because the engines want different versions of the same packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,7 +22,7 @@ project() { editable "${PROJECTS[@]}"; }
 begin
 stage environment "$versions" "virtual environment for SGLang with $python"
 stage torch "$TORCH" "$TORCH (about 1 minute)"
-stage requirements "$(sha256sum <tools/requirements-sglang.txt)" "what SGLang imports on a CPU (about 2 minutes)"
+stage requirements "$(sha256sum <tools/requirements-sglang.txt)" "imports of SGLang on a CPU (about 2 minutes)"
 stage developer "$(sha256sum <tools/requirements-dev.txt)" "tools for tests"
 stage engine "$SGLANG $(cat $RIG/pyproject.toml $RIG/*/*.py | sha256sum)" "$SGLANG and the rig"
 stage project "$(metadata_of "${PROJECTS[@]}")" "the project itself, editable"

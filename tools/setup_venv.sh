@@ -36,7 +36,7 @@ begin
 stage environment "$versions" "virtual environment with $python"
 stage torch "$TORCH" "$TORCH (about 1 minute)"
 stage wheels "$VLLM $SMOLLM" "wheels of $VLLM and $SMOLLM (220 MiB)"
-stage requirements "$VLLM" "what vLLM requires (about 3 minutes)"
+stage requirements "$VLLM" "requirements of vLLM (about 3 minutes)"
 stage engine "$VLLM $(sha256sum <tools/vllm_metadata.py)" "$VLLM"
 stage developer "$(sha256sum <tools/requirements-dev.txt)" "tools for tests, checks and the demo"
 stage project "$(metadata_of "${PROJECTS[@]}")" "the project itself, editable"

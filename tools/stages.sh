@@ -73,7 +73,7 @@ environment() { # the first stage of each
     "$python" -m venv "$VENV"
 }
 
-editable() { # editable FOLDER...: our own projects, without what they require
+editable() { # editable FOLDER...: our own projects, without their requirements
     local where arguments=()
     for where in "$@"; do arguments+=(-e "$where"); done
     pip install --no-deps --no-build-isolation "${arguments[@]}"

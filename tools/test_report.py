@@ -1,4 +1,4 @@
-"""Write build/test-report.json from what the tests counted, and fail where a count is under its minimum."""
+"""Write build/test-report.json from the tests' counts, and fail if a count is below its minimum."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def shortfalls(counts: Mapping[str, int], minima: Mapping[str, int]) -> list[str
 
 
 def write(report: Path, junits: Sequence[Path], source: Path, minima: Mapping[str, int]) -> list[str]:
-    """Write the report as JSON, whole or not at all, and return what is wrong."""
+    """Write the report as JSON, whole or not at all, and return a sentence for each problem."""
     counts, tests = collect(source), outcomes(junits)
     wrong = shortfalls(counts, minima)
     if tests["failures"] or tests["errors"]:

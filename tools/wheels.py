@@ -23,7 +23,7 @@ _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
 
 
 def copy_sources(name: str, target: Path) -> Path:
-    """Copy what a distribution is built from into `target`; returns the folder to build in."""
+    """Copy the sources of a distribution into `target`; return the folder to build in."""
     folder, package = DISTRIBUTIONS[name]
     target.mkdir(parents=True)
     shutil.copy(ROOT / folder / "pyproject.toml", target)

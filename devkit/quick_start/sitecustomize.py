@@ -1,4 +1,4 @@
-"""What spares engines under test the processor, which those of two suites share."""
+"""Save processor time in engines under test, which two suites share."""
 
 import gc
 import os
@@ -9,7 +9,7 @@ def _sleep_a_moment() -> None:
     time.sleep(0.0002)
 
 
-# Most of a start is imports, and a fifth of that is garbage collection that finds none.
+# Most of a start is imports, and a fifth of that time is garbage collection that finds no garbage.
 gc.set_threshold(100_000, 50, 100)
-# A process that waits for another yields in a loop: where cores are few it takes turns from that one.
+# A process that waits for another one yields in a loop, and takes processor time from it where cores are few.
 os.sched_yield = _sleep_a_moment

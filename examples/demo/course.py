@@ -14,13 +14,13 @@ from examples.demo.view import View
 from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.units import parse_size
 
-BURST, SHORT_BURST, AT_ONCE, MAX_TOKENS = 20, 12, 16, 56  # requests, of them at the same time, tokens each
-IDLE_SECONDS = 5.0  # longer than spare memory is kept
+BURST, SHORT_BURST, AT_ONCE, MAX_TOKENS = 20, 12, 16, 56  # requests, requests at once, tokens of each
+IDLE_SECONDS = 5.0  # longer than an engine keeps spare memory
 CONTROL_SECONDS = 30
 
 
 class Course:
-    """One run against two servers that are ready: `first` has its burst alone, then `second`."""
+    """One run against two ready servers; the first engine has its burst alone, then the second."""
 
     def __init__(
         self, engines: Sequence[Engine], runtime: Runtime, environ: Mapping[str, str], view: View
@@ -33,7 +33,7 @@ class Course:
         self._bursts = 0
 
     async def run(self) -> summary.Run:
-        """Drive the load and return what came of it; raises DemoError or KVCachedError."""
+        """Drive the load and return its outcome; raises DemoError or KVCachedError."""
         self._note_held("start")
         async with contextlib.AsyncExitStack() as stack:
             for engine in self._engines:
@@ -50,7 +50,7 @@ class Course:
         steps = asyncio.ensure_future(self._steps())
         watch = asyncio.ensure_future(self.recorder.run(self._view.show))
         try:
-            # the watch never ends by itself: if it does, it failed
+            # the watch ends by itself only if it failed
             await asyncio.wait({steps, watch}, return_when=asyncio.FIRST_COMPLETED)
             if watch.done():
                 watch.result()
@@ -79,7 +79,7 @@ class Course:
         self._note_held("end")
 
     async def _alone(self, name: str, other: str) -> None:
-        """Have a burst on one engine while the other idles, then let both be idle."""
+        """Run a burst on one engine while the other idles, then let both idle."""
         begun = self.recorder.seconds
         await self._burst(name, BURST, f"{name}, alone")
         self._held[name]["peak"] = self.recorder.peak(name, begun)
@@ -89,7 +89,7 @@ class Course:
         self._held[name]["idle"] = self.recorder.sample().engines[name].held
 
     async def _burst(self, name: str, count: int, text: str) -> None:
-        """Send so many requests to an engine, different ones each time."""
+        """Send `count` requests to an engine, different ones each time."""
         self._bursts += 1
         requests = load.questions(count, self._bursts, MAX_TOKENS)
         self._note(text)
@@ -114,7 +114,7 @@ class Course:
             raise DemoError(f"kvctl limit {name} {size} ended with status {process.returncode}")
 
     def _note_held(self, moment: str) -> None:
-        """Keep what every engine holds now."""
+        """Record the bytes that every engine holds now."""
         for name, engine in self.recorder.sample().engines.items():
             self._held[name][moment] = engine.held
 

@@ -28,7 +28,7 @@ class Request(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a request. Times in seconds; `error` is empty if it succeeded."""
+    """The outcome of a request. Times in seconds; `error` is empty on success."""
 
     engine: str
     tokens: int
@@ -50,7 +50,7 @@ def questions(count: int, seed: int, max_tokens: int) -> list[Request]:
 async def burst(
     client: httpx.AsyncClient, engine: str, requests: list[Request], at_once: int
 ) -> list[Outcome]:
-    """Send requests to an engine, `at_once` of them at a time, and return what came of each."""
+    """Send requests to an engine, `at_once` of them at a time, and return their outcomes."""
     gate = asyncio.Semaphore(at_once)
 
     async def one(request: Request) -> Outcome:

@@ -1,4 +1,4 @@
-"""The demo: start two servers on one budget, run the course against them, report."""
+"""Start two servers on one budget, run the course against them, and report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 def make_model(view: View) -> None:
-    """Make the model folder if it is not there, in a process of its own, and say so while it lasts."""
+    """Make the model folder if it is missing, in a process of its own, with progress messages."""
     if (MODEL / "config.json").exists():
         return
     view.say("making the model folder of SmolLM2-135M from its GGUF file (about 40 s)")
@@ -51,7 +51,7 @@ def make_model(view: View) -> None:
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Yield a folder of our own in shared memory; it is gone at the end, whatever is in it."""
+    """Yield an empty folder in shared memory; it is removed at the end."""
     parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="kvdemo-", dir=parent))
     try:
@@ -61,7 +61,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def run(view: View) -> bool:
-    """Run the whole demo; returns whether everything was as it should be."""
+    """Run the whole demo; return whether all verdicts hold."""
     begun = time.monotonic()
     BUILD.mkdir(parents=True, exist_ok=True)
     with no_survivors(), scratch_folder() as scratch:
@@ -84,7 +84,7 @@ def run(view: View) -> bool:
 
 
 def report(view: View, who: str, recorder: Recorder, run: summary.Run, wall_seconds: float) -> bool:
-    """Write picture and summary, print the table; returns whether everything was as it should be."""
+    """Write picture and summary, print the table; return whether all verdicts hold."""
     title = f"{who} with SmolLM2-135M share {format_size(run.budget)} of KV memory"
     drawn, written = BUILD / "memory.png", BUILD / "summary.json"
     picture.draw(drawn, recorder.samples, recorder.marks, title)
@@ -96,7 +96,7 @@ def report(view: View, who: str, recorder: Recorder, run: summary.Run, wall_seco
 
 
 def main() -> int:
-    """Run the demo; returns 0 if all was as it should be, 1 if not, 130 if it was interrupted."""
+    """Run the demo; return 0 if all verdicts hold, 1 if not, 130 after an interrupt."""
     view = View()
     interrupt_on_signals()
     try:

@@ -1,4 +1,4 @@
-"""What the ledger says of the engines' KV memory, over time."""
+"""Record the engines' KV memory over time, from the ledger."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Recorder:
 def _bytes(owners: Sequence[OwnerSnapshot]) -> Bytes:
     """Return the sum over the ranks of an engine."""
     ready = sum(owner.ready_bytes for owner in owners)
-    # words of two processes: for a moment they may not fit each other; what is held is the worker's word
+    # two processes write these words, which may disagree for a moment; the worker is right about held bytes
     used = min(ready, sum(owner.used_bytes for owner in owners))
     cached = min(ready - used, sum(owner.cached_bytes for owner in owners))
     return Bytes(used, cached, ready - used - cached, sum(owner.limit_bytes for owner in owners))

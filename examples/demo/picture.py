@@ -1,4 +1,4 @@
-"""The picture of a run: bytes over time, with what happened."""
+"""Draw a run: bytes over time, with its events."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def draw(path: Path, samples: Sequence[Sample], marks: Sequence[Mark], title: st
 
 
 def _draw_whole(axes: Any, times: Sequence[float], samples: Sequence[Sample]) -> None:
-    """Draw what the engines hold together, one upon the other, below the budget."""
+    """Draw the memory of both engines, stacked, below the budget."""
     names = list(samples[0].engines)
     layers = [[s.engines[name].held / MIB for s in samples] for name in names]
     axes.stackplot(times, layers, labels=names, colors=ENGINE_COLOURS)
@@ -66,7 +66,7 @@ def _draw_whole(axes: Any, times: Sequence[float], samples: Sequence[Sample]) ->
 
 
 def _draw_engine(axes: Any, times: Sequence[float], samples: Sequence[Sample], name: str) -> None:
-    """Draw what one engine holds by kind, and its limit."""
+    """Draw the memory of one engine by kind, and its limit."""
     seen = [s.engines[name] for s in samples]
     layers = [[getattr(each, kind) / MIB for each in seen] for kind in COLOURS]
     axes.stackplot(times, layers, labels=[LABELS[kind] for kind in COLOURS], colors=list(COLOURS.values()))
@@ -81,7 +81,7 @@ def _write_marks(axes: Any, marks: Sequence[Mark], top: float) -> None:
     ends = [first] * ROWS  # where each row is free from
     for mark in marks:
         width = LETTER_WIDTH * len(mark.text) * (last - first)
-        # what would reach beyond the end is written to the left of its line
+        # a label that would reach beyond the end is written to the left of its line
         late = mark.at_seconds + width > last
         begin = mark.at_seconds - width if late else mark.at_seconds
         row = next((row for row in range(ROWS) if ends[row] <= begin), ends.index(min(ends)))

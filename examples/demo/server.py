@@ -57,7 +57,7 @@ def parse_kinds(text: str) -> tuple[str, ...]:
 
 
 def title(engines: Sequence[Engine]) -> str:
-    """Say what is served, for people."""
+    """Return a title that names the engines."""
     first, *others = dict.fromkeys(KINDS[engine.kind] for engine in engines)
     return f"{first} and {others[0]}, one server each," if others else f"Two {first} servers"
 
@@ -122,7 +122,7 @@ def environment(scratch: Path, cache: Path) -> dict[str, str]:
 def commands(
     model: Path, engines: Sequence[Engine], environ: Mapping[str, str], logs: Mapping[Engine, Path]
 ) -> list[Command]:
-    """Return what starts the servers: each with its name, and on its cores."""
+    """Return the commands that start the servers, each with its name and on its cores."""
     return [
         Command(
             command(model, engine),

@@ -1,4 +1,4 @@
-"""What the run amounts to: numbers, a table, and whether it was as it should be."""
+"""Summarise a run: numbers, a table, and verdicts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Held(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What is judged: requests, what each engine held, to what limits were lowered, and the budget; bytes."""
+    """The run to judge: outcomes of requests, bytes held by each engine, lowered limits, and the budget."""
 
     outcomes: Sequence[Outcome]
     held: Mapping[str, Held]  # in the order of their bursts
@@ -41,14 +41,14 @@ class Run(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Something that should be so, and whether it is."""
+    """An expectation, and whether it holds."""
 
     text: str
     holds: bool
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Return p50, p90 and p99, or nothing of nothing."""
+    """Return p50, p90 and p99, or an empty dictionary without values."""
     return {f"p{percent}": percentile(values, percent) for percent in PERCENTS} if values else {}
 
 

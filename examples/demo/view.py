@@ -23,7 +23,7 @@ SHADES = "█▓░"  # of a bar's parts, for terminals without colours
 
 
 class View:
-    """Says what happens. Use it as `with view.live():` while samples come; `say` works at any time."""
+    """Prints events and samples. Samples are shown within `with view.live():`; `say` works at any time."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console or Console(highlight=False)
@@ -78,7 +78,7 @@ def bars(sample: Sample) -> RenderableType:
 
 
 def _engine_bar(engine: Bytes, scale: int) -> Text:
-    """Return what an engine holds by kind, with a line at its limit if that is below the budget."""
+    """Return an engine's memory by kind, with a line at its limit if that is below the budget."""
     bar = _bar([getattr(engine, kind) for kind in COLOURS], list(COLOURS.values()), scale)
     at = round(BAR_CELLS * engine.limit / scale)
     if at >= BAR_CELLS:
@@ -98,7 +98,7 @@ def _bar(sizes: Sequence[int], colours: Sequence[str], scale: int) -> Text:
 
 
 def _legend(sample: Sample) -> Text:
-    """Return what the colours mean."""
+    """Return the legend of the colours."""
     kinds = list(zip(COLOURS, COLOURS.values(), SHADES, strict=True))
     engines = list(zip(sample.engines, ENGINE_COLOURS, SHADES, strict=False))
     parts: list[str | tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""A plugin of SGLang that does, where it is told to, what must never happen: the tests have to notice.
+"""A plugin of SGLang that breaks an invariant on request: the tests have to notice it.
 
 And one thing that SGLang lacks on a CPU: `SGLANG_RIG=windows` offers the attention backend `windows`.
 
