@@ -23,7 +23,7 @@ def ready(account: FakeAccount, driver: FakeDriver | FaultyDriver, granules: int
     """Return a pool that holds granules, all but granule 0 spare: none is ahead yet."""
     pool = ElasticPool(driver, GEOMETRY, account)
     account.want(granules)
-    while pool._handles.grow(0.0, True) == 0.0:
+    while pool._growth.grow(0.0, True) == 0.0:
         pass
     assert pool.stats().spare == granules - 1
     return pool

@@ -125,7 +125,7 @@ def child(rounds: int, skip_fences: bool) -> dict[str, Any]:
         driver.sentinel = torch.cuda.Event()
         driver.sentinel.record()
         began = time.perf_counter()
-        while pool.unmap_deferred():
+        while pool.background.unmap_deferred():
             pass
         waits.append(time.perf_counter() - began)
         sequence, before = sequence + 1, granule

@@ -1,4 +1,4 @@
-"""One reserved address range, the tensor over it, and the pages that are mapped in it."""
+"""One reserved address range, the tensor over it, and the mapping of pages in it."""
 
 from __future__ import annotations
 
@@ -32,68 +32,76 @@ def wait_passed(driver: Driver, fence: Fence, pause: Callable[[float], object] =
 
 
 class Arena:
-    """Maps granules, each whole or not at all. Not locked: its owner is."""
+    """Maps granules, each whole or not at all. The caller holds the pool's lock.
 
-    def __init__(self, driver: Driver, geometry: Geometry, size_bytes: int) -> None:
-        """Reserve addresses for `size_bytes`; nothing is mapped yet."""
+    Granules are numbered through all arenas of a rank; those of this arena begin at `first`.
+    """
+
+    def __init__(
+        self, driver: Driver, geometry: Geometry, size_bytes: int, first: int, mapped: dict[int, Handles]
+    ) -> None:
+        """Reserve addresses for `size_bytes`; nothing is mapped yet.
+
+        `mapped` has the handles of the mapped granules of all arenas; this arena keeps its own in it.
+        Raises InvariantError if the granules do not fit into `size_bytes`.
+        """
         self._driver = driver
         self._geometry = geometry
         self._size_bytes = size_bytes
-        unit = driver.granularity_bytes
-        self._reserved_bytes = -(-size_bytes // unit) * unit
+        granularity = driver.granularity_bytes
+        self._reserved_bytes = -(-size_bytes // granularity) * granularity
         end = max(geometry.starts) + geometry.granule_count * geometry.page_bytes
         if end > self._reserved_bytes:
             raise InvariantError(f"granules end at {end} bytes, past the arena's {self._reserved_bytes}")
         self._base = driver.reserve(self._reserved_bytes)
-        self.mapped: dict[int, Handles] = {}
-        self.maps = self.unmaps = 0  # granules since the beginning
+        self._first = first
+        self._mapped = mapped
         self._scratch: dict[int, Handle] = {}  # page size -> handle, while warming up
         self._aliases: dict[int, int] = {}  # address -> size
 
     @property
     def is_warming_up(self) -> bool:
-        """Say whether scratch memory is behind what is not mapped."""
+        """Say whether scratch memory is behind the granules that are not mapped."""
         return bool(self._aliases)
 
     def tensor(self) -> torch.Tensor:
-        """Return the int8 tensor over all `size_bytes`; granule 0 must be mapped."""
+        """Return the int8 tensor over all `size_bytes`; its first granule must be mapped."""
         return self._driver.tensor(self._base, self._size_bytes)
 
     def map(self, first: int, granules: Sequence[Handles], stream: int) -> None:
-        """Map a row of granules, all or none; work on `stream` from now on reads zeros there.
+        """Map a row of granules, all or none; later work on `stream` reads zeros in them.
 
-        `granules` are the handles of granule `first`, of the next one and so on.
+        `granules` are the handles of granule `first`, of the next one and so on. Raises InvariantError if one
+        of them is mapped already or the arena is warming up, and what the driver raises.
         """
         page, row = self._geometry.page_bytes, range(first, first + len(granules))
-        if self._aliases or not self.mapped.keys().isdisjoint(row):
+        if self._aliases or not self._mapped.keys().isdisjoint(row):
             raise InvariantError(f"one of {row} is mapped already, or the arena is warming up")
         with ExitStack() as undo:
-            segments = zip(*granules, strict=True)  # what lies in one segment is one row of pages
-            for offset, handles in zip(self._geometry.ranges(first), segments, strict=True):
+            segments = zip(*granules, strict=True)  # the pages of one segment are one row of pages
+            for offset, handles in zip(self._geometry.ranges(first - self._first), segments, strict=True):
                 self._driver.map(self._base + offset, page, handles, stream)
                 undo.callback(self._take_back, self._base + offset, len(handles), stream)
             undo.pop_all()
-        self.mapped.update(zip(row, granules, strict=True))
-        self.maps += len(granules)
+        self._mapped.update(zip(row, granules, strict=True))
 
     def unmap(self, first: int, count: int) -> list[Handles]:
-        """Unmap a row of granules, all or none, and return their handles; their fences have passed."""
+        """Unmap a row of granules, all or none, and return their handles; no kernel may use them any more."""
         page, row = self._geometry.page_bytes, range(first, first + count)
-        granules = [self.mapped[granule] for granule in row]
+        granules = [self._mapped[granule] for granule in row]
         with ExitStack() as undo:
             for offset, handles in zip(
-                self._geometry.ranges(first), zip(*granules, strict=True), strict=True
+                self._geometry.ranges(first - self._first), zip(*granules, strict=True), strict=True
             ):
                 self._driver.unmap(self._base + offset, page, count)
                 undo.callback(self._put_back, self._base + offset, handles)
             undo.pop_all()
         for granule in row:
-            del self.mapped[granule]
-        self.unmaps += count
+            del self._mapped[granule]
         return granules
 
     def alias_all(self) -> None:
-        """Put scratch memory behind everything that is not mapped, so that warm-up may touch any block."""
+        """Put scratch memory behind all granules that are not mapped, so that warm-up may touch any block."""
         with ExitStack() as undo:
             undo.callback(self.unalias)
             for address, size in list(self._unmapped()):
@@ -104,7 +112,7 @@ class Arena:
             undo.pop_all()
 
     def unalias(self) -> None:
-        """Take the scratch memory away and free it; the device is idle. May be repeated."""
+        """Unmap the scratch memory and free it; the device is idle. May be repeated."""
         while self._aliases:
             address, size = next(reversed(self._aliases.items()))
             self._driver.unmap(address, size)
@@ -115,11 +123,11 @@ class Arena:
             del self._scratch[size]
 
     def close(self) -> None:
-        """Return the addresses; everything is unmapped and the tensor is no longer used."""
+        """Return the addresses; everything must be unmapped and the tensor unused from now on."""
         self._driver.unreserve(self._base, self._reserved_bytes)
 
     def _take_back(self, address: int, count: int, stream: int) -> None:
-        # The driver may have queued zeroing of these pages on the stream: unmap only behind it.
+        # The driver may have queued the zeroing of these pages on the stream: unmap them after it.
         wait_passed(self._driver, self._driver.record(stream))
         self._driver.unmap(address, self._geometry.page_bytes, count)
 
@@ -128,13 +136,13 @@ class Arena:
             self._driver.alias(page, self._geometry.page_bytes, handle)
 
     def _unmapped(self) -> Iterator[tuple[int, int]]:
-        """Yield (address, size) of every page that is not mapped, and of the gaps that no page fills."""
+        """Yield (address, size) of every page that is not mapped, and of the gaps between segments."""
         geometry, page, end = self._geometry, self._geometry.page_bytes, 0
         for start in sorted(geometry.starts):
             if start > end:
                 yield self._base + end, start - end
             for granule in range(geometry.granule_count):
-                if granule not in self.mapped:
+                if self._first + granule not in self._mapped:
                     yield self._base + start + granule * page, page
             end = start + geometry.granule_count * page
         if self._reserved_bytes > end:

@@ -1,4 +1,4 @@
-"""Granules that a plan has unmapped and that running kernels may still use."""
+"""Granules that a plan has let go and that running kernels may still use."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from kvcached_core.worker.arenas import Arenas
 
 
 class DeferredUnmap:
-    """Mapped granules, each unmapped once its fences have passed (I6). Not locked: its owner is."""
+    """Mapped granules, each unmapped once its fences have passed (I6). The caller holds the pool's lock."""
 
     def __init__(self, driver: Driver, arenas: Arenas, vacated: Callable[[int], None]) -> None:
-        """`vacated` is told of each granule that was unmapped."""
+        """Call `vacated` with each granule that was unmapped."""
         self._driver = driver
         self._arenas = arenas
         self._vacated = vacated
-        self._fences: OrderedDict[int, tuple[Fence, ...]] = (
-            OrderedDict()
-        )  # oldest first; all must have passed
-        self._passed: tuple[Fence, ...] = ()  # as seen last
+        # Oldest first. A granule may be unmapped once all its fences have passed.
+        self._fences: OrderedDict[int, tuple[Fence, ...]] = OrderedDict()
+        self._passed: tuple[Fence, ...] = ()  # the last fences that were seen to have passed
 
     def __len__(self) -> int:
         return len(self._fences)
@@ -31,23 +30,23 @@ class DeferredUnmap:
         return granule in self._fences
 
     def granules(self) -> frozenset[int]:
-        """Return what waits."""
+        """Return the granules that wait."""
         return frozenset(self._fences)
 
     def add(self, granules: Iterable[int], streams: Iterable[int]) -> None:
-        """Let granules wait for all that these streams have been given so far."""
+        """Unmap granules once the work that is queued on these streams so far is complete."""
         fences = tuple(self._driver.record(stream) for stream in streams)
         for granule in granules:
             self._fences[granule] = fences
 
     def cancel(self, granule: int) -> bool:
-        """Make a granule an ordinary one again, as it is; False if it is not here."""
+        """Keep a granule mapped, contents as they are; return False if it does not wait."""
         return self._fences.pop(granule, None) is not None
 
     def withdraw(self, most: int = 1) -> list[Handles]:
-        """Unmap the oldest granule, and those of its row that came with it, `most` in all.
+        """Unmap the oldest granule, with the granules of its row that came with it, `most` in all.
 
-        Returns their handles; none if nothing waits or kernels may use it.
+        Returns their handles; none if no granule waits or kernels may still use the oldest.
         """
         if not self._fences:
             return []

@@ -1,4 +1,4 @@
-"""Handles for granules that a step maps now: spare ones, or those of granules that are on their way out."""
+"""Handles for granules that a step maps now: spare ones, or those of granules that are to be unmapped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 20e-6, 1e-3
 
 
 class HandleSource:
-    """Used with `changed` held, which is given up while a fence is waited for."""
+    """Finds handles for a step and maps them. The caller holds `changed`; a wait for a fence releases it."""
 
     def __init__(
         self,
@@ -35,10 +35,10 @@ class HandleSource:
         self._clock = clock
 
     def map(self, first: int, count: int, stream: int) -> None:
-        """Map a row of granules, all or none; work on `stream` from now on reads zeros there.
+        """Map a row of granules, all or none; later work on `stream` reads zeros in them.
 
-        Raises InvariantError if there are not as many handles (I5), DriverError if a fence does not pass, and
-        what the driver raises.
+        Raises InvariantError if there are too few handles (I5), DriverError if a fence does not pass in a
+        minute, and what the driver raises.
         """
         taken: list[Handles] = []
         each = self._arenas.ledger_granules(first)

@@ -1,4 +1,4 @@
-"""What the supply of pages asks of the ledger."""
+"""What a pool needs of its account in the ledger."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ class LeaseAccount(Protocol):
 
     @property
     def wanted_bytes(self) -> int:
-        """What the scheduler wants this rank to hold in all; lowered before a plan lets granules go."""
+        """Bytes that the scheduler wants this rank to hold; lowered before a plan lets granules go."""
 
     @property
     def leased_bytes(self) -> int:
-        """What the ledger has promised."""
+        """Bytes that the ledger has leased to this rank."""
 
     @property
     def created_most(self) -> int:
-        """Granules that are counted on, of those ever created: the rest is to be withdrawn; 0 for all."""
+        """The cap on granules ever created: the rank withdraws those above it. 0 means no cap."""
 
     @property
     def ready_bytes(self) -> int:
-        """What exists as handles."""
+        """Bytes that exist as handles."""
 
     def fileno(self) -> int:
         """Return the doorbell's descriptor."""
@@ -36,36 +36,38 @@ class LeaseAccount(Protocol):
         """Empty the doorbell."""
 
     def acknowledge(self) -> None:
-        """Apply what tools have set: limit, floor, weight."""
+        """Apply the limit, floor and weight that tools have set."""
 
     def lease(self, want_bytes: int, memory: MemoryInfo) -> int:
-        """Ask for more; return what was granted, in whole granules; the rest is noted as demand."""
+        """Ask for more bytes; return those granted, in whole granules. The rest is noted as demand."""
 
     def created(self, granules: int) -> None:
-        """Count granules whose handles exist now."""
+        """Add granules whose handles exist now."""
 
     def give_back(self, bytes_never_ready: int = 0, granules_released: int = 0,
                   granules_withdrawn: int = 0) -> None:  # fmt: skip
-        """Lower the promise: by what was never made, and by granules whose handles are gone.
+        """Lower the lease by bytes that were never created and by granules whose handles are gone.
 
-        Those released stay among those ever created; those withdrawn were never counted on.
+        Released granules stay in the count of those ever created. Withdrawn ones leave it: the scheduler
+        never counted on them.
         """
 
     def recount(self, granules: int) -> None:
-        """Count so many granules more as created, and as released since."""
+        """Add granules that count as created and released at once."""
 
     def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0,
                 map_times: Sequence[int] = ()) -> None:  # fmt: skip
-        """Tell observers what is mapped, what is used besides, (un)maps since, a tally of all maps' times."""
+        """Show observers the mapped bytes, the memory used besides, the maps and unmaps since the last call
+        and the histogram of all maps' times."""
 
     def refuse(self, unmet_bytes: int) -> None:
-        """Note demand that could not be met; 0 clears it."""
+        """Note demand that was not met; 0 clears it."""
 
 
 class MappingStats(NamedTuple):
-    """What is mapped now, and granules mapped and unmapped since the pool began."""
+    """Bytes mapped now, and granules mapped and unmapped since the pool began."""
 
     mapped_bytes: int
     maps: int
     unmaps: int
-    map_times: tuple[int, ...] = ()  # the words of a tally
+    map_times: tuple[int, ...] = ()  # the words of a histogram

@@ -1,4 +1,4 @@
-"""A pool that sleeps: it holds the first granule of each arena alone, and wants nothing."""
+"""Sleep: the pool holds only the first granule of each arena and leases no more."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _PAUSE_SECONDS = 1e-3
 
 
 class PoolSleep:
-    """Gives back more than plans have ordered. The scheduler finds out by the count of released granules.
+    """Gives back more than plans ordered; the scheduler learns of it from the count of released granules.
 
-    Both counts go on as though what is missing had been made and freed in the usual way, so that
+    Created and released go on as though the missing granules had been created and released by plans, so
     held = min over ranks(created) - released stays true on every rank.
     """
 
@@ -48,9 +48,9 @@ class PoolSleep:
         return self._handles.created
 
     def begin(self) -> None:
-        """Unmap and free all but the first granules. No step runs, and no plan comes before end().
+        """Unmap and free all but the first granules. No step may run and no plan may come before end().
 
-        Raises DriverError if something stays behind: then no plan is carried out any more.
+        Raises DriverError if memory stays behind; then no plan is carried out any more.
         """
         with self._after_steps():
             self._handles.asleep = True
@@ -70,22 +70,23 @@ class PoolSleep:
             self._sleep(_PAUSE_SECONDS)
 
     def recount(self, created: int) -> None:
-        """Count as though `created` granules had been made so far; between begin() and end()."""
+        """Count as though `created` granules had been created so far; between begin() and end()."""
         self._handles.recount(created)
 
     def take_turn(self) -> None:
-        """Do here and now what the supply thread does; what the ledger shows is true afterwards."""
+        """Take a supply turn in the caller's thread; afterwards the ledger's counts are exact."""
         if self._handles.asleep:
             with self._after_steps():
-                self._handles.ordered = max(self._handles.ordered, self._handles.created - self._kept())
+                handles = self._handles
+                handles.release_target = max(handles.release_target, handles.created - self._kept())
         self._thread.turn(self._clock(), rung=False)
 
     def fail(self, error: Exception) -> None:
-        """Let no plan be carried out any more: what the scheduler counts on is not there on all ranks."""
+        """Refuse all further plans: some ranks lack memory that the scheduler counts on."""
         self._thread.fail(error)
 
     def end(self) -> None:
-        """Let memory be wanted again; may be repeated."""
+        """Lease memory again; may be repeated."""
         self._handles.asleep = False
         self._thread.wake()
 
@@ -93,4 +94,4 @@ class PoolSleep:
         return sum(map(self._arenas.ledger_granules, self._arenas.firsts))
 
     def _is_empty(self) -> bool:
-        return self._handles.settled and self._handles.created - self._handles.released == self._kept()
+        return self._handles.is_reported and self._handles.created - self._handles.released == self._kept()

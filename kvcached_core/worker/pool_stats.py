@@ -1,4 +1,4 @@
-"""What a pool tells of itself."""
+"""Counts of a pool's granules by state."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 
 class PoolStats(NamedTuple):
-    """Granules by state, and counts since the pool began. created - released = held."""
+    """Granules of the ledger by state, and counts since the pool began. created - released = held."""
 
     mapped: int
-    deferred: int  # mapped, and waiting for a fence to be unmapped
-    premapped: int  # mapped before any plan asked for it; zeroed, or being zeroed
+    deferred: int  # mapped until its fence has passed
+    premapped: int  # mapped before a plan asked for it; zeroed, or being zeroed
     spare: int
     moving: int  # being cleaned or freed
     created: int
@@ -18,5 +18,5 @@ class PoolStats(NamedTuple):
 
     @property
     def held(self) -> int:
-        """Return the granules in all states."""
+        """Granules in all states."""
         return self.mapped + self.deferred + self.premapped + self.spare + self.moving

@@ -1,4 +1,4 @@
-"""Granules that are mapped before a plan asks for them: where, and which of them are zeroed."""
+"""Granules that are mapped and zeroed before a plan asks for them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from kvcached_core.worker.arenas import Arenas
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    """Granules that were zeroed in one go, the `number`th."""
+    """Granules that were zeroed in one call, the `number`th of them."""
 
     number: int
-    fence: Fence | None = None  # behind the zeroing; None until it is recorded
+    fence: Fence | None = None  # after the zeroing; None until it is recorded
 
 
 class Premapped:
-    """Guesses what the scheduler maps next, the lowest vacant granule, and maps it first.
+    """Guesses that the scheduler maps the lowest vacant granule next, and maps it before.
 
-    A wrong guess costs one unmap later. Granules here are mapped in the arena, and no kernel but their
-    zeroing has touched them. Not locked: its owner is.
+    A wrong guess costs one unmap later. Premapped granules are mapped in the arena, and no kernel but their
+    zeroing has touched them. The caller holds the pool's lock.
     """
 
     def __init__(self, driver: Driver, arenas: Arenas, first: int, end: int) -> None:
-        """Granules `first` <= g < `end` are vacant; those below are never given back."""
+        """Start with granules [first, end) vacant; lower granules stay mapped."""
         self._driver = driver
         self._arenas = arenas
         self._zeroed: dict[int, _Row] = {}
@@ -42,14 +42,14 @@ class Premapped:
         return granule in self._zeroed
 
     def granules(self) -> frozenset[int]:
-        """Return what is mapped ahead."""
+        """Return the premapped granules."""
         return frozenset(self._zeroed)
 
-    def place(self, first: int, granules: Sequence[Handles]) -> None:
+    def map(self, first: int, granules: Sequence[Handles]) -> None:
         """Map a row of vacant granules and queue their zeroing; raises what the driver raises.
 
-        If the map failed nothing has changed. If only the fence did, all are here all the same: their
-        zeroing may be running, and whoever needs a fence records it.
+        If the mapping failed nothing has changed. If only the fence failed, the granules are premapped all
+        the same: their zeroing may be running, and claim() or withdraw() records the missing fence.
         """
         self._arenas.map(first, granules, self._driver.own_stream())
         self._rows += 1
@@ -58,12 +58,12 @@ class Premapped:
         self._fence(row)
 
     def claim(self, granules: Iterable[int], stream: int) -> list[int]:
-        """Make those of these granules that are here ordinary ones, in which later work on `stream` reads
-        zeros; return them. If the driver fails nothing has changed.
+        """Hand the premapped ones of these granules to a plan and return them; later work on `stream` reads
+        zeros in them. If the driver fails nothing has changed.
         """
         claimed = [granule for granule in granules if granule in self._zeroed]
         if claimed:
-            # Rows are zeroed in their order: what is behind the latest is behind all. So a step pays for one.
+            # Rows are zeroed in order: a fence after the latest is after all. So a step pays for one fence.
             fence = self._fence(max((self._zeroed[g] for g in claimed), key=lambda row: row.number))
             if not self._driver.passed(fence):
                 self._driver.follow(stream, fence)
@@ -72,9 +72,9 @@ class Premapped:
         return claimed
 
     def withdraw(self) -> list[Handles]:
-        """Unmap the highest granule, which is wanted last, and return its handles.
+        """Unmap the highest granule, which the scheduler maps last, and return its handles.
 
-        Nothing if there is none, or while it is being zeroed.
+        Returns nothing if there is none, or while it is being zeroed.
         """
         if not self._zeroed:
             return []
@@ -87,7 +87,7 @@ class Premapped:
         return withdrawn
 
     def forget(self, granule: int) -> None:
-        """Count a granule as an ordinary one, if it is here."""
+        """Count a granule as no longer premapped; it stays mapped."""
         self._zeroed.pop(granule, None)
 
     def vacated(self, granule: int) -> None:
@@ -95,8 +95,7 @@ class Premapped:
         self._vacancies.add(granule)
 
     def vacant_row(self, most: int) -> range:
-        """Return the lowest granule that is not mapped, and those after it up to the next that is; `most` in
-        all."""
+        """Return up to `most` granules in a row that are not mapped, beginning with the lowest of all."""
         first = self.lowest_vacant()
         if first is None:
             return range(0)
@@ -108,7 +107,7 @@ class Premapped:
         return self._vacancies.lowest()
 
     def _fence(self, row: _Row) -> Fence:
-        """Return a fence behind a row's zeroing."""
+        """Return a fence after a row's zeroing."""
         if row.fence is None:
             row.fence = self._driver.record(self._driver.own_stream())
         return row.fence

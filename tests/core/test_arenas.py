@@ -30,7 +30,7 @@ def pool_of(driver: FakeDriver, account: FakeAccount, held: int = 6) -> ElasticP
     pool = ElasticPool(driver, WIDE, account, pages_per_ledger_granule=1)
     pool.add(NARROW)
     account.want(held)
-    while pool._handles.grow(0.0, True) == 0.0:
+    while pool._growth.grow(0.0, True) == 0.0:
         pass
     return pool
 

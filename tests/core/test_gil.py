@@ -13,6 +13,7 @@ from kvcached_core.gil import SWITCH_SECONDS, short_waits
 from kvcached_core.plan import Plan
 from kvcached_core.worker.lease_account import MappingStats
 from kvcached_core.worker.supply_thread import SupplyThread
+from kvcached_core.worker.supply_turn import StatsPublisher, SupplyTurn
 from tests.fakes import FakeAccount, FakeDriver
 from tests.small_pool import ready
 
@@ -76,7 +77,9 @@ def test_the_supply_thread_waits_shortly_in_its_turns_only() -> None:
         looked.set()
         return MappingStats(0, 0, 0)
 
-    thread = SupplyThread(account, pool._handles, lambda: 0, lambda: False, usage, lambda: 0)
+    publisher = StatsPublisher(account, usage, lambda: 0)
+    turn = SupplyTurn(account, pool._handles, pool._growth, pool.background, publisher)
+    thread = SupplyThread(account, turn)
     assert not thread.is_at_work
     thread.start()
     assert looked.wait(BOUND_SECONDS)

@@ -12,7 +12,7 @@ from kvcached_core.driver.host import HostDriver
 from kvcached_core.errors import CapacityError, DriverError, InvariantError
 from kvcached_core.geometry import Geometry, make_geometry
 from kvcached_core.plan import Plan
-from kvcached_core.worker.handle_pool import FIRST_RETRY_SECONDS
+from kvcached_core.worker.backoff import FIRST_RETRY_SECONDS
 from kvcached_core.worker.pool import ElasticPool
 from kvcached_core.worker.pool_stats import PoolStats
 from tests.fakes import FakeAccount, FakeDriver
@@ -69,10 +69,10 @@ def test_i6_a_fence_that_passed_is_not_asked_for_again_and_the_next_plans_is(acc
     driver.launch(offsets(last), stream=1)
     pool.apply(Plan(2, (last,), (), 0), stream=1)
     before = faulty.calls["passed"]
-    assert pool.unmap_deferred() == 1
+    assert pool.background.unmap_deferred() == 1
     assert faulty.calls["passed"] - before == 2, "once for two rows, and once for the other plan"
     driver.complete(driver.launched)
-    assert pool.unmap_deferred() == 0
+    assert pool.background.unmap_deferred() == 0
 
 
 def test_a_granule_mapped_again_cancels_its_unmap(account: FakeAccount) -> None:
@@ -83,7 +83,7 @@ def test_a_granule_mapped_again_cancels_its_unmap(account: FakeAccount) -> None:
     mappings = dict(driver.table.mappings)
     pool.apply(Plan(2, (), (1,), 0))
     driver.complete(driver.launched)
-    assert pool.unmap_deferred() == 0
+    assert pool.background.unmap_deferred() == 0
     assert driver.table.mappings == mappings
     assert pool.stats().mapped == 2
 

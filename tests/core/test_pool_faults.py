@@ -98,9 +98,9 @@ class Life:
     def apply(self, plan: Plan) -> None:
         """Apply a plan, unless it cannot be: one before it, or growth, failed for good."""
         assert self.pool is not None
-        stats = self.pool.stats()
+        stats, plans = self.pool.stats(), self.pool._plans
         budget = stats.created - plan.released
-        legal = plan.sequence == self.pool._next_sequence and all(self.pool._is_live(g) for g in plan.unmap)
+        legal = plan.sequence == plans._next_sequence and all(map(plans.is_live, plan.unmap))
         if legal and stats.mapped - len(plan.unmap) + len(plan.map) <= budget:
             self.attempt(lambda: self.pool.apply(plan, stream=1))  # type: ignore[union-attr]
 

@@ -14,7 +14,7 @@ from devkit.report import record
 from kvcached_core.errors import CapacityError, DriverError, InvariantError
 from kvcached_core.geometry import make_geometry
 from kvcached_core.plan import Plan
-from kvcached_core.worker.handle_pool import LAST_RETRY_SECONDS
+from kvcached_core.worker.backoff import LAST_RETRY_SECONDS
 from kvcached_core.worker.pool import ElasticPool
 from tests.fakes import FakeAccount, FakeDriver
 from tests.faults import FaultyDriver
@@ -80,8 +80,8 @@ class PoolMachine(RuleBasedStateMachine):
         creates = self.driver.creates
         if not self.attempt(lambda: self.pool.apply(plan, stream=1), fault):
             if early:
-                self.pool.unmap_deferred()
-                self.pool.premap()
+                self.pool.background.unmap_deferred()
+                self.pool.background.premap()
             self.pool.apply(plan, stream=1)
         assert self.driver.creates == creates, "I5: a plan never needs a create"
         self.live = kept | set(new)
@@ -150,11 +150,11 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(fault=FAULTS)
     def the_thread_places_ahead(self, fault: tuple[str, int] | None) -> None:
-        self.attempt(self.pool.premap, fault)
+        self.attempt(self.pool.background.premap, fault)
 
     @rule(fault=FAULTS)
     def the_thread_retires(self, fault: tuple[str, int] | None) -> None:
-        self.attempt(self.pool.unmap_deferred, fault)
+        self.attempt(self.pool.background.unmap_deferred, fault)
 
     @rule()
     def the_thread_releases(self) -> None:
@@ -175,7 +175,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.pool.begin_warm_up()
         if not self.pool._arenas.is_warming_up:
             return  # no room for scratch memory
-        assert not self.pool.premap() and not self.pool.stats().premapped
+        assert not self.pool.background.premap() and not self.pool.stats().premapped
         self.driver.launch()
         self.pool.end_warm_up()
 

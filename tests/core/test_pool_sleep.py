@@ -41,7 +41,7 @@ def test_whatever_was_mapped_pending_ahead_or_spare_only_the_first_granule_is_le
     pool.apply(Plan(0, (), tuple(range(1, 1 + mapped)), 0))
     pool.apply(Plan(1, tuple(range(1, 1 + min(unmapped, mapped))), (), 0))
     if ahead:
-        pool.premap()
+        pool.background.premap()
     pool.sleep.begin()
     check_empty(pool, account, driver)
     pool.sleep.begin()

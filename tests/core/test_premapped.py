@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kvcached_core.worker.pool
 from devkit.report import record
 from kvcached_core.driver.host import HostDriver
 from kvcached_core.errors import CapacityError, DriverError, InvariantError, KVCachedError
 from kvcached_core.geometry import make_geometry
 from kvcached_core.plan import Plan
+from kvcached_core.worker import background_mapping
 from kvcached_core.worker.arena import Handles
 from kvcached_core.worker.arenas import Arenas
 from kvcached_core.worker.pool import ElasticPool
@@ -27,7 +27,7 @@ from tests.small_pool import PAGE, ROW, offsets, ready
 def test_i6_a_claim_follows_an_unfinished_zeroing(account: FakeAccount) -> None:
     driver = FakeDriver(1 << 20)
     pool = ready(account, driver, 1 + 3 * ROW)
-    pool.premap()
+    pool.background.premap()
     first, second, third = (1 + row * ROW for row in range(3))
     driver.complete_own(2)  # the first row: one call in each segment
     pool.apply(Plan(0, (), (first,), 0), stream=7)
@@ -47,7 +47,7 @@ def test_a_claimed_granule_costs_no_driver_map_in_apply(account: FakeAccount) ->
     driver = FakeDriver(1 << 20)
     faulty = FaultyDriver(driver)
     pool = ready(account, faulty, 1 + 2 * ROW)
-    pool.premap()
+    pool.background.premap()
     driver.complete_own(2)  # the first row
     before = Counter(faulty.calls)
     pool.apply(Plan(0, (), (ROW - 1, ROW, ROW + 1), 0))
@@ -61,12 +61,12 @@ def test_granules_in_a_row_are_one_call_in_each_segment(account: FakeAccount) ->
     faulty = FaultyDriver(driver)
     pool = ready(account, faulty, 1 + 4 * ROW)
     before = Counter(faulty.calls)
-    assert pool.premap() is False and pool.stats().premapped == 4 * ROW
+    assert pool.background.premap() is False and pool.stats().premapped == 4 * ROW
     assert faulty.calls - before == {"map": 4 * 2, "record": 4, "own_stream": 8}
     ahead, rest = tuple(range(1, 1 + 4 * ROW)), (*range(40, 40 + ROW), 60)
     pool.apply(Plan(0, (), ahead, 0))
     account.want(1 + 5 * ROW + 1)
-    while pool._handles.grow(0.0, True) == 0.0:
+    while pool._growth.grow(0.0, True) == 0.0:
         pass
     before = Counter(faulty.calls)
     pool.apply(Plan(1, (), rest, 0))
@@ -74,7 +74,7 @@ def test_granules_in_a_row_are_one_call_in_each_segment(account: FakeAccount) ->
     driver.launch(offsets(*ahead, *rest))
     pool.apply(Plan(2, (*ahead[1:], *rest), (), 0))
     before = Counter(faulty.calls)
-    assert pool.unmap_deferred() == 0
+    assert pool.background.unmap_deferred() == 0
     assert (faulty.calls - before)["unmap"] == 2 * (4 + 2), "15 in rows of 4, then the last plan's two"
     pool.check()
 
@@ -82,7 +82,7 @@ def test_granules_in_a_row_are_one_call_in_each_segment(account: FakeAccount) ->
 def test_i5_a_wrong_guess_gives_its_handles_back(account: FakeAccount) -> None:
     driver = FakeDriver(1 << 20, patience=2)
     pool = ready(account, driver, 4)
-    pool.premap()
+    pool.background.premap()
     creates = driver.creates
     pool.apply(Plan(0, (), (9, 50, 30), 0))
     assert driver.creates == creates
@@ -90,8 +90,8 @@ def test_i5_a_wrong_guess_gives_its_handles_back(account: FakeAccount) -> None:
     driver.launch(offsets(0, 9, 30, 50))
     pool.apply(Plan(1, (50, 9), (), 0))
     driver.complete(driver.launched)
-    assert pool.unmap_deferred() == 0
-    pool.premap()
+    assert pool.background.unmap_deferred() == 0
+    pool.background.premap()
     assert pool._premapped.granules() == {1, 2}, "the lowest, not those that were unmapped"
     pool.check()
 
@@ -100,7 +100,7 @@ def test_a_right_guess_is_not_given_up_for_a_wrong_one_of_the_same_plan(account:
     driver = FakeDriver(1 << 20)
     faulty = FaultyDriver(driver)
     pool = ready(account, faulty, 3)
-    pool.premap()
+    pool.background.premap()
     driver.complete_own(driver.own.launched)
     before = Counter(faulty.calls)
     pool.apply(Plan(0, (), (9, 2), 0))
@@ -111,7 +111,7 @@ def test_a_right_guess_is_not_given_up_for_a_wrong_one_of_the_same_plan(account:
 def test_i5_a_step_waits_for_zeroing_if_all_handles_are_ahead(account: FakeAccount) -> None:
     driver = FakeDriver(1 << 20, patience=6)
     pool = ready(account, driver, 3)
-    pool.premap()
+    pool.background.premap()
     pool.apply(Plan(0, (), (8, 9), 0))
     assert pool.stats()[:4] == (3, 0, 0, 0)
     with pytest.raises(InvariantError, match="I5"):
@@ -122,17 +122,17 @@ def test_nothing_is_mapped_ahead_while_a_step_waits_for_handles(account: FakeAcc
     """Else the thread could map the very granule for which the step is waiting."""
     driver = FakeDriver(1 << 20, patience=6)
     pool = ready(account, driver, 3)
-    pool.premap()
-    waits, wait = [], pool._changed.wait
+    pool.background.premap()
+    waits, wait = [], pool._lock.changed.wait
 
     def watched(timeout: float | None = None) -> bool:
-        waits.append(pool._step_first.locked())
+        waits.append(pool._lock.step_first.locked())
         return wait(timeout)
 
-    pool._changed.wait = watched  # type: ignore[method-assign]
+    pool._lock.changed.wait = watched  # type: ignore[method-assign]
     pool.apply(Plan(0, (), (8,), 0))
     assert waits and all(waits)
-    assert not pool._step_first.locked()
+    assert not pool._lock.step_first.locked()
 
 
 PLACE = [("own_stream", 1), ("map", 1), ("map", 2), ("record", 1), ("map", 3), ("map", 4), ("record", 2)]
@@ -150,7 +150,7 @@ def test_i8_place_that_fails_loses_no_handle(
     for _ in range(2 if forever else 1):
         faulty.nth = faulty.calls[verb] + (1 if faulty.injected else nth)
         with pytest.raises(type(error)):
-            pool.premap()
+            pool.background.premap()
         stats = pool.stats()
         assert stats.mapped == 1 and stats.premapped + stats.spare == 1 + 2 * ROW
         assert len(driver.table.mappings) == 2 * (1 + stats.premapped), "whole granules"
@@ -172,9 +172,9 @@ def test_i8_a_claim_that_fails_changes_nothing(account: FakeAccount, verb: str) 
     if verb == "record":  # the fence is still to be recorded: the claim does it
         faulty.nth = faulty.calls["record"] + 1
         with pytest.raises(DriverError):
-            pool.premap()
+            pool.background.premap()
     else:
-        pool.premap()
+        pool.background.premap()
     faulty.verb, faulty.nth = verb, faulty.calls[verb] + 1
     before = pool.stats()
     with pytest.raises(DriverError):
@@ -202,9 +202,9 @@ def test_owed_granules_are_withdrawn_the_highest_first_and_only_when_zeroed(acco
 def test_no_more_is_mapped_ahead_than_a_step_maps_until_the_step_has_taken_it(
     account: FakeAccount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kvcached_core.worker.pool, "MAX_PREMAPPED_GRANULES", 2)
+    monkeypatch.setattr(background_mapping, "MAX_PREMAPPED_GRANULES", 2)
     pool = ready(account, FakeDriver(1 << 20), 6)
-    assert not pool.premap()
+    assert not pool.background.premap()
     assert pool._premapped.granules() == {1, 2} and len(pool._handles.spare) == 3
     pool.apply(Plan(0, (), (1, 2), 0))
     assert os.eventfd_read(pool.supply_thread._wake) > 0, "the thread is to map the next ones"
@@ -218,18 +218,18 @@ def test_what_is_owed_is_freed_and_not_mapped_before(account: FakeAccount) -> No
     pool = ready(account, driver, 5)
     account.want(2)
     pool.apply(Plan(0, (), (), 3))
-    assert not pool.premap()
+    assert not pool.background.premap()
     assert pool.stats()[:4] == (1, 0, 0, 4)
     pool._handles.release_owed()
-    pool._handles.settle()
-    pool.premap()
+    pool._handles.report()
+    pool.background.premap()
     assert pool.stats()[:4] == (1, 0, 1, 0)
 
 
 def test_warm_up_takes_back_what_is_ahead_and_nothing_comes_ahead_in_it(account: FakeAccount) -> None:
     driver = FakeDriver(1 << 20)
     pool = ready(account, driver, 3)
-    pool.premap()
+    pool.background.premap()
     pool.begin_warm_up()
     assert pool.stats()[2:4] == (0, 2)
     driver.launch()
@@ -252,9 +252,9 @@ def test_ahead_granules_of_real_memory_read_zero_also_after_reuse() -> None:
     for turn in range(4):
         pool.supply_thread.turn(float(turn))
         assert pool._premapped.granules() == {1, 2, 3, 4, 5}
-        maps = pool.usage().maps
+        maps = pool.mapping_stats().maps
         pool.apply(Plan(2 * turn, (), (1, 2, 3, 4, 5), 0))
-        assert pool.usage().maps == maps
+        assert pool.mapping_stats().maps == maps
         view = pool.tensor[page : 6 * page]
         assert int(view.count_nonzero()) == 0
         view.fill_(7)
@@ -273,32 +273,32 @@ def test_the_guess_is_the_lowest_vacant_granule(moves: list[tuple[str, int]]) ->
     driver = FakeDriver(1 << 20, patience=0)
     arena = Arenas(driver, PAGE, 1)
     arena.add(make_geometry(PAGE, PAGE, (0,), 12, 64), 12 * PAGE)
-    ahead = Premapped(driver, arena, 1, 12)
+    premapped = Premapped(driver, arena, 1, 12)
     spare: list[Handles] = [(driver.create(PAGE),) for _ in range(12)]
     arena.map(0, [spare.pop()], 0)
     ordinary: set[int] = set()
     for move, granule in moves:
-        lowest = ahead.lowest_vacant()
+        lowest = premapped.lowest_vacant()
         assert lowest == min(set(range(12)) - arena.mapped.keys(), default=None)
         if move == "place" and lowest is not None:
-            row = ahead.vacant_row(min(granule % 4, len(spare)))
+            row = premapped.vacant_row(min(granule % 4, len(spare)))
             assert list(row) == [g for g in range(lowest, lowest + len(row)) if g not in arena.mapped]
             assert len(row) == min(granule % 4, len(spare)) or row.stop in arena.mapped or row.stop == 12
             if row:
-                ahead.place(lowest, [spare.pop() for _ in row])
+                premapped.map(lowest, [spare.pop() for _ in row])
         elif move == "map" and granule not in arena.mapped:
             arena.map(granule, [spare.pop()], 0)
             ordinary.add(granule)
-        elif move == "claim" and ahead.claim([granule], 0):
+        elif move == "claim" and premapped.claim([granule], 0):
             ordinary.add(granule)
         elif move == "unmap" and granule in ordinary:
             driver.synchronize()
             spare += arena.unmap(granule)
             ordinary.remove(granule)
-            ahead.vacated(granule)
-        elif move == "withdraw" and ahead:
-            highest, handles = max(ahead.granules()), ahead.withdraw()
+            premapped.vacated(granule)
+        elif move == "withdraw" and premapped:
+            highest, handles = max(premapped.granules()), premapped.withdraw()
             spare += handles
-            assert not handles or highest not in ahead
-        assert ahead.granules() | ordinary | {0} == arena.mapped.keys()
-        assert len(ahead._vacancies._returned) <= 12
+            assert not handles or highest not in premapped
+        assert premapped.granules() | ordinary | {0} == arena.mapped.keys()
+        assert len(premapped._vacancies._returned) <= 12

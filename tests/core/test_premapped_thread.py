@@ -12,7 +12,8 @@ import pytest
 from kvcached_core.errors import BusyError, CapacityError
 from kvcached_core.geometry import make_geometry
 from kvcached_core.plan import Plan
-from kvcached_core.worker.handle_pool import FIRST_RETRY_SECONDS, SLICE_GRANULES
+from kvcached_core.worker.backoff import FIRST_RETRY_SECONDS
+from kvcached_core.worker.handle_growth import SLICE_GRANULES
 from kvcached_core.worker.pool import ElasticPool
 from tests.fakes import OWN_STREAM, FakeAccount, FakeDriver
 from tests.faults import FaultyDriver
@@ -114,12 +115,12 @@ def test_a_step_waits_for_one_row_at_most(account: FakeAccount) -> None:
     driver = HeldDriver(nth=1)
     pool = ready(account, driver, 20)
     driver.streams.clear()
-    thread = threading.Thread(target=pool.premap)
+    thread = threading.Thread(target=pool.background.premap)
     step = threading.Thread(target=lambda: pool.apply(Plan(0, (), (9,), 0), stream=5))
     thread.start()
     assert driver.inside.wait(10)
     step.start()
-    at_last(pool._step_first.locked)
+    at_last(pool._lock.step_first.locked)
     driver.go_on.set()
     thread.join(10)
     step.join(10)
@@ -150,10 +151,10 @@ def test_the_thread_stands_behind_a_step_that_waits(account: FakeAccount, work: 
     pool.apply(Plan(0, (), (1,), 0))
     pool.apply(Plan(1, (1,), (), 0))
     before, lock = pool.stats(), WatchedLock()
-    pool._step_first = lock  # type: ignore[assignment]
+    pool._lock.step_first = lock  # type: ignore[assignment]
     with lock:  # as a step does from before it has `changed` until its plan is applied
         lock.asked.clear()
-        thread = threading.Thread(target=getattr(pool, work))
+        thread = threading.Thread(target=getattr(pool.background, work))
         thread.start()
         assert lock.asked.wait(10)
         assert pool.stats() == before

@@ -176,7 +176,7 @@ def _one_granule_a_pause(made: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     def turn() -> None:
         thread.is_at_work = thread.turn(made.now) == 0.0
 
-    monkeypatch.setattr("kvcached_core.worker.handle_pool.SLICE_GRANULES", 1)
+    monkeypatch.setattr("kvcached_core.worker.handle_growth.SLICE_GRANULES", 1)
     monkeypatch.setattr(made, "turn", turn)
 
 
