@@ -11,6 +11,11 @@ from collections.abc import Iterator
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--driver NAME`: the driver that tests/core/test_driver_contract.py tests."""
+    parser.addoption("--driver", default="host", help="the driver that test_driver_contract.py tests")
+
+
 def pytest_configure() -> None:
     """Let Ctrl-C reach what tests start: whoever is started in the background ignores it, children too."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
