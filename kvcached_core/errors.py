@@ -1,20 +1,20 @@
-"""What can go wrong, by what the caller may do about it."""
+"""The errors of this project, one class for each reaction that a caller can have."""
 
 from __future__ import annotations
 
 
 class KVCachedError(Exception):
-    """Base of everything this project raises on purpose."""
+    """Base of all errors that this project raises on purpose."""
 
 
 class CapacityError(KVCachedError):
-    """No room right now; the caller may evict, wait or ask for less."""
+    """There is no room now; the caller may evict, wait or ask for less."""
 
 
 class DriverError(KVCachedError):
-    """A call into the driver failed for another reason than lack of room.
+    """A call into the driver failed, and not for lack of room.
 
-    Attributes: `call`, the driver's name of the function; `status`, the driver's own code.
+    Attributes: `call`, the name of the driver's function; `status`, the driver's own code.
     """
 
     def __init__(self, call: str, status: int, message: str) -> None:
@@ -24,20 +24,20 @@ class DriverError(KVCachedError):
 
 
 class UnsupportedError(KVCachedError):
-    """This engine, device or combination of options is refused; the text says what to do instead."""
+    """An engine, device or combination of options is not supported; the text says what to do instead."""
 
 
 class ConfigError(KVCachedError):
-    """An option or variable has a value that is not legal; the text names it and what is legal."""
+    """An option or variable has an illegal value; the text names it and the legal values."""
 
 
 class LedgerError(KVCachedError):
-    """The shared ledger cannot be used: damaged, of another version, full, or not ours to write."""
+    """The ledger cannot be used: it is damaged, of another version, full, or owned by another user."""
 
 
 class BusyError(LedgerError):
-    """The ledger's lock was not to be had within its bound; nothing was changed, try again."""
+    """The ledger's lock was not free in time; nothing was changed, so the caller may try again."""
 
 
 class InvariantError(KVCachedError):
-    """A bug in this project: an invariant of docs/design.md does not hold."""
+    """An invariant of docs/design.md does not hold: a bug in this project."""

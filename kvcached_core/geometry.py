@@ -1,4 +1,4 @@
-"""Which bytes of an arena make a granule, and how large a page should be."""
+"""Which bytes of an arena a granule has, and how large a page should be."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from kvcached_core.errors import UnsupportedError
 from kvcached_core.units import MIB, format_size
 
-# Page sizes worth having on a device: below 8 MiB a handle's cost shows, above 32 MiB a granule is coarse.
+# Below 8 MiB the cost of a handle shows; above 32 MiB granules are too coarse to give back.
 DEVICE_PAGES = (8 * MIB, 32 * MIB)
 DEVICE_FAVOURITE = 16 * MIB
-LARGEST_PAGE = 64 * MIB  # what ranks with different strides may be driven to
-HOST_GRANULE = 1 * MIB  # a granule is the first size that is no smaller
+LARGEST_PAGE = 64 * MIB  # for ranks with different strides
+HOST_GRANULE = 1 * MIB  # the least size of a granule
 
 
 def first_block(granule: int, page_bytes: int, stride_bytes: int) -> int:
@@ -28,7 +28,7 @@ class Geometry:
 
     Block b of segment s occupies [starts[s] + b*stride, starts[s] + (b+1)*stride).
     Granule g is the bytes [starts[s] + g*page, starts[s] + (g+1)*page) of every segment, and the
-    first `blocks_per_granule` blocks that lie wholly inside; a block over a boundary is never handed out.
+    first `blocks_per_granule` blocks that lie wholly inside. A block over a boundary is never handed out.
     """
 
     page_bytes: int
@@ -40,12 +40,12 @@ class Geometry:
 
     @property
     def granule_bytes(self) -> int:
-        """Memory of one granule on this rank."""
+        """Bytes of one granule on this rank."""
         return self.page_bytes * len(self.starts)
 
     @property
     def waste(self) -> float:
-        """Return the share (0 to 1) of a granule that no block of it uses."""
+        """Return the share (0 to 1) of a granule that its blocks do not use."""
         return 1 - self.blocks_per_granule * self.stride_bytes / self.page_bytes
 
     def first_block(self, granule: int) -> int:
@@ -70,7 +70,7 @@ class Geometry:
         return tuple(start + granule * self.page_bytes for start in self.starts)
 
     def describe(self) -> str:
-        """Say it in one line for the log."""
+        """Return one line for the log."""
         return (
             f"page {format_size(self.page_bytes)}, {len(self.starts)} segment(s), "
             f"granule {format_size(self.granule_bytes)} = {self.blocks_per_granule} blocks "
@@ -84,8 +84,8 @@ def make_geometry(
 ) -> Geometry:
     """Return the geometry of an arena.
 
-    Raises UnsupportedError, with the numbers, for a page or a segment that the driver cannot serve,
-    for segments that overlap, and for a page that holds no whole block everywhere.
+    Raises UnsupportedError, with the numbers, if a page or the start of a segment is no multiple of the
+    granularity, if segments overlap, or if some granule would hold no whole block.
     """
     _require_multiple("page", page_bytes, granularity_bytes)
     for start in starts:
@@ -114,24 +114,24 @@ def choose_page_bytes(
     exact: bool,
     wanted_bytes: int | None = None,
 ) -> tuple[int, ...]:
-    """Return a page size for every rank, such that a granule holds as many blocks on each.
+    """Return a page size for each rank, such that a granule has the same number of blocks on all ranks.
 
-    `strides` has a block's bytes in one segment, per rank. `exact` (host memory) chooses a page without
-    a straddling block. `wanted_bytes` is the user's page size, taken for the first rank; with ranks alike
-    any multiple of the granularity will do, straddling blocks or not.
-    Raises UnsupportedError, with the numbers, where no page size will do.
+    `strides` are the bytes of a block in one segment, per rank. With `exact` (host memory) no block lies
+    over a page's boundary. `wanted_bytes` is the page size that the user chose, for the first rank; if all
+    strides are equal it may be any multiple of the granularity.
+    Raises UnsupportedError, with the numbers, if no page size is possible.
     """
-    # G blocks fill whole pages without a straddler on every rank exactly if G is a multiple of `unit`.
-    unit = math.lcm(*(granularity_bytes // math.gcd(granularity_bytes, stride) for stride in strides))
+    # G blocks fill whole pages on every rank, none over a boundary, exactly if G is a multiple of `step`.
+    step = math.lcm(*(granularity_bytes // math.gcd(granularity_bytes, stride) for stride in strides))
     if len(set(strides)) == 1 and not (exact and wanted_bytes is None):
         page = _straddling_page(strides[0], segments, granularity_bytes, block_count, wanted_bytes)
         return (page,) * len(strides)
     if wanted_bytes is not None:
-        count = _wanted_blocks(wanted_bytes, strides, unit)
+        count = _wanted_blocks(wanted_bytes, strides, step)
     elif exact:
-        count = _host_blocks(max(strides), segments, block_count, max_mappings, unit)
+        count = _host_blocks(max(strides), segments, block_count, max_mappings, step)
     else:
-        count = _device_blocks(max(strides), segments, unit)
+        count = _device_blocks(max(strides), segments, step)
     if not 0 < count <= block_count:
         raise UnsupportedError(
             f"a granule needs {count} blocks, and a segment has {block_count}: raise the limit"
@@ -142,7 +142,7 @@ def choose_page_bytes(
 def _straddling_page(
     stride: int, segments: int, granularity: int, block_count: int, wanted: int | None
 ) -> int:
-    """Return the page size of least waste, or the one that is wanted, where ranks are alike."""
+    """Return the page size with the least waste, or the wanted one, for ranks with equal strides."""
     if wanted is not None:
         _require_multiple("page size", wanted, granularity)
         return wanted
@@ -154,7 +154,7 @@ def _straddling_page(
     low, high = (-(-size // granularity) * granularity for size in DEVICE_PAGES)
     usable = [page for page in range(low, high + 1, granularity) if blocks(page)] if segments == 1 else []
     if usable:
-        # Least waste is the most block bytes per page byte; a tie goes to the size nearest the favourite.
+        # The least waste is the most blocks per byte; of equal sizes the one nearest the favourite wins.
         return max(usable, key=lambda page: (blocks(page) / page, -abs(page - DEVICE_FAVOURITE)))
     # A page of two blocks less one byte holds a whole block wherever it begins.
     for page in range(granularity, min(whole, 2 * stride + granularity) + 1, granularity):
@@ -166,38 +166,38 @@ def _straddling_page(
     )
 
 
-def _host_blocks(stride: int, segments: int, block_count: int, max_mappings: int, unit: int) -> int:
-    """Return the least G that makes a granule of HOST_GRANULE and keeps all pages below the mapping limit."""
-    whole_arena = block_count // unit * unit  # a small arena is one granule
+def _host_blocks(stride: int, segments: int, block_count: int, max_mappings: int, step: int) -> int:
+    """Return the fewest blocks for a granule of HOST_GRANULE that keep the pages below `max_mappings`."""
+    whole_arena = block_count // step * step  # a small arena is one granule
     for_size = min(-(-HOST_GRANULE // (stride * segments)), whole_arena)
     for_count = -(-block_count * segments // max_mappings)
-    return -(-max(1, for_size, for_count) // unit) * unit
+    return -(-max(1, for_size, for_count) // step) * step
 
 
-def _device_blocks(stride: int, segments: int, unit: int) -> int:
-    """Return G for ranks of different strides: near the favourite size, or the least in several segments."""
+def _device_blocks(stride: int, segments: int, step: int) -> int:
+    """Return the blocks of a granule near the favourite page size, or the fewest with several segments."""
     favourite = DEVICE_FAVOURITE if segments == 1 else 0
-    count = max(1, round(favourite / (unit * stride))) * unit
+    count = max(1, round(favourite / (step * stride))) * step
     if count * stride > LARGEST_PAGE:
         raise UnsupportedError(
-            f"ranks with blocks of up to {stride} bytes share whole pages only every {unit} blocks "
-            f"({format_size(unit * stride)}, over {format_size(LARGEST_PAGE)}): "
+            f"ranks with blocks of up to {stride} bytes share whole pages only every {step} blocks "
+            f"({format_size(step * stride)}, over {format_size(LARGEST_PAGE)}): "
             "choose a block size or a pipeline split that makes the ranks' blocks alike"
         )
     return count
 
 
-def _wanted_blocks(wanted: int, strides: Sequence[int], unit: int) -> int:
-    if wanted < 1 or wanted % (unit * strides[0]):
+def _wanted_blocks(wanted: int, strides: Sequence[int], step: int) -> int:
+    if wanted < 1 or wanted % (step * strides[0]):
         raise UnsupportedError(
-            f"page size {wanted} bytes: expected a multiple of {unit * strides[0]} bytes, "
-            f"which is {unit} blocks of {strides[0]} bytes and whole pages on every rank"
+            f"page size {wanted} bytes: expected a multiple of {step * strides[0]} bytes, "
+            f"which is {step} blocks of {strides[0]} bytes and whole pages on every rank"
         )
     return wanted // strides[0]
 
 
 def _blocks_per_granule(page: int, stride: int, granule_count: int) -> int:
-    """Return the least number of whole blocks in any granule: floor(page / stride), or one less."""
+    """Return the least number of whole blocks in any granule: page // stride, or one less."""
     if granule_count < 1:
         return 0
     # Where pages begin within a block repeats after stride / gcd(page, stride) granules.

@@ -1,4 +1,4 @@
-"""How long a thread waits for Python's interpreter lock."""
+"""Shorter waits for Python's interpreter lock."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _before = 0.0
 
 @contextmanager
 def short_waits() -> Iterator[None]:
-    """Get the interpreter lock back within 100 us, for as long as this lasts, in the whole process.
+    """Let any thread of the process get the interpreter lock within 100 us, while the context lasts.
 
-    A driver call gives the lock away, and an engine's loop that computes takes it: the call then returns
-    after Python's switch interval, 5 ms, whatever it took itself. Ten thousand such calls are a minute.
+    A driver call releases the lock, and the engine's loop takes it. The caller then gets it back after
+    Python's switch interval, 5 ms by default, however short the call was: 10,000 calls would take a minute.
     """
     global _inside, _before
     with _mutex:

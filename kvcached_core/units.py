@@ -27,7 +27,7 @@ class Size(NamedTuple):
     percent: float | None = None
 
     def of(self, total_bytes: int) -> int:
-        """Return the size in bytes, given what 100 % is."""
+        """Return the size in bytes, where `total_bytes` is 100 %."""
         return self.bytes if self.percent is None else int(total_bytes * self.percent / 100)
 
     def units_of(self, total_bytes: int, unit_bytes: int) -> int:
@@ -39,9 +39,9 @@ class Size(NamedTuple):
 
 
 def parse_size(text: str | int) -> Size:
-    """Read `16MiB`, `2G`, `50%` or plain bytes; units are powers of 1024.
+    """Parse `16MiB`, `2G`, `50%` or plain bytes; units are powers of 1024.
 
-    Raises ValueError with what is legal.
+    Raises ValueError with the legal forms.
     """
     match = _SIZE.fullmatch(str(text))
     if match is None or match[2].lower() not in {*_UNITS, "%"}:
@@ -59,9 +59,9 @@ def parse_size(text: str | int) -> Size:
 
 
 def parse_switch(text: str | bool | int) -> bool:
-    """Read a switch: `1`, `true`, `yes`, `on`, or `0`, `false`, `no`, `off`, empty; any case.
+    """Parse a switch: `1`, `true`, `yes`, `on`, or `0`, `false`, `no`, `off`, empty; any case.
 
-    Raises ValueError with what is legal.
+    Raises ValueError with the legal values.
     """
     word = str(text).strip().lower()
     if word not in _TRUE | _FALSE:
@@ -70,7 +70,7 @@ def parse_switch(text: str | bool | int) -> bool:
 
 
 def format_size(size_bytes: int) -> str:
-    """Write a size for people: the largest binary unit that leaves at least 1, two decimals at most."""
+    """Return a size as text for people: in the largest unit that leaves at least 1, two decimals at most."""
     for unit, factor in (("TiB", 1 << 40), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if abs(size_bytes) >= factor:
             return f"{size_bytes / factor:.2f}".rstrip("0").rstrip(".") + f" {unit}"

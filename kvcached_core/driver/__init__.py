@@ -1,1 +1,1 @@
-"""Drivers: the verbs by which a device's memory is reserved, created and mapped."""
+"""Drivers: they reserve, create and map a device's memory."""

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
 
 Handle = int  # names physical memory of one page; meaningful to its driver only
-Fence = Any  # what record() returned; meaningful to its driver only
+Fence = Any  # returned by record(); meaningful to its driver only
 
 
 class DeviceIdentity(NamedTuple):
@@ -20,14 +20,14 @@ class DeviceIdentity(NamedTuple):
 
 
 class MemoryInfo(NamedTuple):
-    """What the driver says of the device right now."""
+    """Memory of the device now, as the driver reports it."""
 
     free_bytes: int
     total_bytes: int
 
 
 def side_by_side(address: int, page_bytes: int, handles: Sequence[Handle]) -> Iterator[tuple[int, Handle]]:
-    """Yield the address of each page of a row, and its handle."""
+    """Yield the address and the handle of each page of a row."""
     return zip(range(address, address + page_bytes * len(handles), page_bytes), handles, strict=True)
 
 
@@ -35,8 +35,9 @@ def side_by_side(address: int, page_bytes: int, handles: Sequence[Handle]) -> It
 class Driver(Protocol):
     """Physical memory that comes and goes behind reserved addresses.
 
-    Every verb raises CapacityError where the device lacks room and DriverError for any other
-    failure, and leaves the state as it was. Pages are multiples of `granularity_bytes`.
+    Every verb raises CapacityError if the device has no room and DriverError for any other failure, and
+    then leaves the state as it was. Pages are multiples of `granularity_bytes`. docs/writing-a-driver.md
+    says which thread calls which verb.
     """
 
     name: str
@@ -50,42 +51,40 @@ class Driver(Protocol):
         """Return free and total memory; callable from any thread."""
 
     def reserve(self, size_bytes: int) -> int:
-        """Reserve addresses with nothing behind them; an access faults. Returns the base address."""
+        """Reserve addresses without memory: an access faults. Return the first address."""
 
     def unreserve(self, address: int, size_bytes: int) -> None:
-        """Return addresses; everything in them must be unmapped."""
+        """Give addresses back; nothing may be mapped in them."""
 
     def create(self, size_bytes: int) -> Handle:
         """Create one page of physical memory; it exists, and is counted, when this returns."""
 
     def clean(self, handle: Handle) -> None:
-        """Do ahead of time, off the step path, what makes the next map of a used handle cheap."""
+        """Prepare a used handle, off the step path, so that its next map is cheap."""
 
     def release(self, handle: Handle) -> None:
         """Free the memory of an unmapped handle; it is free for others when this returns."""
 
     def map(self, address: int, page_bytes: int, handles: Sequence[Handle], stream: int = 0) -> None:
-        """Map a row of pages, all or none, for reading and writing. They read as zero to all later work on
-        `stream`."""
+        """Map a row of pages, all or none, to read and write. Later work on `stream` reads zeros there."""
 
     def alias(self, address: int, size_bytes: int, handle: Handle) -> None:
         """Map a handle at one more address, contents as they are; for warm-up only."""
 
     def unmap(self, address: int, page_bytes: int, count: int = 1) -> None:
-        """Take a row of pages away at once, all or none. No running kernel may use them: wait for a fence
-        before."""
+        """Unmap a row of pages at once, all or none. The caller has waited until no kernel uses them."""
 
     def tensor(self, address: int, size_bytes: int) -> torch.Tensor:
-        """Return an int8 tensor of shape (size_bytes,) over the range; its first page is mapped."""
+        """Return an int8 tensor of shape (size_bytes,) over the range; its first page must be mapped."""
 
     def record(self, stream: int) -> Fence:
-        """Return a fence behind all work that `stream` has been given so far."""
+        """Return a fence after all work queued on `stream` so far."""
 
     def passed(self, fence: Fence) -> bool:
         """Say whether the work before the fence is complete; never blocks."""
 
     def own_stream(self) -> int:
-        """Return a stream beside the engine's, for zeroing off the step path."""
+        """Return a stream of the driver's own, for zeroing off the step path."""
 
     def follow(self, stream: int, fence: Fence) -> None:
         """Make all later work on `stream` wait for a fence; the caller does not wait."""
@@ -94,4 +93,4 @@ class Driver(Protocol):
         """Wait until the device is idle; start-up, shutdown and sleep only."""
 
     def close(self) -> None:
-        """Free what the driver itself holds; live handles are freed with it."""
+        """Free all handles and everything else that the driver holds."""

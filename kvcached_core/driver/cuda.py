@@ -1,6 +1,6 @@
-"""CUDA memory: CuPy owns device, events and arrays; cuda.bindings has the virtual memory calls.
+"""CUDA memory: virtual memory calls of cuda.bindings; device, events and arrays of CuPy.
 
-Imported only when the driver is opened: both packages are heavy.
+This module is imported only when the driver is opened, because both packages are heavy.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SUCCESS, OUT_OF_MEMORY, NOT_READY = 0, 2, 600  # the same numbers in the driver 
 
 
 def _checked(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Make a call of cuda.bindings or of CuPy and return its value.
+    """Call a function of cuda.bindings or CuPy and return its value.
 
-    The only place that looks at a status. Raises CapacityError for out of memory, else DriverError.
+    No other code looks at a status. Raises CapacityError if memory ran out, else DriverError.
     """
     name = call.__name__
     try:
@@ -52,19 +52,19 @@ def _typed(call: str, status: int, text: str) -> KVCachedError:
 class CudaDriver:
     """Pages of device memory behind reserved virtual addresses. Callable from any thread.
 
-    Measured (H100): 13 us to create a page, 40 us to map, 22 us to unmap, whatever its size. Rows take as
-    long as their pages one by one, but most of that in one call: each call gives Python's lock away, and a
-    thread that runs beside an engine's loop has to wait for it after every one. So pages are made, mapped
-    and freed without choosing the device first: these calls name it, or need none.
+    Measured on an H100: 13 us to create a page, 40 us to map, 22 us to unmap, whatever its size. A row takes
+    as long as its pages one by one, but most of that in one call. Each call releases Python's lock, and the
+    supply thread must wait for it again beside the engine's loop. So pages are created, mapped and freed
+    without choosing the device first: these calls name the device or need none.
     """
 
     name = "cuda"
     max_mappings = sys.maxsize  # the device sets no limit; addresses do
 
     def __init__(self, device_index: int, capacity_bytes: int = 0) -> None:
-        """Open a device by its visible index; `capacity_bytes` caps what may be held (0: no cap).
+        """Open a device by its visible index; `capacity_bytes` caps the memory held (0: no cap).
 
-        Raises UnsupportedError where the device cannot do virtual memory management.
+        Raises UnsupportedError if the device cannot be used or has no virtual memory management.
         """
         self._index = device_index
         self._capacity_bytes = capacity_bytes
@@ -85,7 +85,7 @@ class CudaDriver:
         self._stream = _checked(cupy.cuda.Stream, non_blocking=True)
 
     def identity(self) -> DeviceIdentity:
-        """Return the UUID as nvidia-smi prints it: of the instance where the device is a MIG one."""
+        """Return the UUID as nvidia-smi prints it; on a MIG device, the UUID of the instance."""
         # cuda-bindings 13 has only the newer function, under the plain name. CuPy's device properties
         # pass the 16 bytes through a C string, which ends at the first zero byte.
         get_uuid = getattr(cu, "cuDeviceGetUuid_v2", cu.cuDeviceGetUuid)
@@ -96,7 +96,7 @@ class CudaDriver:
         return DeviceIdentity(f"{'MIG' if is_instance else 'GPU'}-{uuid.UUID(bytes=raw)}", name)
 
     def memory(self) -> MemoryInfo:
-        """Return what the device says, less where a capacity was given."""
+        """Return the device's memory, within the capacity if one was given."""
         self._use()
         free, total = _checked(self._runtime.memGetInfo)
         if not self._capacity_bytes:
@@ -140,26 +140,26 @@ class CudaDriver:
         """Map pages and set them to zero on `stream`: fresh memory may hold NaN bit patterns."""
         self._use()
         with ExitStack() as undo:
-            self._place(address, page_bytes, handles, True, undo)
+            self._map_pages(address, page_bytes, handles, True, undo)
             # Last: once the memset is queued, only a fence could make an unmap safe.
             _checked(self._runtime.memsetAsync, address, 0, page_bytes * len(handles), stream)
             undo.pop_all()
 
     def alias(self, address: int, size_bytes: int, handle: Handle) -> None:
-        """Map a page once more, as it is."""
+        """Map a page at one more address, contents as they are."""
         with ExitStack() as undo:
-            self._place(address, size_bytes, [handle], False, undo)
+            self._map_pages(address, size_bytes, [handle], False, undo)
             undo.pop_all()
 
     def unmap(self, address: int, page_bytes: int, count: int = 1) -> None:
-        """Take pages away, at once and in no stream's order."""
+        """Unmap pages at once, in no stream's order."""
         pages = self._table.unmappable(address, page_bytes, count)
         _checked(cu.cuMemUnmap, address, page_bytes * count)
         for page in pages:
             self._table.unmapped(page)
 
     def tensor(self, address: int, size_bytes: int) -> torch.Tensor:
-        """Return an int8 tensor over the range, which must stay reserved as long as it is used."""
+        """Return an int8 tensor over the range, which must stay reserved while the tensor is used."""
         import torch
 
         self._use()
@@ -210,7 +210,7 @@ class CudaDriver:
     def _use(self) -> None:
         _checked(self._device.use)  # for the calling thread; a fraction of a microsecond
 
-    def _place(
+    def _map_pages(
         self, address: int, page_bytes: int, handles: Sequence[Handle], exclusive: bool, undo: ExitStack
     ) -> None:
         self._table.check_mappable(address, page_bytes, handles, exclusive)
@@ -231,7 +231,7 @@ class CudaDriver:
 
 
 def _page_properties(device_index: int) -> tuple[Any, Any]:
-    """Return what cuMemCreate and cuMemSetAccess want: pinned device memory, readable and writable there."""
+    """Return the arguments of cuMemCreate and cuMemSetAccess: pinned memory, used on the device."""
     properties = cu.CUmemAllocationProp()
     properties.type = cu.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
     access = cu.CUmemAccessDesc()

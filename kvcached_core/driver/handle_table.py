@@ -1,4 +1,4 @@
-"""What a driver has given out: live handles and where each is mapped."""
+"""The live handles of a driver, and where each is mapped."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Mapping(NamedTuple):
 
 
 class HandleTable:
-    """Keeps a driver honest: a misuse is an InvariantError before the system sees it.
+    """Turns a misuse of a driver into an InvariantError before the system sees it.
 
-    Not locked: single dictionary operations are atomic, and a handle or an address has one user at a time.
+    Needs no lock: single dictionary operations are atomic, and one thread at a time uses a handle or address.
     """
 
     def __init__(self, ranges: dict[int, int] | None = None) -> None:
@@ -32,7 +32,7 @@ class HandleTable:
     def check_mappable(
         self, address: int, page_bytes: int, handles: Sequence[Handle], exclusive: bool
     ) -> None:
-        """Raise InvariantError unless each of `handles` fits its address in a row, reserved and free."""
+        """Raise InvariantError unless each handle can be mapped at its address in the row."""
         if not handles or len(set(handles)) < len(handles):
             raise InvariantError(f"{handles} is not a row of different handles")
         for page, handle in side_by_side(address, page_bytes, handles):
@@ -47,7 +47,7 @@ class HandleTable:
             raise InvariantError(f"address {address:#x} to {end:#x} is not reserved")
 
     def mapped(self, address: int, size_bytes: int, handle: Handle) -> None:
-        """Note a page that is mapped now."""
+        """Record a page that was mapped."""
         self.mappings[address] = Mapping(size_bytes, handle)
         self._uses[handle] += 1
 
@@ -61,7 +61,7 @@ class HandleTable:
         return pages
 
     def unmapped(self, address: int) -> None:
-        """Note a page that is gone."""
+        """Record a page that was unmapped."""
         handle = self.mappings.pop(address).handle
         self._uses[handle] -= 1
 
@@ -72,7 +72,7 @@ class HandleTable:
         return self.sizes[handle]
 
     def released(self, handle: Handle) -> None:
-        """Note a handle that is gone."""
+        """Record a handle that was released."""
         del self.sizes[handle]
         self._uses.pop(handle, None)
 

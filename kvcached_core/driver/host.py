@@ -1,4 +1,4 @@
-"""Host memory: pages of one memfd, mapped over a range that nothing may touch."""
+"""Host memory: pages of one memfd, mapped over a range in which every other access faults."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ZEROS = memoryview(bytes(1 << 20))
 
 
 class SystemCalls:
-    """The calls of the C library that Python lacks; each raises OSError. Tests put their own here."""
+    """Calls of the C library that Python lacks; each raises OSError. Tests replace them."""
 
     def __init__(self) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -48,12 +48,12 @@ class SystemCalls:
         return int(result)
 
     def munmap(self, address: int, size: int) -> None:
-        """Take a range out of the address space."""
+        """Remove a range from the address space."""
         if self._munmap(address, size):
             _raise_errno("munmap")
 
     def fallocate(self, fd: int, mode: int, offset: int, size: int) -> None:
-        """Back a part of a file with memory, or punch a hole; a signal only makes it start again."""
+        """Back a part of a file with memory, or punch a hole. Continues after a signal."""
         while self._fallocate(fd, mode, offset, size):
             if ctypes.get_errno() != errno.EINTR:
                 _raise_errno("fallocate")
@@ -65,7 +65,7 @@ def _raise_errno(call: str) -> None:
 
 
 def _typed(error: OSError) -> CapacityError | DriverError:
-    """Return the project's error for the system's: no room, or the driver failed."""
+    """Return CapacityError if the system had no room, else DriverError."""
     call, text = str(error.filename or "system call"), str(error.strerror)
     if error.errno in NO_ROOM:
         return CapacityError(f"{call}: {text}")
@@ -73,11 +73,11 @@ def _typed(error: OSError) -> CapacityError | DriverError:
 
 
 class HostDriver:
-    """Pages of host memory; a stray access to an unmapped one faults.
+    """Pages of host memory; an access to an unmapped page faults.
 
-    A page is an extent of one memfd. It is backed in full when create() returns, so a later touch
-    cannot fail. A forked child shares the memfd and its pages until it exits or executes another
-    program (the descriptor is closed on exec): fork before the driver is opened, not after.
+    A page is a range of one memfd. It is backed in full when create() returns, so a later touch cannot run
+    out of memory. A forked child shares the memfd and its pages until it exits or executes another program
+    (the descriptor is closed on exec): fork before the driver is opened, not after.
     """
 
     name = "host"
@@ -86,7 +86,7 @@ class HostDriver:
     def __init__(
         self, capacity_bytes: int = 0, machine: Machine | None = None, system: SystemCalls | None = None
     ) -> None:
-        """Open with at most `capacity_bytes` of pages in all; 0 means the machine's own size."""
+        """Open with room for `capacity_bytes` of pages; 0 means all memory of the machine."""
         self._machine = machine or Machine()
         self._system = system or SystemCalls()
         self._capacity_bytes = capacity_bytes or self._machine.memory().total_bytes
@@ -96,23 +96,23 @@ class HostDriver:
         self._offsets: dict[Handle, int] = {}
         self._dirty: set[Handle] = set()
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()  # guards the three below; never held across a system call
+        self._lock = threading.Lock()  # guards the three attributes below; never held during a system call
         self._held_bytes = 0
-        self._end = 0  # extents ever used are [0, end)
-        self._holes: defaultdict[int, list[int]] = defaultdict(list)  # size -> offsets without memory
+        self._end = 0  # the file was used in [0, end)
+        self._holes: defaultdict[int, list[int]] = defaultdict(list)  # size -> free offsets, without memory
 
     def identity(self) -> DeviceIdentity:
         """Return `host`, the ledger of host memory."""
         return DeviceIdentity("host", self._machine.name())
 
     def memory(self) -> MemoryInfo:
-        """Return the least of what the machine, the control group and the capacity leave."""
+        """Return the least free and total memory of the machine, its control groups and the capacity."""
         free, total = self._machine.memory()
         left = self._capacity_bytes - self._held_bytes
         return MemoryInfo(max(0, min(free, left)), min(total, self._capacity_bytes))
 
     def reserve(self, size_bytes: int) -> int:
-        """Reserve addresses that cost nothing and fault."""
+        """Reserve addresses; they take no memory, and an access faults."""
         try:
             address = self._system.mmap(None, size_bytes, PROT_NONE, NOTHING, -1, 0)
         except OSError as error:
@@ -121,7 +121,7 @@ class HostDriver:
         return address
 
     def unreserve(self, address: int, size_bytes: int) -> None:
-        """Return addresses to the process."""
+        """Give addresses back to the process."""
         self._table.check_unreservable(address, size_bytes)
         try:
             self._system.munmap(address, size_bytes)
@@ -130,7 +130,7 @@ class HostDriver:
         del self._table.ranges[address]
 
     def create(self, size_bytes: int) -> Handle:
-        """Back an extent with zeroed memory."""
+        """Back a page of the memfd with zeroed memory."""
         free_bytes = self.memory().free_bytes
         if free_bytes < size_bytes:
             raise CapacityError(f"host: {size_bytes} bytes were asked for, {free_bytes} bytes are free")
@@ -142,7 +142,7 @@ class HostDriver:
         try:
             self._system.fallocate(self._fd, 0, offset, size_bytes)
         except OSError as error:
-            self._forget(offset, size_bytes)
+            self._free_offset(offset, size_bytes)
             raise _typed(error) from error
         handle = next(self._numbers)
         self._offsets[handle] = offset
@@ -150,7 +150,7 @@ class HostDriver:
         return handle
 
     def clean(self, handle: Handle) -> None:
-        """Write zeros, through the file: its memory stays, so this cannot run out of room."""
+        """Write zeros through the file. Its memory stays, so this cannot run out of room."""
         size_bytes = self._table.check_releasable(handle)
         if handle not in self._dirty:
             return
@@ -163,7 +163,7 @@ class HostDriver:
         self._dirty.discard(handle)
 
     def release(self, handle: Handle) -> None:
-        """Punch the page's extent out of the memfd; the offset may then serve another handle."""
+        """Punch a hole into the memfd: the page's memory goes back to the system."""
         size_bytes = self._table.check_releasable(handle)
         offset = self._offsets[handle]
         try:
@@ -173,14 +173,14 @@ class HostDriver:
         self._table.released(handle)
         del self._offsets[handle]
         self._dirty.discard(handle)
-        self._forget(offset, size_bytes)
+        self._free_offset(offset, size_bytes)
 
     def map(self, address: int, page_bytes: int, handles: Sequence[Handle], stream: int = 0) -> None:
-        """Map pages that are mapped nowhere else, and zero those that are not clean."""
+        """Map pages that are mapped nowhere else, and zero the used ones."""
         self._table.check_mappable(address, page_bytes, handles, exclusive=True)
         with ExitStack() as undo:
             for page, handle in side_by_side(address, page_bytes, handles):
-                self._place(page, page_bytes, handle)
+                self._map_page(page, page_bytes, handle)
                 undo.callback(self.unmap, page, page_bytes)
             undo.pop_all()
         for page, handle in side_by_side(address, page_bytes, handles):
@@ -189,13 +189,13 @@ class HostDriver:
             self._dirty.add(handle)
 
     def alias(self, address: int, size_bytes: int, handle: Handle) -> None:
-        """Map a page once more, as it is."""
+        """Map a page at one more address, contents as they are."""
         self._table.check_mappable(address, size_bytes, [handle], exclusive=False)
-        self._place(address, size_bytes, handle)
+        self._map_page(address, size_bytes, handle)
         self._dirty.add(handle)
 
     def unmap(self, address: int, page_bytes: int, count: int = 1) -> None:
-        """Put inaccessible addresses in the pages' place."""
+        """Make the pages' addresses fault again."""
         pages = self._table.unmappable(address, page_bytes, count)
         try:
             self._system.mmap(address, page_bytes * count, PROT_NONE, NOTHING | MAP_FIXED, -1, 0)
@@ -205,28 +205,28 @@ class HostDriver:
             self._table.unmapped(page)
 
     def tensor(self, address: int, size_bytes: int) -> torch.Tensor:
-        """Return an int8 tensor over the range, which must stay reserved as long as it is used."""
+        """Return an int8 tensor over the range, which must stay reserved while the tensor is used."""
         import torch
 
         return torch.frombuffer((ctypes.c_int8 * size_bytes).from_address(address), dtype=torch.int8)
 
     def record(self, stream: int) -> Fence:
-        """Return a fence that has passed: the CPU has done a step's work when the step returns."""
+        """Return a fence that has passed: the CPU has finished a step when the step returns."""
         return None
 
     def passed(self, fence: Fence) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
     def own_stream(self) -> int:
-        """Return the one there is."""
+        """Return 0: the host has no streams."""
         return 0
 
     def follow(self, stream: int, fence: Fence) -> None:
-        """Return: every fence has passed."""
+        """Do nothing: every fence has passed."""
 
     def synchronize(self) -> None:
-        """Return: nothing runs behind the caller's back."""
+        """Do nothing: the CPU has finished all earlier work."""
 
     def close(self) -> None:
         """Unmap and free all pages; addresses stay reserved and inaccessible. May be called again."""
@@ -242,7 +242,7 @@ class HostDriver:
         self._fd, self._held_bytes = -1, 0
         self._table, self._offsets, self._dirty = HandleTable(self._table.ranges), {}, set()
 
-    def _place(self, address: int, size_bytes: int, handle: Handle) -> None:
+    def _map_page(self, address: int, size_bytes: int, handle: Handle) -> None:
         flags = mmap.MAP_SHARED | MAP_FIXED
         try:
             self._system.mmap(address, size_bytes, PROT_READ_WRITE, flags, self._fd, self._offsets[handle])
@@ -250,7 +250,7 @@ class HostDriver:
             raise _typed(error) from error
         self._table.mapped(address, size_bytes, handle)
 
-    def _forget(self, offset: int, size_bytes: int) -> None:
+    def _free_offset(self, offset: int, size_bytes: int) -> None:
         with self._lock:
             self._held_bytes -= size_bytes
             self._holes[size_bytes].append(offset)

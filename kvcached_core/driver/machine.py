@@ -1,4 +1,4 @@
-"""Memory of the machine as this process may use it: system, control group, mapping count."""
+"""Memory that this process may use on this machine: system, control groups, number of mappings."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Machine:
         self._groups = list(self._memory_groups())
 
     def memory(self) -> MemoryInfo:
-        """Return what is free and what there is: the least over the system and every enclosing group."""
+        """Return free and total memory: the least of the system and every enclosing control group."""
         system = self._system()
         groups = [info for group in self._groups if (info := _group_memory(group)) is not None]
         infos = [system, *groups]
         return MemoryInfo(min(i.free_bytes for i in infos), min(i.total_bytes for i in infos))
 
     def name(self) -> str:
-        """Return the machine's name for people."""
+        """Return the machine's name, for people."""
         return f"{platform.node() or 'host'} ({platform.machine()})"
 
     def max_mappings(self) -> int:
-        """Return half of what the system allows one process; the engine needs the other half."""
+        """Return half of the mappings that a process may have; the engine needs the other half."""
         text = _read(self._root / "proc/sys/vm/max_map_count")
         return (int(text) if text else _DEFAULT_MAX_MAPPINGS) // 2
 
@@ -48,7 +48,7 @@ class Machine:
                 continue
             base = self._root / "sys/fs/cgroup" / controllers
             group = base / name.lstrip("/")
-            # Inside a container the name may be the outer one: then the mount's root is our group.
+            # In a container the name may be the outer one: then this process's group is the mount's root.
             if ".." in group.parts or not group.is_dir():
                 group = base
             found += [folder for folder in (group, *group.parents) if folder.is_relative_to(base)]
@@ -56,14 +56,14 @@ class Machine:
 
 
 def _group_memory(group: Path) -> MemoryInfo | None:
-    """Return a group's memory, or None where it sets no limit."""
+    """Return a control group's memory, or None if it has no limit."""
     for limit_name, used_name in (
         ("memory.max", "memory.current"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         limit, used = _read(group / limit_name), _read(group / used_name)
         if limit and used and limit.isdigit():
-            # The kernel drops inactive file cache before it refuses memory, so it is as good as free.
+            # The kernel drops inactive file cache before it refuses memory, so this cache counts as free.
             busy = int(used) - _inactive_file_bytes(group)
             return MemoryInfo(max(0, int(limit) - busy), int(limit))
     return None

@@ -1,4 +1,4 @@
-"""What NVML says of a device: it needs no context there, which would take memory itself."""
+"""Reads a device's memory through NVML, which needs no CUDA context and so takes no device memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 def _library() -> Any:
-    """Return NVML, ready to be asked; raises ImportError or its own error where there is none."""
+    """Return NVML, initialized. Raises ImportError, or NVML's error if there is no driver."""
     import pynvml
 
     pynvml.nvmlInit()
@@ -21,9 +21,9 @@ def _library() -> Any:
 
 
 def memory_of(uuid: str, library: Callable[[], Any] = _library) -> MemoryInfo:
-    """Return free and total memory of a device; raises NVML's own error if there is no such device.
+    """Return free and total memory of a device. Raises NVML's error if there is no such device.
 
-    `library` returns NVML, ready to be asked: an engine may bring its own.
+    `library` returns NVML, initialized: an engine may bring its own.
     """
     nvml = library()
     memory = nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByUUID(uuid))
@@ -31,9 +31,9 @@ def memory_of(uuid: str, library: Callable[[], Any] = _library) -> MemoryInfo:
 
 
 def process_bytes(uuid: str, library: Callable[[], Any] = _library) -> int:
-    """Return what this process holds of a device, its context included; 0 where it is not to be had.
+    """Return the bytes that this process holds on a device, its CUDA context included; 0 if unknown.
 
-    Takes about a millisecond. Some containers do not see their own processes.
+    Takes about a millisecond. In some containers NVML does not see the process.
     """
     try:
         nvml = library()
@@ -45,9 +45,9 @@ def process_bytes(uuid: str, library: Callable[[], Any] = _library) -> int:
 
 
 def uuid_of(index: int, library: Callable[[], Any] = _library, visible: str | None = None) -> str | None:
-    """Return the UUID of the device that CUDA will call `index`; None where it cannot be known yet.
+    """Return the UUID of the device that CUDA will call `index`, or None if it cannot be known yet.
 
-    `visible` is CUDA_VISIBLE_DEVICES, as in the environment if not given.
+    `visible` is CUDA_VISIBLE_DEVICES (default: from the environment).
     """
     text = os.environ.get("CUDA_VISIBLE_DEVICES") if visible is None else visible
     try:
@@ -62,7 +62,7 @@ def uuid_of(index: int, library: Callable[[], Any] = _library, visible: str | No
 
 
 def _by_prefix(nvml: Any, name: str) -> Any:
-    """Return the handle of the one device whose UUID begins so, as CUDA reads its variable."""
+    """Return the handle of the one device whose UUID begins with `name`, as CUDA matches it."""
     handles = [nvml.nvmlDeviceGetHandleByIndex(number) for number in range(nvml.nvmlDeviceGetCount())]
     (found,) = [handle for handle in handles if str(nvml.nvmlDeviceGetUUID(handle)).startswith(name)]
     return found

@@ -56,10 +56,10 @@ class CudaPlugin:
 def open_driver(
     name: str, device_index: int = 0, capacity_bytes: int = 0, manager: pluggy.PluginManager | None = None
 ) -> Driver:
-    """Return the driver called `name`; `capacity_bytes` caps what it may hold (0: the device's own size).
+    """Return the driver called `name`; `capacity_bytes` caps its memory (0: all of the device).
 
-    Raises ConfigError with the known names when no plugin answers, UnsupportedError when the device
-    or a package it needs is missing.
+    Raises ConfigError, with the known names, if no plugin has it, and UnsupportedError if the device or a
+    package is missing.
     """
     hooks = (manager or plugin_manager()).hook.kvcached_driver
     driver: Driver | None = hooks(name=name, device_index=device_index, capacity_bytes=capacity_bytes)

@@ -84,7 +84,7 @@ class Holdings:
         if now_ms < member.slot.get("asked_until_ms") and since_ms not in (0, self._met_since_ms):
             self._met_since_ms = since_ms
             took_us = max(0, now_ms - since_ms) * 1000
-            member.add(RECLAIM_BUCKETS.words[RECLAIM_BUCKETS.at(took_us)])
+            member.add(RECLAIM_BUCKETS.words[RECLAIM_BUCKETS.index_of(took_us)])
             member.add(RECLAIM_BUCKETS.words[-1], took_us)
 
     def recount(self, granules: int) -> None:

@@ -78,7 +78,7 @@ def _control(control: str, meaning: str) -> tuple[Field, ...]:
 
 
 def _times(buckets: Buckets, meaning: str) -> tuple[Field, ...]:
-    return tuple(Field(word, "owner", False, meaning, series=buckets.what) for word in buckets.words)
+    return tuple(Field(word, "owner", False, meaning, series=buckets.prefix) for word in buckets.words)
 
 
 SLOT = (
