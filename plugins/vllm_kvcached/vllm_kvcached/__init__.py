@@ -11,13 +11,10 @@ import secrets
 import sys
 from typing import Any
 
+from vllm_kvcached.names import RUN_VARIABLE, SCHEDULER, WORKER
+
 __version__ = "0.1.0"
-
-WORKER = "vllm_kvcached.worker.ElasticWorker"
-SCHEDULER = "vllm_kvcached.scheduler.ElasticScheduler"
-
-# Set in the first process of an engine and inherited by the others: part of the name by which they meet.
-RUN_VARIABLE = "_KVCACHED_RUN"
+__all__ = ["RUN_VARIABLE", "SCHEDULER", "WORKER", "__version__", "llm_kwargs", "register"]
 
 
 def register() -> None:

@@ -12,7 +12,8 @@ from vllm.engine import arg_utils
 
 from kvcached_core import config
 from kvcached_core.errors import KVCachedError
-from vllm_kvcached import SCHEDULER, WORKER, seams, support
+from vllm_kvcached import seams, support
+from vllm_kvcached.names import SCHEDULER, WORKER
 
 FLAG = "--kv-cache-backend"
 _SETTINGS = "additional_config"  # of vLLM; ours are a part of it

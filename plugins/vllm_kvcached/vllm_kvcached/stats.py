@@ -18,7 +18,7 @@ from kvcached_core.errors import KVCachedError
 from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.ledger.snapshot import OwnerSnapshot, snapshot
 from kvcached_core.ledger.tools.metric_families import live_ranks, rank_families
-from vllm_kvcached import SCHEDULER
+from vllm_kvcached.names import SCHEDULER
 from vllm_kvcached.support import instance, settings
 
 if TYPE_CHECKING:

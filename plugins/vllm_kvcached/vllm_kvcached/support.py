@@ -11,7 +11,7 @@ from vllm import envs
 from kvcached_core import config
 from kvcached_core.config import Config
 from kvcached_core.errors import ConfigError, UnsupportedError
-from vllm_kvcached import RUN_VARIABLE, SCHEDULER, WORKER
+from vllm_kvcached.names import RUN_VARIABLE, SCHEDULER, WORKER
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
