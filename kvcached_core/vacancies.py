@@ -1,4 +1,4 @@
-"""The vacant granules of an arena, of which the lowest is mapped next."""
+"""The vacant granules of an arena; the lowest is mapped next."""
 
 from __future__ import annotations
 

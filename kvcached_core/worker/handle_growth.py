@@ -31,7 +31,7 @@ class HandleGrowth:
         self._ended: DriverError | None = None  # the failure after which this rank grows no more
 
     def grow(self, now: float, rung: bool) -> float | None:
-        """Lease and create what is wanted; return the seconds after which to call again, or None.
+        """Lease and create wanted granules; return the seconds until the next call, or None.
 
         `rung` says that the doorbell asked for this call: then a refused lease is tried again at once.
         """

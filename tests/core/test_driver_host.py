@@ -338,7 +338,7 @@ class HostMachine(RuleBasedStateMachine):
     def unmap(self, data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(sorted(self.mapped)))
         address = self.base + slot * PAGE
-        assert ctypes.string_at(address, PAGE) == bytes([1 + slot]) * PAGE, "nobody else wrote here"
+        assert ctypes.string_at(address, PAGE) == bytes([1 + slot]) * PAGE, "no other code wrote here"
         self.driver.unmap(address, PAGE)
         self.idle.append(self.mapped.pop(slot))
 

@@ -34,7 +34,7 @@ def test_waits_are_short_inside_and_as_before_outside_whatever_happens() -> None
         assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS)
         with short_waits():
             pass
-        assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS), "somebody is inside still"
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS), "another thread is still inside"
         raise KeyError
     assert sys.getswitchinterval() == before
 
@@ -85,5 +85,5 @@ def test_the_supply_thread_waits_shortly_in_its_turns_only() -> None:
     assert looked.wait(BOUND_SECONDS)
     thread.stop()
     account.close()
-    assert all(at_work) and not thread.is_at_work, "whoever spins beside it makes way"
+    assert all(at_work) and not thread.is_at_work, "an idle loop beside it makes way"
     assert seen and all(interval == pytest.approx(SWITCH_SECONDS) for interval in seen)

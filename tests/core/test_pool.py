@@ -251,14 +251,14 @@ def test_a_failure_in_the_thread_is_raised_on_the_step_path(account: FakeAccount
 
 
 def test_steps_and_the_thread_together_on_real_memory() -> None:
-    """The thread grows, retires and releases while steps map, write, read and unmap."""
+    """The thread grows, unmaps and releases while steps map, write, read and unmap."""
     page, count = 16384, 64
     geometry = make_geometry(page, page, (0,), count, 4096)
     driver, account = HostDriver(count * page), FakeAccount(page, count * page, notify_at=16)
     pool = ElasticPool(driver, geometry, account)
     pool.start()
     account.want(16)
-    assert account.reached.wait(30), "the thread makes what is wanted"
+    assert account.reached.wait(30), "the thread creates the wanted granules"
     sequence, let_go, live = 0, 0, list[int]()
     for step in range(600):
         budget = account.created_granules - let_go - 1

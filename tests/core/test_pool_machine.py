@@ -145,7 +145,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert timeout is None, "an idle thread does not spin"
         unmet = self.account.wanted_bytes - self.account.leased_bytes >= self.unit
         if unmet and not self.account.created_most:
-            assert timeout is not None, "I10: nobody waits for ever while it has demand"
+            assert timeout is not None, "I10: a rank with demand never waits for ever"
             assert timeout <= LAST_RETRY_SECONDS
 
     @rule(fault=FAULTS)
@@ -153,7 +153,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.attempt(self.pool.background.premap, fault)
 
     @rule(fault=FAULTS)
-    def the_thread_retires(self, fault: tuple[str, int] | None) -> None:
+    def the_thread_unmaps(self, fault: tuple[str, int] | None) -> None:
         self.attempt(self.pool.background.unmap_deferred, fault)
 
     @rule()
@@ -170,7 +170,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def warm_up_again(self) -> None:
-        """Kernels may touch any block, those ahead too, and what is ahead later is zero all the same."""
+        """Kernels may touch any block, premapped ones too; granules premapped later still read zero."""
         with suppress(CapacityError):
             self.pool.begin_warm_up()
         if not self.pool._arenas.is_warming_up:
@@ -201,7 +201,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.now += 1.0
         self.pool.supply_thread.turn(self.now)
         most = self.account.created_most
-        assert not most or self.account.created_granules <= most, "what nobody counts on was withdrawn"
+        assert not most or self.account.created_granules <= most, "granules above the cap were withdrawn"
         self.counted_on()
         for _ in range(4):
             self.now += 1.0

@@ -30,17 +30,17 @@ def check_empty(pool: ElasticPool, account: FakeAccount, driver: FakeDriver) -> 
     assert (account.created_granules, account.released_granules) == (stats.created, stats.released)
 
 
-@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("premapped", [False, True])
 @pytest.mark.parametrize("mapped", [0, 7])
 @pytest.mark.parametrize("unmapped", [0, 3])
-def test_whatever_was_mapped_pending_ahead_or_spare_only_the_first_granule_is_left(
-    ahead: bool, mapped: int, unmapped: int
+def test_mapped_deferred_premapped_and_spare_granules_are_freed_but_the_first(
+    premapped: bool, mapped: int, unmapped: int
 ) -> None:
     driver, account = FakeDriver(COUNT * GRANULE), account_of()
     pool = ready(account, driver, 20)
     pool.apply(Plan(0, (), tuple(range(1, 1 + mapped)), 0))
     pool.apply(Plan(1, tuple(range(1, 1 + min(unmapped, mapped))), (), 0))
-    if ahead:
+    if premapped:
         pool.background.premap()
     pool.sleep.begin()
     check_empty(pool, account, driver)
@@ -124,7 +124,7 @@ def test_a_growth_that_is_under_way_is_given_back_too() -> None:
 
 @pytest.mark.parametrize("verb", ["unmap", "release"])
 def test_if_the_driver_fails_no_plan_is_carried_out_any_more(verb: str) -> None:
-    """What the scheduler counts on is gone in part, and nobody may write to it."""
+    """Part of the memory that the scheduler counts on is gone, so no step may write to it."""
     inner = FakeDriver(COUNT * GRANULE)
     driver = FaultyDriver(inner, verb, 2, forever=True, error=lambda: DriverError(verb, 1, "broken"))
     pool = ready(account_of(), driver, 9)

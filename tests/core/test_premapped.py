@@ -40,7 +40,7 @@ def test_i6_a_claim_follows_an_unfinished_zeroing(account: FakeAccount) -> None:
         driver.launch(offsets(second), stream=8)
     with pytest.raises(InvariantError, match="zeroed"):
         driver.launch(offsets(third), stream=7)
-    assert driver.own.completed == 2, "and nobody has waited"
+    assert driver.own.completed == 2, "and no thread has waited"
 
 
 def test_a_claimed_granule_costs_no_driver_map_in_apply(account: FakeAccount) -> None:
@@ -92,7 +92,7 @@ def test_i5_a_wrong_guess_gives_its_handles_back(account: FakeAccount) -> None:
     driver.complete(driver.launched)
     assert pool.background.unmap_deferred() == 0
     pool.background.premap()
-    assert pool._premapped.granules() == {1, 2}, "the lowest, not those that were unmapped"
+    assert pool._premapped.granules() == {1, 2}, "the lowest, not the granules that were unmapped"
     pool.check()
 
 
@@ -191,7 +191,7 @@ def test_owed_granules_are_withdrawn_the_highest_first_and_only_when_zeroed(acco
     assert pool.stats().premapped == 4
     account.want(2)
     pool.apply(Plan(0, (), (), 3))
-    assert pool.supply_thread.turn(0.0, rung=False) == 0.001, "somebody has to come again"
+    assert pool.supply_thread.turn(0.0, rung=False) == 0.001, "another turn is needed"
     assert pool.stats().premapped == 4
     driver.complete_own(driver.own.launched)
     assert pool.supply_thread.turn(0.001, rung=False) is None

@@ -51,7 +51,7 @@ def test_i2_what_the_ledger_does_not_know_to_be_ready_is_not_mapped_ahead() -> N
     account.close()
 
 
-def test_a_turn_that_only_retires_maps_ahead_and_then_the_thread_sleeps(account: FakeAccount) -> None:
+def test_a_turn_that_only_unmaps_maps_ahead_and_then_the_thread_sleeps(account: FakeAccount) -> None:
     driver = FakeDriver(1 << 20)
     pool = ready(account, driver, 3)
     pool.apply(Plan(0, (), (1, 2), 0))
@@ -64,7 +64,7 @@ def test_a_turn_that_only_retires_maps_ahead_and_then_the_thread_sleeps(account:
     assert account.leases == leases and pool._premapped.granules() == {2}
     maps = account.maps
     assert pool.supply_thread.turn(1.0, rung=False) is None
-    assert account.maps == maps, "it would not move what is there already"
+    assert account.maps == maps, "it does not move granules that are premapped already"
 
 
 def test_a_turn_maps_a_slice_so_that_orders_never_wait_long(account: FakeAccount) -> None:
@@ -130,7 +130,7 @@ def test_a_step_waits_for_one_row_at_most(account: FakeAccount) -> None:
 
 
 class WatchedLock:
-    """A lock that says when somebody comes for it."""
+    """A lock that shows when a thread asks for it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
