@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kvcached_core.scheduler.activity import ActivityReport, WriteCounts
+
 
 class Counters:
     """Writes the counts when they change.
@@ -11,13 +13,11 @@ class Counters:
     `write` gets evictions, retractions, busy, and when the engine became idle in ms; `report` gets events.
     """
 
-    def __init__(self, write: Callable[[int, int, bool, int], None] | None = None,
+    def __init__(self, write: WriteCounts | None = None,
                  report: Callable[..., None] = lambda *_, **__: None) -> None:  # fmt: skip
-        self._write = write
+        self._activity = ActivityReport(write)
         self.report = report
-        self._written: tuple[int, int, bool, int] | None = None
         self.retractions = 0
-        self._idle_since_ms = 0
         self._decoding = 0
         self._has_refused = False
 
@@ -36,11 +36,5 @@ class Counters:
 
     def write(self, busy: bool, now: float, evictions: int) -> None:
         """Write the counts if they changed; `now` is in seconds."""
-        if busy:
-            self._idle_since_ms = 0
-        elif not self._idle_since_ms:
-            self._idle_since_ms = max(1, int(now * 1000))
-        counts = (evictions, self.retractions, busy, self._idle_since_ms)
-        if counts != self._written and self._write is not None:
-            self._written = counts
-            self._write(*counts)
+        self._activity.set_busy(busy, now)
+        self._activity.publish(evictions, self.retractions)

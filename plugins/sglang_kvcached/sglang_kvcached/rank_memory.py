@@ -5,17 +5,21 @@ In SGLang a scheduler process is also the worker of its rank, so it maps and unm
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kvcached_core.config import Config
 from kvcached_core.driver.base import Driver
-from kvcached_core.errors import ConfigError, InvariantError
+from kvcached_core.errors import InvariantError
 from kvcached_core.geometry import Geometry
 from kvcached_core.ledger import Account
 from kvcached_core.plan import Plan
+from kvcached_core.startup.announce import (
+    describe_to_ledger,
+    floor_bytes,
+    log_start,
+    require_limit_for_request,
+)
 from kvcached_core.startup.private_memory import PrivateMemory
-from kvcached_core.units import format_size
 from kvcached_core.worker.pool import ElasticPool
 from sglang_kvcached.buffer_spec import BufferSpec, geometry_of
 from sglang_kvcached.page_pool import FreeList, PagePool
@@ -23,7 +27,7 @@ from sglang_kvcached.page_pool import FreeList, PagePool
 if TYPE_CHECKING:
     import torch
 
-_log = logging.getLogger(__name__)
+_RAISE_LIMIT = "raise kvcached.limit or lower --context-length"
 _SHARED_BLOCK_BYTES = 64  # the ledger block of two pools: pages of both are a multiple of it
 
 
@@ -129,23 +133,26 @@ class RankMemory:
         else:
             tensor = self._pool.add(geometry)
         self.page_pools.append(page_pool)
-        self._log_start(spec, page_pool)
+        log_start(context.driver.name, geometry, spec.page_size, context.account)
         return Reservation(self, page_pool, tensor)
 
     def _describe(self, geometry: Geometry, is_one_of_two: bool) -> None:
         """Tell the ledger the sizes of its granules and blocks."""
-        physical = geometry.page_bytes
-        pages = 1 if is_one_of_two else len(geometry.starts)
-        self.block_bytes = _SHARED_BLOCK_BYTES if is_one_of_two else geometry.stride_bytes * pages
-        blocks = physical // _SHARED_BLOCK_BYTES if is_one_of_two else geometry.blocks_per_granule
-        count = self._context.capacity_bytes // physical if is_one_of_two else geometry.granule_count
-        self._context.account.describe(
-            page_bytes=physical,
-            granule_bytes=physical * pages,
-            granule_count=count,
+        account, page_bytes = self._context.account, geometry.page_bytes
+        if not is_one_of_two:
+            self.block_bytes = geometry.stride_bytes * len(geometry.starts)
+            describe_to_ledger(account, geometry)
+            return
+        self.block_bytes = _SHARED_BLOCK_BYTES
+        blocks = page_bytes // _SHARED_BLOCK_BYTES
+        pages = self._context.capacity_bytes // page_bytes
+        account.describe(
+            page_bytes=page_bytes,
+            granule_bytes=page_bytes,
+            granule_count=pages,
             blocks_per_granule=blocks,
-            block_count=blocks * count if is_one_of_two else geometry.block_count,
-            stride_bytes=self.block_bytes // pages,
+            block_count=blocks * pages,
+            stride_bytes=_SHARED_BLOCK_BYTES,
         )
 
     def claim(self, page_pool: PagePool, owner: FreeList) -> int:
@@ -182,29 +189,9 @@ class RankMemory:
         """
         context, geometry = self._context, page_pool.geometry
         pages = 1 + -(-context.longest_tokens // spec.page_size)
-        granules = min(geometry.granule_count, -(-pages // geometry.blocks_per_granule))
-        self._needed_bytes += granules * geometry.granule_bytes
-        limit = context.limit_bytes()
-        if self._needed_bytes > limit:
-            raise ConfigError(
-                f"the limit of {format_size(limit)} is less than the {format_size(self._needed_bytes)} that "
-                f"one request of {context.longest_tokens} tokens needs: raise kvcached.limit or lower "
-                "--context-length"
-            )
-        floor = context.settings.floor
-        context.set_floor(self._needed_bytes if floor is None else floor.of(context.capacity_bytes))
-
-    def _log_start(self, spec: BufferSpec, page_pool: PagePool) -> None:
-        account = self._context.account
-        _log.info(
-            "kvcached backend: driver %s, %s (%d tokens), virtual capacity %s, floor %s, limit %s, "
-            "engine %s in ledger %s",
-            self._context.driver.name,
-            page_pool.geometry.describe(),
-            page_pool.geometry.blocks_per_granule * spec.page_size,
-            format_size(page_pool.geometry.granule_count * page_pool.geometry.granule_bytes),
-            format_size(account.floor_bytes),
-            format_size(account.limit_bytes),
-            account.name,
-            account.ledger_path,
+        virtual_bytes = geometry.granule_count * geometry.granule_bytes
+        self._needed_bytes += min(virtual_bytes, geometry.bytes_of_blocks(pages))
+        require_limit_for_request(
+            context.limit_bytes(), self._needed_bytes, context.longest_tokens, _RAISE_LIMIT
         )
+        context.set_floor(floor_bytes(context.settings, context.capacity_bytes, self._needed_bytes))

@@ -14,11 +14,11 @@ import torch
 
 from kvcached_core.ledger import EngineUsage
 from kvcached_core.scheduler.governor import LedgerView
+from kvcached_core.scheduler.polling import POLL_SECONDS, poll_while
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_PAUSE_SECONDS = 0.0005
 SYNC_SECONDS = 0.01  # about how often ranks share a reading
 MAX_BUSY_CALLS, MAX_IDLE_CALLS = 4, 256  # calls between two readings; busy calls are slow
 
@@ -122,22 +122,17 @@ class RankSync:
         requests are admitted in this step under the limit as it was.
         """
         if self._ledger is not None:
-            began = now = self._clock()
-            give_up_at = began + seconds - self._waited_seconds
-            while (
-                now < give_up_at
-                and not self._ledger.refused()
-                and (self._ledger.created() < enough or is_coming())
-            ):
-                self.pause()
-                now = self._clock()
-            self._waited_seconds += now - began
+            ledger, left_seconds = self._ledger, seconds - self._waited_seconds
+            self._waited_seconds += poll_while(
+                lambda: not ledger.refused() and (ledger.created() < enough or is_coming()),
+                left_seconds, self._clock, self._sleep,
+            )  # fmt: skip
         new = self._share_reading(MAX_BUSY_CALLS)
         self.reading = self.reading._replace(created=new.created, refused=new.refused)
 
     def pause(self) -> None:
         """Sleep for half a millisecond, so that the supply thread can work."""
-        self._sleep(_PAUSE_SECONDS)
+        self._sleep(POLL_SECONDS)
 
     def _share_reading(self, most: int) -> LedgerReading:
         reading = None if self._ledger is None else self._read(self._ledger, most)

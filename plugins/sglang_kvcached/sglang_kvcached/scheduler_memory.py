@@ -60,7 +60,7 @@ class SchedulerMemory:
             rank_memory.page_pools, prefix_cache, rank_memory.block_bytes, rank_memory.account.granule_bytes
         )
         virtual_bytes = self.accounting.granule_count * self.accounting.granule_bytes
-        spare = -(-settings.spare.of(virtual_bytes) // self.accounting.granule_bytes)
+        spare = settings.spare.units_of(virtual_bytes, self.accounting.granule_bytes)
         self.governor = PageGovernor(
             self.accounting, rank_sync, spare, settings.idle_seconds, self.counters.report,
             demand.remaining_pages,

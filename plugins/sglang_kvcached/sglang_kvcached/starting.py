@@ -13,8 +13,8 @@ import torch
 
 from kvcached_core.driver import nvml
 from kvcached_core.driver.base import Driver
-from kvcached_core.driver.registry import open_driver
-from kvcached_core.errors import ConfigError, InvariantError, KVCachedError
+from kvcached_core.driver.registry import is_host, open_for_engine
+from kvcached_core.errors import InvariantError, KVCachedError
 from kvcached_core.ledger import Account, Runtime, SchedulerView
 from kvcached_core.startup import estimates
 from kvcached_core.startup.private_memory import PrivateMemory, reserved_bytes
@@ -106,7 +106,7 @@ def begin_settling(scheduler: Any, start: RankStart, clock: Callable[[], float] 
 
 def _streams(scheduler: Any) -> Callable[[], tuple[int, tuple[int, ...]]]:
     """Return a function that returns the stream of a scheduler's steps, and its other streams."""
-    if torch.device(scheduler.device).type != "cuda":
+    if is_host(torch.device(scheduler.device).type):
         return lambda: (0, ())
     others = tuple(int(s.cuda_stream) for s in (scheduler.forward_stream, scheduler.copy_stream))
     return lambda: (int(torch.cuda.current_stream().cuda_stream), others)
@@ -151,7 +151,7 @@ class RankStart:
     @property
     def on_host(self) -> bool:
         """Say whether the engine runs on the CPU."""
-        return str(self.device.type) == "cpu"
+        return is_host(self.device.type)
 
     @property
     def driver(self) -> Driver:
@@ -219,7 +219,7 @@ class RankStart:
     def make_room_for_context(self) -> None:
         """On a GPU, wait for room for a CUDA context before this process makes one. Raises CapacityError."""
         os.environ.setdefault("SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK", "false")  # devices are shared
-        if self._options["device"] != "cuda":
+        if is_host(self._options["device"]):
             return
         uuid = nvml.uuid_of(int(self._gpu_index or 0))
         if uuid is not None:
@@ -233,7 +233,7 @@ class RankStart:
         model, ranks = runner.model_config, self._options["tp_size"]
         self.device = torch.device("cpu" if runner.device == "cpu" else f"{runner.device}:{runner.gpu_id}")
         self.longest_tokens = int(model.context_len)
-        self._driver = self._open()
+        self._driver = open_for_engine(self.settings, self.device.type, self.device.index)
         uuid, index = self._driver.identity().uuid, self.device
         private = PrivateMemory(
             None if self.on_host else lambda: reserved_bytes(index),
@@ -265,24 +265,6 @@ class RankStart:
         self._start.close()
 
     # -- parts -------------------------------------------------------------------------------------------
-
-    def _open(self) -> Driver:
-        """Open the driver on this rank's device."""
-        name = self.settings.driver
-        if name == "auto":
-            name = "host" if self.on_host else "cuda"
-        if (name == "host") != self.on_host:
-            raise ConfigError(
-                f"kvcached.driver={name!r}: this engine runs on {self.device.type}, expected "
-                f"{'host' if self.on_host else 'cuda'} or auto"
-            )
-        index = self.device.index or 0
-        if not self.on_host:
-            return open_driver(name, index, 0)
-        with_all = open_driver(name, index, 0)
-        total_bytes = with_all.memory().total_bytes
-        with_all.close()
-        return open_driver(name, index, self.settings.host_capacity.of(total_bytes))
 
     def _number_bytes(self, model: Any) -> int:
         dtype = str(self._options["kv_cache_dtype"])
