@@ -17,9 +17,9 @@ from kvcached_core.units import format_size
 
 _log = logging.getLogger(__name__)
 
-ASK_SECONDS = 0.2  # asked again so often, or when the bell rings; a claim lapses after a second of silence
-TELL_SECONDS = 5.0
-SHOW_SECONDS = 0.25
+RETRY_SECONDS = 0.2  # asked again so often, or when the bell rings; a claim lapses after a second of silence
+LOG_SECONDS = 5.0
+REPORT_SECONDS = 0.25
 STOP_SECONDS = 10.0
 
 
@@ -32,7 +32,7 @@ class StartingAccount(Protocol):
     def fileno(self) -> int: ...
 
 
-class LoadingAccount(Protocol):
+class ReportingAccount(Protocol):
     """What loading needs of an account in the ledger."""
 
     def acknowledge(self) -> None: ...
@@ -45,21 +45,21 @@ class FloorAccount(Protocol):
     def set_floor_bytes(self, floor_bytes: int) -> None: ...
 
 
-def wait_for_bell(fd: int, seconds: float) -> None:
+def wait_for_doorbell(fd: int, seconds: float) -> None:
     """Sleep until the bell rings, `seconds` at most."""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     poller.poll(math.ceil(seconds * 1000))
 
 
-def wait_for_turn(
+def wait_for_admission(
     account: StartingAccount,
     memory: Callable[[], MemoryInfo],
     private_bytes: int,
     floor_bytes: int,
     timeout_seconds: float,
     clock: Callable[[], float] = time.monotonic,
-    wait: Callable[[int, float], None] = wait_for_bell,
+    wait: Callable[[int, float], None] = wait_for_doorbell,
     purpose: str = "start",
 ) -> None:
     """Return once `private_bytes` outside the KV cache and a floor are promised to this engine alone.
@@ -78,7 +78,7 @@ def wait_for_turn(
             busy = True
         now = clock()
         if turn.admitted:
-            if now - begun >= ASK_SECONDS:
+            if now - begun >= RETRY_SECONDS:
                 _log.info("kvcached: admitted after %.1f s", now - begun)
             return
         state = _state(turn, private_bytes, floor_bytes, busy)
@@ -91,8 +91,8 @@ def wait_for_turn(
             )
         if now >= tell_at:
             _log.info("kvcached: waiting to %s, %.0f s at most: %s", purpose, left_seconds, state)
-            tell_at = now + TELL_SECONDS
-        wait(account.fileno(), min(ASK_SECONDS, left_seconds))
+            tell_at = now + LOG_SECONDS
+        wait(account.fileno(), min(RETRY_SECONDS, left_seconds))
 
 
 def set_floor(
@@ -110,7 +110,7 @@ def set_floor(
         except BusyError:
             if clock() >= give_up_at:
                 raise
-        sleep(ASK_SECONDS)
+        sleep(RETRY_SECONDS)
 
 
 def _state(turn: Turn, private_bytes: int, floor_bytes: int, busy: bool) -> str:
@@ -128,7 +128,7 @@ def _state(turn: Turn, private_bytes: int, floor_bytes: int, busy: bool) -> str:
     )
 
 
-class Loading:
+class LoadingReporter:
     """A thread that shows, while an engine loads, how much it has taken of what it claimed.
 
     It also acknowledges what tools set, and comes back to a ledger that was lost, as the supply thread does
@@ -136,7 +136,7 @@ class Loading:
     """
 
     def __init__(
-        self, account: LoadingAccount, mapped_bytes: Callable[[], int], private_bytes: Callable[[], int]
+        self, account: ReportingAccount, mapped_bytes: Callable[[], int], private_bytes: Callable[[], int]
     ) -> None:
         self._account = account
         self._mapped_bytes = mapped_bytes
@@ -161,7 +161,7 @@ class Loading:
 
     def _run(self) -> None:
         try:
-            while not self._ended.wait(SHOW_SECONDS):
+            while not self._ended.wait(REPORT_SECONDS):
                 self.turn()
         except Exception:
             # What was claimed stays claimed: too much is counted, never too little.

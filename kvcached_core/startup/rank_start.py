@@ -12,7 +12,7 @@ from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
 from kvcached_core.driver.machine import Machine
 from kvcached_core.errors import CapacityError, ConfigError, InvariantError, KVCachedError
 from kvcached_core.ledger import Account, Runtime, snapshot
-from kvcached_core.startup.admission import Loading, set_floor, wait_for_bell, wait_for_turn
+from kvcached_core.startup.admission import LoadingReporter, set_floor, wait_for_admission, wait_for_doorbell
 from kvcached_core.startup.private_memory import PrivateMemory
 from kvcached_core.units import GIB, format_size
 
@@ -21,7 +21,7 @@ CONTEXT_BYTES = GIB  # a CUDA context (0.5 GiB on an H100), buffers for communic
 Gather = Callable[[Any], list[Any]]
 
 
-class Rank(NamedTuple):
+class RankIdentity(NamedTuple):
     """Who comes: `instance` names the engine among all, `name` is what tools call it."""
 
     engine: str
@@ -56,17 +56,17 @@ def in_device_order(device: str, wait: Callable[[], None], gather: Gather) -> No
             raise refusal or CapacityError(refused[0])
 
 
-class Start:
+class RankStartup:
     """What happens to a rank between its first line and its first step, and between sleep and waking."""
 
     def __init__(
         self,
         settings: Config,
-        rank: Rank,
+        rank: RankIdentity,
         gather: Gather,
         machine: Callable[[], MemoryInfo] = lambda: Machine().memory(),
         clock: Callable[[], float] = time.monotonic,
-        wait: Callable[[int, float], None] = wait_for_bell,
+        wait: Callable[[int, float], None] = wait_for_doorbell,
         lives: Callable[[], bool] = engine_lives,
     ) -> None:
         """`machine` returns what the system has, whatever the engines on the host share of it."""
@@ -79,10 +79,10 @@ class Start:
         self._lives = lives
         self._account: Account | None = None
         self._private: PrivateMemory | None = None
-        self._loading: Loading | None = None
+        self._reporter: LoadingReporter | None = None
         self._capacity_bytes = 0
         self._admitted = False
-        self._peak_bytes: int | None = None  # outside the KV cache, to be claimed again by wait_to_wake()
+        self._bytes_to_wake: int | None = None  # outside the KV cache, to be claimed again by wait_to_wake()
 
     @property
     def account(self) -> Account:
@@ -123,7 +123,7 @@ class Start:
             return
         self._capacity_bytes = shared[0].capacity_bytes
         self._account = self._attach(DeviceIdentity(uuid, ""))
-        self._wait_for_turn(memory, CONTEXT_BYTES, 0)
+        self._wait_for_admission(memory, CONTEXT_BYTES, 0)
 
     def enter(
         self,
@@ -139,8 +139,8 @@ class Start:
         if self._account is None:
             self._account = self._attach(identity)
         self._private = private
-        self._loading = Loading(self._account, mapped_bytes, self._private_now)
-        self._loading.start()
+        self._reporter = LoadingReporter(self._account, mapped_bytes, self._reported_private_bytes)
+        self._reporter.start()
 
     def wait_for_room(
         self, memory: Callable[[], MemoryInfo], private_bytes: int, floor_bytes: int, on_host: bool
@@ -158,10 +158,12 @@ class Start:
         if chosen.start_size is not None:
             private_bytes = chosen.start_size.bytes
         if on_host:
-            private_bytes = self._beyond_the_system(private_bytes, floor_bytes)
+            private_bytes = self._claim_on_host(private_bytes, floor_bytes)
         account.set_private_peak(0)  # the context that was waited for is there
         in_device_order(
-            account.device_key, lambda: self._wait_for_turn(memory, private_bytes, floor_bytes), self._gather
+            account.device_key,
+            lambda: self._wait_for_admission(memory, private_bytes, floor_bytes),
+            self._gather,
         )
         # What is there already was not asked for: counted in the peak first, it never looks like a part of
         # what is still to come.
@@ -177,14 +179,14 @@ class Start:
         self.stop()
         self.account.set_private_peak(self.private.measure() + activation_bytes)
 
-    def fell_asleep(self) -> None:
+    def note_asleep(self) -> None:
         """What was taken outside the KV cache is gone, as far as can be measured: others may take it."""
-        if self._peak_bytes is None:
-            self._peak_bytes = self.account.private_peak_bytes
+        if self._bytes_to_wake is None:
+            self._bytes_to_wake = self.account.private_peak_bytes
         self.account.set_private_peak(self.private.measure())
 
     def wait_to_wake(self, memory: Callable[[], MemoryInfo]) -> None:
-        """Return once what fell_asleep() let go, and the floor, is promised again; the same of all ranks.
+        """Return once what note_asleep() let go, and the floor, is promised again; the same of all ranks.
 
         Raises CapacityError on all ranks if one of them is refused, and then nothing is promised.
         """
@@ -193,20 +195,20 @@ class Start:
             in_device_order(account.device_key, lambda: self._wait_to_wake(memory), self._gather)
         except BaseException:
             account.ask_no_more()
-            if self._peak_bytes is not None:
+            if self._bytes_to_wake is not None:
                 account.set_private_peak(self.private.measure())
             raise
 
-    def woke(self) -> None:
+    def note_awake(self) -> None:
         """What was promised is there again, or will be."""
         self.private.measure()
-        self._peak_bytes = None
+        self._bytes_to_wake = None
 
     def stop(self) -> None:
         """Show nothing more of the loading; may be repeated."""
-        if self._loading is not None:
-            self._loading.stop()
-            self._loading = None
+        if self._reporter is not None:
+            self._reporter.stop()
+            self._reporter = None
 
     def close(self) -> None:
         """Leave the ledger, with all memory given back; may be repeated."""
@@ -217,26 +219,30 @@ class Start:
 
     # -- parts -------------------------------------------------------------------------------------------
 
-    def _private_now(self) -> int:
+    def _reported_private_bytes(self) -> int:
         return self.private.measure() if self._admitted else 0
 
     def _wait_to_wake(self, memory: Callable[[], MemoryInfo]) -> None:
-        if self._peak_bytes is None:
+        if self._bytes_to_wake is None:
             return
         account, seconds = self.account, self._settings.start_seconds
-        wait_for_turn(account, memory, self._peak_bytes, account.floor_bytes, seconds, self._clock,
+        wait_for_admission(account, memory, self._bytes_to_wake, account.floor_bytes, seconds, self._clock,
                       self._sleep, "wake up")  # fmt: skip
 
-    def _wait_for_turn(self, memory: Callable[[], MemoryInfo], private_bytes: int, floor_bytes: int) -> None:
+    def _wait_for_admission(
+        self, memory: Callable[[], MemoryInfo], private_bytes: int, floor_bytes: int
+    ) -> None:
         seconds = self._settings.start_seconds
-        wait_for_turn(self.account, memory, private_bytes, floor_bytes, seconds, self._clock, self._sleep)
+        wait_for_admission(
+            self.account, memory, private_bytes, floor_bytes, seconds, self._clock, self._sleep
+        )
 
     def _sleep(self, fd: int, seconds: float) -> None:
         self._wait(fd, seconds)
         if not self._lives():
             raise SystemExit("the engine of this rank has ended while it waited to start")
 
-    def _beyond_the_system(self, private_bytes: int, floor_bytes: int) -> int:
+    def _claim_on_host(self, private_bytes: int, floor_bytes: int) -> int:
         """Return what of a claim on the host must come out of what engines share.
 
         The system's memory beyond that is there for the processes themselves.

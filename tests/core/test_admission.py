@@ -12,7 +12,13 @@ import pytest
 from kvcached_core.driver.base import MemoryInfo
 from kvcached_core.errors import BusyError, CapacityError
 from kvcached_core.ledger.start_queue import Turn
-from kvcached_core.startup.admission import ASK_SECONDS, Loading, set_floor, wait_for_bell, wait_for_turn
+from kvcached_core.startup.admission import (
+    RETRY_SECONDS,
+    LoadingReporter,
+    set_floor,
+    wait_for_admission,
+    wait_for_doorbell,
+)
 from kvcached_core.units import GIB
 
 ADMITTED = Turn(True)
@@ -55,7 +61,9 @@ class Waiter:
         self.now += 0.001 if self._bell(self.now) else seconds
 
     def start(self, timeout_seconds: float = 300.0) -> None:
-        wait_for_turn(self, lambda: MEMORY, 15 * GIB, 2 * GIB, timeout_seconds, lambda: self.now, self.wait)
+        wait_for_admission(
+            self, lambda: MEMORY, 15 * GIB, 2 * GIB, timeout_seconds, lambda: self.now, self.wait
+        )
 
 
 def waiter(*answers: Turn | Exception, bell: Callable[[float], bool] = lambda now: False) -> Waiter:
@@ -85,7 +93,7 @@ def test_without_a_ring_it_asks_five_times_a_second_and_no_more() -> None:
     account = waiter(*[Turn(False)] * 10, ADMITTED)
     account.start()
     gaps = [later - earlier for earlier, later in zip(account.asked_at, account.asked_at[1:], strict=False)]
-    assert gaps == pytest.approx([ASK_SECONDS] * 10)
+    assert gaps == pytest.approx([RETRY_SECONDS] * 10)
 
 
 def test_a_ring_is_answered_at_once() -> None:
@@ -140,7 +148,7 @@ def test_waiting_ends_with_the_bell() -> None:
     reader, writer = os.pipe()
     try:
         os.write(writer, b"\1")
-        wait_for_bell(reader, 60)
+        wait_for_doorbell(reader, 60)
     finally:
         os.close(reader)
         os.close(writer)
@@ -193,7 +201,7 @@ class Shown:
 
 def test_while_it_loads_an_engine_shows_what_it_took_and_heeds_its_tools() -> None:
     account, sizes = Shown(), iter(range(1000))
-    loading = Loading(account, lambda: 5, lambda: next(sizes))
+    loading = LoadingReporter(account, lambda: 5, lambda: next(sizes))
     loading.start()
     assert account.twice.wait(10)
     loading.stop()
@@ -205,7 +213,7 @@ def test_while_it_loads_an_engine_shows_what_it_took_and_heeds_its_tools() -> No
 
 def test_a_ledger_that_fails_does_not_stop_the_loading(caplog: pytest.LogCaptureFixture) -> None:
     account = Shown(fails=True)
-    loading = Loading(account, lambda: 0, lambda: 0)
+    loading = LoadingReporter(account, lambda: 0, lambda: 0)
     loading.start()
     assert account.failed.wait(10)
     loading.stop()
@@ -213,4 +221,4 @@ def test_a_ledger_that_fails_does_not_stop_the_loading(caplog: pytest.LogCapture
 
 
 def test_loading_that_never_began_may_be_stopped() -> None:
-    Loading(Shown(), lambda: 0, lambda: 0).stop()
+    LoadingReporter(Shown(), lambda: 0, lambda: 0).stop()

@@ -15,7 +15,7 @@ from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
 from kvcached_core.errors import CapacityError, ConfigError, InvariantError, KVCachedError
 from kvcached_core.ledger import Account, OwnerSnapshot, Runtime, snapshot
 from kvcached_core.startup.private_memory import PrivateMemory
-from kvcached_core.startup.rank_start import CONTEXT_BYTES, Rank, Start, in_device_order
+from kvcached_core.startup.rank_start import CONTEXT_BYTES, RankIdentity, RankStartup, in_device_order
 from kvcached_core.units import GIB, MIB
 
 CAPACITY, GRANULE = 80 * GIB, 16 * MIB
@@ -38,23 +38,23 @@ class Device:
         self.while_waiting: Callable[[], None] = lambda: None
         self.now = 0.0
         self.engine_lives = True
-        self.starts: list[Start] = []
+        self.starts: list[RankStartup] = []
 
     def memory(self) -> MemoryInfo:
         return MemoryInfo(self.free_bytes, CAPACITY)
 
-    def start(self, **chosen: Any) -> Start:
+    def start(self, **chosen: Any) -> RankStartup:
         """Return a start whose clock moves while it waits."""
         options = {"runtime_dir": str(self._folder), "headroom": "0", "floor": "2GiB", **chosen}
-        who = Rank("engine", f"engine-{len(self.starts)}", 0, "models/m/", "models/m")
-        start = Start(
+        who = RankIdentity("engine", f"engine-{len(self.starts)}", 0, "models/m/", "models/m")
+        start = RankStartup(
             config.load(options, {}), who, lambda mine: [mine], lambda: MemoryInfo(self.machine_bytes, 0),
             lambda: self.now, self._wait, lambda: self.engine_lives,
         )  # fmt: skip
         self.starts.append(start)
         return start
 
-    def entered(self, **chosen: Any) -> Start:
+    def entered(self, **chosen: Any) -> RankStartup:
         """Return a start that is in the ledger."""
         start = self.start(**chosen)
         start.enter(DEVICE, CAPACITY, no_private_memory(), lambda: 0)

@@ -9,7 +9,7 @@ import pytest
 
 from kvcached_core.errors import CapacityError
 from kvcached_core.startup.private_memory import PrivateMemory
-from kvcached_core.startup.rank_start import Start
+from kvcached_core.startup.rank_start import RankStartup
 from kvcached_core.units import GIB
 from tests.core.test_rank_start import CAPACITY, DEVICE, GRANULE, Device
 
@@ -32,7 +32,7 @@ class Engine:
     def __init__(self, device: Device, **chosen: object) -> None:
         self.private_bytes = PRIVATE
         self.device = device
-        self.start: Start = device.start(**chosen)
+        self.start: RankStartup = device.start(**chosen)
         self.start.enter(DEVICE, CAPACITY, PrivateMemory(lambda: self.private_bytes, lambda: 0, lambda: 0),
                          lambda: 0)  # fmt: skip
         self.start.wait_for_room(device.memory, 0, 0, on_host=False)
@@ -46,14 +46,14 @@ class Engine:
     def fall_asleep(self) -> None:
         self.private_bytes = CONTEXT
         self.device.free_bytes += PRIVATE - CONTEXT
-        self.start.fell_asleep()
+        self.start.note_asleep()
         self.show()
 
     def wake(self) -> None:
         self.start.wait_to_wake(self.device.memory)
         self.private_bytes = PRIVATE
         self.device.free_bytes -= PRIVATE - CONTEXT
-        self.start.woke()
+        self.start.note_awake()
         self.show()
 
 

@@ -86,7 +86,7 @@ class Engine:
 
     def ask(self, target: int = 0, must: int = 0) -> None:
         """Ask for the memory above so many granules, as another engine's lease does; 0: ask no more."""
-        (slot,) = self.memory._desk._slots
+        (slot,) = self.memory._scheduler_view._slots
         slot.set("target_bytes", target * GRANULE)
         slot.set("must_bytes", must * GRANULE)
         slot.set("asked_until_ms", 1 << 50 if target or must else 0)

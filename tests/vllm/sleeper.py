@@ -91,7 +91,7 @@ class Sleeper:
     def sleep(self, mode: str = "abort") -> None:
         """Pause, come to rest, reset the caches, and let the workers sleep."""
         self.pause(mode)
-        with self.memory.sleep.falling(TAGS):
+        with self.memory.sleep.falling_asleep(TAGS):
             pass
         self.sleeping |= TAGS
 
@@ -106,13 +106,13 @@ class Sleeper:
     def discard(self, mode: str = "keep") -> None:
         """Release the KV cache alone."""
         self.pause(mode)
-        with self.memory.sleep.falling(("kv_cache",)):
+        with self.memory.sleep.falling_asleep(("kv_cache",)):
             pass
         self.sleeping |= {"kv_cache"}
 
     def wake(self, tags: list[str] | None = None) -> None:
         """Wake what sleeps, and go on once all is awake."""
-        with self.memory.sleep.waking(tags):
+        with self.memory.sleep.waking_up(tags):
             pass
         self.sleeping -= TAGS if tags is None else set(tags)
         if not self.sleeping:
@@ -122,7 +122,7 @@ class Sleeper:
         """All adds up, on both sides, and the scheduler's granules are the worker's (I5)."""
         self.memory.check()
         self.scheduler.kv_memory.check()
-        if self.scheduler.kv_memory._desk.released() > self.scheduler.kv_memory._governor.released:
+        if self.scheduler.kv_memory._scheduler_view.released() > self.scheduler.kv_memory._governor.released:
             return  # it will look before it plans
         mapped_set = self.scheduler.kv_memory.granules.mapped_set
         live = (

@@ -46,25 +46,30 @@ def test_no_step_takes_more_than_was_said(stock: Any, seed: int) -> None:
             own = [chance.randrange(500) for _ in range(chance.randrange(1, 150))]
             prompt = [*shared[: chance.randrange(81)], *own]
             stock.add_request(request(prompt, chance.randrange(1, 60)))
-        bound, before = demand.blocks(), used(stock)
+        bound, before = demand.next_blocks(), used(stock)
         output = stock.schedule()
         taken = used(stock) - before
         assert taken <= bound, f"step {step} took {taken} blocks, and {bound} were thought to do"
         tight += bound and taken * 4 >= bound
-        demand.note(output)
+        demand.note_step(output)
         finish_step(stock, output)
     assert tight > 5, "a bound that is never near says nothing"
 
 
 def test_an_idle_scheduler_needs_nothing(stock: Any) -> None:
     demand = Demand(stock)
-    assert (demand.blocks(), demand.is_short(), demand.stuck(), demand.hopeless(0)) == (0, False, None, None)
+    assert (
+        demand.next_blocks(),
+        demand.is_short(),
+        demand.request_over_free_blocks(),
+        demand.request_over_limit(0),
+    ) == (0, False, None, None)
 
 
 def test_the_head_of_the_queue_needs_its_whole_prompt_and_the_watermark(stock: Any) -> None:
     demand = Demand(stock)
     stock.add_request(request(100, 1))
-    assert demand.blocks() == 7 + stock.kv_cache_manager.watermark_blocks
+    assert demand.next_blocks() == 7 + stock.kv_cache_manager.watermark_blocks
 
 
 def test_of_the_queue_what_one_step_prefills_is_needed_before_anything_runs_and_of_two_behind_a_step(
@@ -73,21 +78,21 @@ def test_of_the_queue_what_one_step_prefills_is_needed_before_anything_runs_and_
     demand, prompts = Demand(stock), (10, 100, 10, 200)  # 64 tokens a step: the second, and the last
     for tokens in prompts:
         stock.add_request(request(tokens, 1))
-    assert demand.blocks() == 1 + 7 + stock.kv_cache_manager.watermark_blocks
+    assert demand.next_blocks() == 1 + 7 + stock.kv_cache_manager.watermark_blocks
     while stock.has_unfinished_requests():
         finish_step(stock, stock.schedule())
     stock.add_request(request(BLOCK_TOKENS, 10))
     finish_step(stock, stock.schedule())
-    running = demand.blocks()
+    running = demand.next_blocks()
     for tokens in prompts:
         stock.add_request(request(tokens, 1))
-    assert demand.blocks() == running + 1 + 7 + 1 + 13 + stock.kv_cache_manager.watermark_blocks
+    assert demand.next_blocks() == running + 1 + 7 + 1 + 13 + stock.kv_cache_manager.watermark_blocks
 
 
 def test_a_long_queue_costs_no_more_than_a_short_one(stock: Any) -> None:
     for _ in range(300):
         stock.add_request(request(1, 1))
-    assert Demand(stock).blocks() == 64 + stock.kv_cache_manager.watermark_blocks
+    assert Demand(stock).next_blocks() == 64 + stock.kv_cache_manager.watermark_blocks
 
 
 def test_a_step_is_short_if_a_request_could_not_grow(stock: Any) -> None:
@@ -122,40 +127,42 @@ def test_who_can_never_fit_is_hopeless_and_who_does_not_fit_alone_is_stuck(stock
     head = request(100, 1)
     name = head.request_id
     stock.add_request(head)
-    assert demand.hopeless(7) is None and demand.hopeless(6) is head
-    assert demand.stuck() is None
+    assert demand.request_over_limit(7) is None and demand.request_over_limit(6) is head
+    assert demand.request_over_free_blocks() is None
     held = pool.get_new_blocks(pool.get_num_free_blocks() - 6)
-    assert demand.stuck() is head and demand.is_short()
+    assert demand.request_over_free_blocks() is head and demand.is_short()
     pool.free_blocks(held[:1])
-    assert demand.stuck() is None and not demand.is_short()
+    assert demand.request_over_free_blocks() is None and not demand.is_short()
     output = stock.schedule()
-    demand.note(output)
-    assert demand.stuck() is None and output.num_scheduled_tokens == {name: 64}
+    demand.note_step(output)
+    assert demand.request_over_free_blocks() is None and output.num_scheduled_tokens == {name: 64}
 
 
 def test_a_request_with_lookahead_needs_room_for_it_too(stock: Any) -> None:
     stock.num_lookahead_tokens = 5
     demand, head = Demand(stock), request(96, 1)
     stock.add_request(head)
-    assert demand.hopeless(6) is head, "vLLM wants 96 + 5 slots before it begins with the last tokens"
-    assert demand.blocks() == 7 + stock.kv_cache_manager.watermark_blocks
+    assert demand.request_over_limit(6) is head, (
+        "vLLM wants 96 + 5 slots before it begins with the last tokens"
+    )
+    assert demand.next_blocks() == 7 + stock.kv_cache_manager.watermark_blocks
     stock.max_model_len = 98
-    assert Demand(stock).hopeless(7) is None
+    assert Demand(stock).request_over_limit(7) is None
 
 
 def test_who_runs_grows_and_who_waits_does_not(stock: Any) -> None:
     demand = Demand(stock)
     stock.add_request(request(100, 9))
-    assert demand.growth() == 0 < demand.blocks()
+    assert demand.growth_blocks() == 0 < demand.next_blocks()
     output = stock.schedule()
-    demand.note(output)
+    demand.note_step(output)
     finish_step(stock, output)
-    assert demand.growth() == 1 + 64 // BLOCK_TOKENS, "its next chunk may be as long as a step"
+    assert demand.growth_blocks() == 1 + 64 // BLOCK_TOKENS, "its next chunk may be as long as a step"
     for _ in range(2):
         output = stock.schedule()
-        demand.note(output)
+        demand.note_step(output)
         finish_step(stock, output)
-    assert demand.growth() == demand.blocks() == 1
+    assert demand.growth_blocks() == demand.next_blocks() == 1
 
 
 def test_a_request_that_vllm_put_aside_is_the_next_to_be_admitted(stock: Any) -> None:
@@ -164,8 +171,8 @@ def test_a_request_that_vllm_put_aside_is_the_next_to_be_admitted(stock: Any) ->
     stock.skipped_waiting = create_request_queue(stock.policy)  # as in vLLM 0.30
     stock.skipped_waiting.add_request(aside)
     demand = Demand(stock)
-    assert demand.blocks() == 4 + 1 + stock.kv_cache_manager.watermark_blocks
-    assert demand.hopeless(3) is aside and demand.hopeless(4) is None
-    assert demand.hopeless(0) is aside
+    assert demand.next_blocks() == 4 + 1 + stock.kv_cache_manager.watermark_blocks
+    assert demand.request_over_limit(3) is aside and demand.request_over_limit(4) is None
+    assert demand.request_over_limit(0) is aside
     stock.skipped_waiting.pop_request()
-    assert demand.hopeless(0) is waits
+    assert demand.request_over_limit(0) is waits

@@ -45,7 +45,7 @@ def on_node(node: int, store: Any, count: int = 2, local: int = 1) -> Any:
 
 
 def test_each_node_has_its_ranks() -> None:
-    assert [nodes.near_ranks(on_node(node, None, count=3, local=2)) for node in range(3)] == [
+    assert [nodes.local_ranks(on_node(node, None, count=3, local=2)) for node in range(3)] == [
         range(2), range(2, 4), range(4, 6),
     ]  # fmt: skip
 
@@ -58,10 +58,10 @@ def test_an_engine_on_one_node_makes_nothing_of_this(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(torch.distributed, "TCPStore", refuse)
     chosen = vllm_config(tmp_path)
-    nodes.meet(chosen, SETTINGS, 0)
-    assert nodes.home_ends(chosen, lambda: 0.0) == []
-    assert nodes.far_end(chosen, SETTINGS, "x", 0) is None
-    assert nodes.near_ranks(chosen) == range(1)
+    nodes.require_same_cache(chosen, SETTINGS, 0)
+    assert nodes.start_links(chosen, lambda: 0.0) == []
+    assert nodes.start_agent(chosen, SETTINGS, "x", 0) is None
+    assert nodes.local_ranks(chosen) == range(1)
     with running(chosen) as engine:
         assert engine.memory._lines == []
         assert not [thread for thread in threading.enumerate() if thread.name == "kvcached-link"]
@@ -74,27 +74,27 @@ def test_words_and_bells_go_through_the_store_and_nothing_is_left_at_the_end(
     accounts = [attach(runtimes[rank // 2], f"on-{rank // 2}", rank) for rank in range(4)]
     here, there = on_node(0, store, local=2), on_node(1, store, local=2)
     settings = config.load({"runtime_dir": str(runtimes[1].path)}, {})
-    ends = [nodes.far_end(here, settings, "on-0", rank) for rank in (0, 1)]
-    ends += [nodes.far_end(there, settings, "on-1", rank) for rank in (2, 3)]
+    ends = [nodes.start_agent(here, settings, "on-0", rank) for rank in (0, 1)]
+    ends += [nodes.start_agent(there, settings, "on-1", rank) for rank in (2, 3)]
     assert [isinstance(end, NodeAgent) for end in ends] == [False, False, True, False], (
         "one for each other node"
     )
-    (home,) = nodes.home_ends(here, time.monotonic)
-    desk = SchedulerView.find(runtimes[0], "on-0", 4, remote_slots=home.slots)
+    (home,) = nodes.start_links(here, time.monotonic)
+    scheduler_view = SchedulerView.find(runtimes[0], "on-0", 4, remote_slots=home.slots)
     try:
         for account in accounts:
             account.drain()
-        desk.publish(engine_usage(wanted_granules=2))
+        scheduler_view.publish(engine_usage(wanted_granules=2))
         for account in accounts:
             assert readable(account.fileno(), seconds=BOUND_SECONDS) == 1
             hold(account, 2)
         give_up_at = time.monotonic() + BOUND_SECONDS
-        while desk.created() < 2:
+        while scheduler_view.created() < 2:
             assert time.monotonic() < give_up_at
             assert readable(*(home.slots[rank].bell_fd for rank in (2, 3)), seconds=BOUND_SECONDS)
     finally:
         home.close()
-        desk.close()
+        scheduler_view.close()
         for end in filter(None, ends):
             end.close()
         while ATTACHED:
@@ -141,7 +141,8 @@ def test_a_store_that_has_gone_with_rank_0_is_a_ledger_error() -> None:
 
 def test_nodes_that_fit_together_meet(store: Any) -> None:
     others = [
-        threading.Thread(target=nodes.meet, args=(on_node(node, store), SETTINGS, node)) for node in (0, 1)
+        threading.Thread(target=nodes.require_same_cache, args=(on_node(node, store), SETTINGS, node))
+        for node in (0, 1)
     ]
     for thread in others:
         thread.start()
@@ -154,7 +155,7 @@ def test_a_node_without_the_plugin_is_named_with_what_to_do(store: Any) -> None:
     with pytest.raises(
         UnsupportedError, match=r"node 1 has not said within 0\.05 s that .*--kv-cache-backend"
     ):
-        nodes.meet(on_node(0, store), SETTINGS, 0, seconds=0.05)
+        nodes.require_same_cache(on_node(0, store), SETTINGS, 0, seconds=0.05)
 
 
 @pytest.mark.parametrize(
@@ -167,13 +168,15 @@ def test_a_node_that_does_otherwise_is_named_with_both_values(store: Any, what: 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(kvcached_core, "__version__", theirs)
             with pytest.raises(UnsupportedError):
-                nodes.meet(there, SETTINGS, 1, seconds=0.05)  # says what it is, and finds nobody
+                nodes.require_same_cache(
+                    there, SETTINGS, 1, seconds=0.05
+                )  # says what it is, and finds nobody
     else:
         with pytest.raises(UnsupportedError):
-            nodes.meet(there, config.load({what: theirs}, {}), 1, seconds=0.05)
+            nodes.require_same_cache(there, config.load({what: theirs}, {}), 1, seconds=0.05)
     shown = "3 MiB" if theirs == "3MiB" else re.escape(theirs)
     with pytest.raises(UnsupportedError, match=rf"node 1 has {what} {shown}, and here it is .*the same"):
-        nodes.meet(here, SETTINGS, 0)
+        nodes.require_same_cache(here, SETTINGS, 0)
 
 
 def test_ranks_whose_granules_differ_are_refused_with_the_numbers() -> None:

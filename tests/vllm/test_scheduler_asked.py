@@ -181,14 +181,14 @@ def test_an_idle_engine_gives_back_upon_one_bell_and_then_sleeps(engine: Engine,
     engine.run()
     engine.step()
     assert not engine.scheduler.has_requests() and engine.memory.granules.cached_blocks > 8 * SIZE
-    engine.memory._desk.drain()  # what rang before
+    engine.memory._scheduler_view.drain()  # what rang before
     woken, wakes = threading.Event(), []
 
     def wake() -> None:
         wakes.append(1)
         woken.set()
 
-    engine.memory.watch(wake)
+    engine.memory.start_idle_waker(wake)
     engine.ask(target=3)
     ring(engine.worker.account._membership.folder.engine_bell(engine.worker.account._slot.index))
     assert woken.wait(BOUND_SECONDS)

@@ -96,7 +96,7 @@ def test_a_plan_that_was_not_sent_before_the_sleep_is_not_sent_after_it(engine: 
     engine.pause()
     engine.scheduler.kv_memory._governor._shrink_to(1)
     assert engine.scheduler.kv_memory._governor.plan_gives_back
-    with engine.memory.sleep.falling(TAGS):
+    with engine.memory.sleep.falling_asleep(TAGS):
         pass
     check_asleep(engine)
     engine.wake()
@@ -151,12 +151,12 @@ def test_the_cache_alone_can_be_released_and_the_rest_sleep_later(engine: Sleepe
 def test_what_vllm_raises_leaves_the_engine_as_awake_as_it_was(engine: Sleeper) -> None:
     serve(engine)
     engine.pause()
-    with pytest.raises(ZeroDivisionError), engine.memory.sleep.falling(TAGS):
+    with pytest.raises(ZeroDivisionError), engine.memory.sleep.falling_asleep(TAGS):
         raise ZeroDivisionError
     engine.wake()
     serve(engine)
     engine.sleep()
-    with pytest.raises(ZeroDivisionError), engine.memory.sleep.waking(None):
+    with pytest.raises(ZeroDivisionError), engine.memory.sleep.waking_up(None):
         raise ZeroDivisionError
     check_asleep(engine)
     engine.wake()
@@ -168,7 +168,7 @@ def test_a_sleep_under_requests_that_hold_blocks_is_an_error_and_no_wrong_output
     engine.scheduler.add_request(request(300, 20))
     for _ in range(6):
         engine.step()
-    with engine.memory.sleep.falling(TAGS):
+    with engine.memory.sleep.falling_asleep(TAGS):
         pass
     with pytest.raises(InvariantError, match="requests hold 2 granules of a cache that was dropped"):
         engine.scheduler.schedule()
@@ -178,7 +178,7 @@ def test_an_engine_cannot_sleep_before_it_serves(config: Any, tmp_path: Path) ->
     from tests.vllm.test_worker_units import worker
 
     with pytest.raises(InvariantError, match="before it serves"):
-        worker(config, runtime_dir=str(tmp_path / "run")).sleep.falling(TAGS)
+        worker(config, runtime_dir=str(tmp_path / "run")).sleep.falling_asleep(TAGS)
 
 
 def test_another_engine_has_the_memory_of_one_that_sleeps_and_gives_it_back_when_it_wakes(
@@ -215,7 +215,7 @@ def test_where_there_is_no_room_it_sleeps_on_and_wakes_later(config: Any, tmp_pa
         a.sleep()
         for _ in range(3):
             serve(b, 20, 100, 60)
-        a.memory._start._peak_bytes = 20 * MIB  # weights, had it some
+        a.memory._start._bytes_to_wake = 20 * MIB  # weights, had it some
         with pytest.raises(CapacityError, match=r"no room to wake up within 0\.01 s"):
             a.wake()
         check_asleep(a)

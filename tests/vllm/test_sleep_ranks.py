@@ -30,10 +30,10 @@ class FakeStart:
         self.told: list[tuple[str, int]] = []
         self.refusal: KVCachedError | None = None
 
-    def fell_asleep(self) -> None:
+    def note_asleep(self) -> None:
         self.told.append(("asleep", self.private.absent_bytes))
 
-    def woke(self) -> None:
+    def note_awake(self) -> None:
         self.told.append(("awake", self.private.absent_bytes))
 
     def wait_to_wake(self, memory: Any) -> None:
@@ -91,12 +91,12 @@ class Ranks:
 
 
 def fall(sleep: RankSleep) -> None:
-    with sleep.falling(TAGS):
+    with sleep.falling_asleep(TAGS):
         pass
 
 
 def wake(sleep: RankSleep) -> None:
-    with sleep.waking(None):
+    with sleep.waking_up(None):
         pass
 
 
@@ -132,17 +132,17 @@ def test_if_one_rank_fails_all_are_told_and_none_runs_on_what_is_gone() -> None:
 def test_what_vllm_frees_is_offered_afterwards_and_claimed_before_it_restores_it() -> None:
     ranks = Ranks(4)
     (sleep,), (start,) = ranks.sleeps, ranks.starts
-    with sleep.falling(TAGS):
+    with sleep.falling_asleep(TAGS):
         assert start.told == [] and ranks.accounts[0].ready_bytes == GRANULE, "the KV cache went before"
     assert start.told == [("asleep", 7)]
     start.refusal = CapacityError("no room")
-    with pytest.raises(CapacityError), sleep.waking(["weights"]):
+    with pytest.raises(CapacityError), sleep.waking_up(["weights"]):
         pytest.fail("vLLM must not restore what was not promised")
     start.refusal = None
-    with sleep.waking(["weights"]):
+    with sleep.waking_up(["weights"]):
         assert start.told[-1] == ("waits", 7)
     assert start.told[-1] == ("awake", 7) and ranks.pools[0]._handles.asleep, "the KV cache sleeps on"
-    with sleep.waking(["kv_cache"]):
+    with sleep.waking_up(["kv_cache"]):
         pass
     assert not ranks.pools[0]._handles.asleep
     ranks.close()

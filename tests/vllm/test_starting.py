@@ -20,7 +20,7 @@ from kvcached_core.startup.rank_start import CONTEXT_BYTES
 from kvcached_core.units import GIB
 from tests.vllm.engines import vllm_config
 from vllm_kvcached import nvml, weights
-from vllm_kvcached.starting import RankStart
+from vllm_kvcached.starting import VllmRankStart
 from vllm_kvcached.support import instance, settings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
@@ -74,15 +74,15 @@ class Device:
         self.described = described
         self._folder = folder
         self.runtime = Runtime.open(str(folder))
-        self.starts: list[RankStart] = []
+        self.starts: list[VllmRankStart] = []
 
-    def start(self, **chosen: Any) -> RankStart:
+    def start(self, **chosen: Any) -> VllmRankStart:
         options = {"runtime_dir": str(self._folder), "headroom": "0", **chosen}
         self.described.additional_config = {"kvcached": options}
-        self.starts.append(RankStart(self.described, settings(self.described), 3))
+        self.starts.append(VllmRankStart(self.described, settings(self.described), 3))
         return self.starts[-1]
 
-    def entered(self, device: torch.device = CPU, **chosen: Any) -> RankStart:
+    def entered(self, device: torch.device = CPU, **chosen: Any) -> VllmRankStart:
         """Return a start that is in the ledger."""
         start = self.start(**chosen)
         start.enter_with(device, DEVICE, CAPACITY, lambda: 0)

@@ -18,7 +18,7 @@ from kvcached_core.errors import InvariantError, KVCachedError
 from kvcached_core.ledger import Account, Runtime, SchedulerView
 from kvcached_core.startup import estimates
 from kvcached_core.startup.private_memory import PrivateMemory, reserved_bytes
-from kvcached_core.startup.rank_start import Rank, Start
+from kvcached_core.startup.rank_start import RankIdentity, RankStartup
 from sglang_kvcached import layouts, process_state, startup_check, support, weights
 from sglang_kvcached.counters import Counters
 from sglang_kvcached.demand import Demand
@@ -143,8 +143,8 @@ class RankStart:
         self._driver: Driver | None = None
         self._virtual_bytes = 0
         name = options["served_model_name"] or options["model_path"]
-        identity = Rank("sglang", self.instance, self.rank, str(name), str(options["model_path"]))
-        self._start = Start(self.settings, identity, self._gather)
+        identity = RankIdentity("sglang", self.instance, self.rank, str(name), str(options["model_path"]))
+        self._start = RankStartup(self.settings, identity, self._gather)
 
     # -- for other modules -------------------------------------------------------------------------------
 

@@ -27,20 +27,20 @@ class Demand:
         self._prefilling = False
         self.preemptions = 0
 
-    def blocks(self) -> int:
+    def next_blocks(self) -> int:
         """Return what running requests and the next ones to be admitted may take beyond what is used.
 
         Those that two steps could prefill; one step if nothing runs: making the second's memory would hold up
         the first one's start, and there is time for it while that is computed.
         """
-        needed = self.growth()
+        needed = self.growth_blocks()
         if self._heads():
             steps = 2 if self._scheduler.running else 1
             needed += self._of_waiting(steps * self._scheduler.max_num_scheduled_tokens)
             needed += int(self._manager.watermark_blocks)
         return needed
 
-    def growth(self) -> int:
+    def growth_blocks(self) -> int:
         """Return what running requests alone may take beyond what is used."""
         return self._of_running() + (self._per_step if self._prefilling else 0)
 
@@ -52,15 +52,15 @@ class Demand:
             needed += self._of_waiting(scheduler.max_num_scheduled_tokens)
         return bool(self._pool.get_num_free_blocks() < needed)
 
-    def hopeless(self, limit_blocks: int) -> Request | None:
+    def request_over_limit(self, limit_blocks: int) -> Request | None:
         """Return the next request to be admitted if it alone is over the limit."""
         return self._over(limit_blocks) if len(self._block_sizes) == 1 else None
 
-    def stuck(self) -> Request | None:
+    def request_over_free_blocks(self) -> Request | None:
         """Return the next request if nothing runs and it does not fit into all that is free."""
         return None if self._scheduler.running else self._over(self._pool.get_num_free_blocks())
 
-    def note(self, output: SchedulerOutput) -> None:
+    def note_step(self, output: SchedulerOutput) -> None:
         """Remember of a step what the next one is likely to do."""
         decoding = len(self._scheduler.running) * (1 + self._scheduler.num_lookahead_tokens)
         self._prefilling = output.total_num_scheduled_tokens > decoding

@@ -1,6 +1,6 @@
-"""Ranks on other nodes: a line to each node, through the store where vLLM's ranks have met.
+"""Links to ranks on other nodes, through the store in which vLLM's ranks register.
 
-An engine on one node makes nothing of this. Nodes are numbered as by vLLM's --node-rank.
+An engine on one node uses none of this. Nodes have the numbers of vLLM's --node-rank.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kvcached_core.ledger.remote.link import NodeLink
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-MEET_SECONDS = 60.0  # ranks that have met come here within seconds of each other
+HELLO_SECONDS = 60.0  # all ranks get here within seconds of each other
 _FOR_EVER = timedelta(days=20)  # the longest that the store can wait at once
 
 
@@ -31,7 +31,7 @@ def spans_nodes(vllm_config: VllmConfig) -> bool:
     return bool(vllm_config.parallel_config.nnodes_within_dp > 1)
 
 
-def near_ranks(vllm_config: VllmConfig) -> range:
+def local_ranks(vllm_config: VllmConfig) -> range:
     """Return the ranks on this node."""
     parallel = vllm_config.parallel_config
     first = parallel.node_rank_within_dp * parallel.local_world_size
@@ -40,7 +40,7 @@ def near_ranks(vllm_config: VllmConfig) -> range:
 
 @contextlib.contextmanager
 def _as_ledger_error(vllm_config: VllmConfig) -> Iterator[None]:
-    """Raise what fails of the store as LedgerError."""
+    """Raise the store's errors as LedgerError."""
     try:
         yield
     except RuntimeError as error:  # torch's DistError
@@ -56,11 +56,11 @@ def _store(vllm_config: VllmConfig) -> Any:
     parallel = vllm_config.parallel_config
     with _as_ledger_error(vllm_config):
         return TCPStore(parallel.master_addr, parallel.master_port, is_master=False, wait_for_workers=False,
-                        timeout=timedelta(seconds=MEET_SECONDS))  # fmt: skip
+                        timeout=timedelta(seconds=HELLO_SECONDS))  # fmt: skip
 
 
 class StoreTransport:
-    """One end of a line: two queues in the store, one for each way."""
+    """One side of a link to another node: two queues in the store, one for each direction."""
 
     def __init__(self, vllm_config: VllmConfig, outgoing: str, incoming: str) -> None:
         self._config = vllm_config
@@ -68,12 +68,12 @@ class StoreTransport:
         self._outgoing, self._incoming = outgoing, incoming
 
     def send(self, message: bytes) -> None:
-        """See Post."""
+        """See Transport."""
         with _as_ledger_error(self._config):
             self._sender.queue_push(self._outgoing, message)
 
     def receive(self, seconds: float | None = None) -> bytes:
-        """See Post; the store logs a warning of its own where the time passes."""
+        """See Transport. The store logs its own warning when the time runs out."""
         from torch.distributed import DistStoreError
 
         self._receiver.set_timeout(_FOR_EVER if seconds is None else timedelta(seconds=seconds))
@@ -81,31 +81,33 @@ class StoreTransport:
             while True:
                 try:
                     return bytes(self._receiver.queue_pop(self._incoming))
-                except DistStoreError:  # the time has passed
+                except DistStoreError:  # the time ran out
                     if seconds is not None:
                         raise
 
     def interrupt(self) -> None:
-        """See Post."""
+        """See Transport."""
         with _as_ledger_error(self._config):
             self._sender.queue_push(self._incoming, b"")
 
 
-def _down(node: int) -> str:
+def _to_node(node: int) -> str:
     return f"kvcached/down/{node}"
 
 
-def _up(node: int) -> str:
+def _from_node(node: int) -> str:
     return f"kvcached/up/{node}"
 
 
 # -- in this order ---------------------------------------------------------------------------------------
 
 
-def meet(vllm_config: VllmConfig, settings: Config, rank: int, seconds: float = MEET_SECONDS) -> None:
-    """Return once all nodes are known to hold the same kind of cache. Each rank calls it before it gathers.
+def require_same_cache(
+    vllm_config: VllmConfig, settings: Config, rank: int, seconds: float = HELLO_SECONDS
+) -> None:
+    """Wait until all nodes have said that they hold the same kind of cache. Each rank calls it first.
 
-    Raises UnsupportedError naming a node that does not, or does otherwise.
+    Raises UnsupportedError naming a node that says nothing within `seconds`, or that differs.
     """
     if not spans_nodes(vllm_config):
         return
@@ -114,14 +116,14 @@ def meet(vllm_config: VllmConfig, settings: Config, rank: int, seconds: float = 
     mine = {"kvcached-core": kvcached_core.__version__, "page_size": str(settings.page_size or "auto"),
             "layout": settings.layout}  # fmt: skip
     with _as_ledger_error(vllm_config):
-        if rank == near_ranks(vllm_config)[0]:
+        if rank == local_ranks(vllm_config)[0]:
             store.set(f"kvcached/hello/{here}", json.dumps(mine))
     for node in range(parallel.nnodes_within_dp):
         if node != here:
-            _compare(node, mine, _hello(vllm_config, store, node, seconds))
+            _require_equal(node, mine, _read_hello(vllm_config, store, node, seconds))
 
 
-def _hello(vllm_config: VllmConfig, store: Any, node: int, seconds: float) -> dict[str, str]:
+def _read_hello(vllm_config: VllmConfig, store: Any, node: int, seconds: float) -> dict[str, str]:
     key = f"kvcached/hello/{node}"
     try:
         with _as_ledger_error(vllm_config):
@@ -135,37 +137,37 @@ def _hello(vllm_config: VllmConfig, store: Any, node: int, seconds: float) -> di
         ) from error
 
 
-def _compare(node: int, mine: dict[str, str], theirs: dict[str, str]) -> None:
+def _require_equal(node: int, mine: dict[str, str], theirs: dict[str, str]) -> None:
     other = [f"{name} {theirs.get(name)}, and here it is {value}" for name, value in mine.items()
              if theirs.get(name) != value]  # fmt: skip
     if other:
         raise UnsupportedError(f"node {node} has {'; '.join(other)}: give all nodes the same")
 
 
-def far_end(vllm_config: VllmConfig, settings: Config, instance: str, rank: int) -> NodeAgent | None:
-    """Return the end of the line on this node, started, if this rank's process is to hold it.
+def start_agent(vllm_config: VllmConfig, settings: Config, instance: str, rank: int) -> NodeAgent | None:
+    """Start and return this node's agent; None on node 0 and on every rank but the node's first.
 
-    All ranks of the node are described.
+    All ranks of the node have described their geometry before.
     """
-    node, ranks = vllm_config.parallel_config.node_rank_within_dp, near_ranks(vllm_config)
+    node, ranks = vllm_config.parallel_config.node_rank_within_dp, local_ranks(vllm_config)
     if node == 0 or rank != ranks[0]:
         return None
-    post = StoreTransport(vllm_config, _up(node), _down(node))
+    transport = StoreTransport(vllm_config, _from_node(node), _to_node(node))
     runtime = Runtime.open(settings.runtime_dir or None)
-    end = NodeAgent(post, runtime, instance, set(ranks), time.monotonic)
-    end.start()
-    return end
+    agent = NodeAgent(transport, runtime, instance, set(ranks), time.monotonic)
+    agent.start()
+    return agent
 
 
-def home_ends(vllm_config: VllmConfig, clock: Callable[[], float]) -> list[NodeLink]:
-    """Return the scheduler's ends of the lines to all other nodes; none where there is one node.
+def start_links(vllm_config: VllmConfig, clock: Callable[[], float]) -> list[NodeLink]:
+    """Start and return the scheduler's links to all other nodes.
 
-    Raises LedgerError naming a node whose first message does not come.
+    Raises LedgerError naming a node whose first message does not arrive.
     """
-    ends = [
-        NodeLink(StoreTransport(vllm_config, _down(node), _up(node)), node, clock)
+    links = [
+        NodeLink(StoreTransport(vllm_config, _to_node(node), _from_node(node)), node, clock)
         for node in range(1, vllm_config.parallel_config.nnodes_within_dp)
     ]
-    for end in ends:
-        end.start()
-    return ends
+    for link in links:
+        link.start()
+    return links

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class _Elastic(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]
+class ElasticSchedulerMixin(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]
     """What is added to either of vLLM's schedulers. The block pool stays vLLM's own."""
 
     _pause_state: PauseState
@@ -47,10 +47,10 @@ class _Elastic(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]
         memory, demand = self.kv_memory, self._kv_demand
         # A paused engine admits nobody, and one that sleeps is paused.
         is_paused = self._pause_state != PauseState.UNPAUSED
-        demanded = demand.growth() if is_paused else demand.blocks()
-        memory.update(demanded, self.has_unfinished_requests(), demand.growth())
+        demanded = demand.growth_blocks() if is_paused else demand.next_blocks()
+        memory.update(demanded, self.has_unfinished_requests(), demand.growth_blocks())
         preempted = self._preempt_for_a_floor()
-        while (hopeless := demand.hopeless(memory.limit_blocks)) is not None:
+        while (hopeless := demand.request_over_limit(memory.limit_blocks)) is not None:
             self._fail(hopeless)
         if not preempted:
             memory.wait_while(demand.is_short)
@@ -59,11 +59,11 @@ class _Elastic(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]
         admits = not (preempted or (memory.over_target and self.running))
         with contextlib.nullcontext() if admits else self._admitting_nobody():
             output: SchedulerOutput = super().schedule(*args, **kwargs)
-        if output.total_num_scheduled_tokens == 0 and memory.nothing_else_to_come:
-            stuck = demand.stuck()
+        if output.total_num_scheduled_tokens == 0 and memory.is_all_here:
+            stuck = demand.request_over_free_blocks()
             if stuck is not None:
                 self._fail(stuck)
-        demand.note(output)
+        demand.note_step(output)
         plan = memory.take_plan(demand.preemptions)
         if plan is not None:
             output.kvcached_plan = plan
@@ -123,7 +123,9 @@ class _Elastic(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]
             self._preempt_request(victim, time.monotonic())
             preempted += 1
         if preempted:
-            memory.give_up(self._kv_demand.blocks(), self._kv_demand.growth(), preempted)
+            memory.release_preempted(
+                self._kv_demand.next_blocks(), self._kv_demand.growth_blocks(), preempted
+            )
         return preempted
 
     @contextlib.contextmanager
@@ -146,8 +148,8 @@ class _Elastic(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]
 
 
 @functools.cache
-def _elastic(base: type) -> type:
-    return type(f"Elastic{base.__name__}", (_Elastic, base), {})
+def _elastic_class(base: type) -> type:
+    return type(f"Elastic{base.__name__}", (ElasticSchedulerMixin, base), {})
 
 
 class ElasticScheduler:
@@ -156,4 +158,4 @@ class ElasticScheduler:
     def __new__(cls, *args: Any, vllm_config: VllmConfig, **kwargs: Any) -> Any:
         """Return a scheduler, asynchronous or not as configured."""
         base = AsyncScheduler if vllm_config.scheduler_config.async_scheduling else Scheduler
-        return _elastic(base)(*args, vllm_config=vllm_config, **kwargs)
+        return _elastic_class(base)(*args, vllm_config=vllm_config, **kwargs)

@@ -1,4 +1,4 @@
-"""The scheduler's side of an engine's memory: granules, a desk at the ledger, the thread that wakes it."""
+"""The scheduler's side of an engine's memory: its budget, its view of the ledger and its idle waker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SchedulerMemory:
-    """Settles the budget between two steps, on the engine's thread. The idle waker has its own thread."""
+    """Settles the budget between two steps. All but the idle waker's call happens on the engine's thread."""
 
     def __init__(
         self,
@@ -41,13 +41,13 @@ class SchedulerMemory:
         self._grant_seconds = chosen.grant_seconds
         self._watermark = vllm_config.scheduler_config.watermark
         runtime = Runtime.open(chosen.runtime_dir or None)
-        self._lines = nodes.home_ends(vllm_config, clock)
-        far = {rank: slot for line in self._lines for rank, slot in line.slots.items()}
+        self._links = nodes.start_links(vllm_config, clock)
+        remote_slots = {rank: slot for link in self._links for rank, slot in link.slots.items()}
         ranks = vllm_config.parallel_config.world_size
-        self._desk = SchedulerView.find(runtime, instance(vllm_config), ranks, clock, far)
-        if far:
-            _require_one_geometry(self._desk.geometry)
-        geometry = self._desk.geometry[0]
+        self._scheduler_view = SchedulerView.find(runtime, instance(vllm_config), ranks, clock, remote_slots)
+        if remote_slots:
+            _require_one_geometry(self._scheduler_view.geometry)
+        geometry = self._scheduler_view.geometry[0]
         pool = manager.block_pool
         self.granules: Granules[Any] = Granules(
             pool.blocks,
@@ -63,17 +63,17 @@ class SchedulerMemory:
         self._granule_bytes = geometry.granule_bytes
         self._governor = Governor(
             self.granules,
-            self._desk,
+            self._scheduler_view,
             self.queue.evict,
             chosen.spare.units_of(virtual_bytes, geometry.granule_bytes),
             chosen.idle_seconds,
-            self._desk.report,
+            self._scheduler_view.report,
             chosen.cache_seconds,
         )
         self._idle_waker: IdleWaker | None = None
         self._closed = False
         self._preemptions = 0
-        self._activity = ActivityReport(self._desk.count)
+        self._activity = ActivityReport(self._scheduler_view.count)
         self._activity.set_busy(False, clock())
 
     # -- between two steps -------------------------------------------------------------------------------
@@ -86,13 +86,13 @@ class SchedulerMemory:
         self._governor.update(now, demand_blocks, busy, growth_blocks)
         self._settle()
         if self._idle_waker is not None and self._governor.deadline not in (None, deadline):
-            self._idle_waker.read_deadline_again()
+            self._idle_waker.tell()
 
-    def give_up(self, demand_blocks: int, growth_blocks: int, preempted: int) -> None:
+    def release_preempted(self, demand_blocks: int, growth_blocks: int, preempted: int) -> None:
         """Let go what `preempted` requests held."""
         must_bytes = self._governor.must * self._granule_bytes
         self.update(demand_blocks, True, growth_blocks)
-        self._desk.report("preempt", requests=preempted, must_bytes=must_bytes)
+        self._scheduler_view.report("preempt", requests=preempted, must_bytes=must_bytes)
 
     def wait_while(self, short: Callable[[], bool]) -> None:
         """Wait for memory that is on its way, a moment at most, while the next step is `short` of it."""
@@ -122,7 +122,7 @@ class SchedulerMemory:
 
     def _notice_sleep(self) -> None:
         """Take note that the workers gave everything back by themselves: the engine sleeps, or slept."""
-        released = self._desk.released()
+        released = self._scheduler_view.released()
         if released > self._governor.released:
             self._governor.note_cache_dropped(released)
 
@@ -148,7 +148,7 @@ class SchedulerMemory:
         return self._governor.limit * self.granules.blocks_per_granule - 1
 
     @property
-    def nothing_else_to_come(self) -> bool:
+    def is_all_here(self) -> bool:
         """Say whether everything up to the limit is here and only the null block is used."""
         return self.granules.used_blocks == 1 and self._governor.held >= self._governor.limit
 
@@ -165,14 +165,18 @@ class SchedulerMemory:
     # -- waking an idle engine ---------------------------------------------------------------------------
 
     @property
-    def watched(self) -> bool:
+    def has_idle_waker(self) -> bool:
         """Say whether the idle waker runs."""
         return self._idle_waker is not None
 
-    def watch(self, wake: Callable[[], Any]) -> None:
+    def start_idle_waker(self, wake: Callable[[], Any]) -> None:
         """Start the idle waker; `wake` makes the engine's loop look whether there is work."""
         self._idle_waker = IdleWaker(
-            self._desk.filenos(), self._desk.drain, lambda: self._governor.deadline, wake, self._clock
+            self._scheduler_view.filenos(),
+            self._scheduler_view.drain,
+            lambda: self._governor.deadline,
+            wake,
+            self._clock,
         )
         self._idle_waker.start()
 
@@ -181,9 +185,9 @@ class SchedulerMemory:
         self._closed = True
         if self._idle_waker is not None:
             self._idle_waker.stop()
-        for line in self._lines:
-            line.close()
-        self._desk.close()
+        for link in self._links:
+            link.close()
+        self._scheduler_view.close()
 
 
 def _require_one_geometry(ranks: Sequence[SlotGeometry]) -> None:

@@ -14,7 +14,7 @@ from vllm.platforms import current_platform
 
 from kvcached_core.driver.base import Driver
 from kvcached_core.errors import KVCachedError
-from kvcached_core.startup.rank_start import Gather, Start
+from kvcached_core.startup.rank_start import Gather, RankStartup
 from kvcached_core.worker.pool import ElasticPool
 from vllm_kvcached.ranks import gather
 
@@ -24,7 +24,7 @@ TAGS = frozenset(("weights", "kv_cache"))
 GREW = "Memory usage increased after sleeping."  # vLLM's assertion
 
 
-class _Emptied(NamedTuple):
+class _EmptyResult(NamedTuple):
     """What became of a rank's KV cache, as the ranks tell each other."""
 
     created: int
@@ -48,7 +48,7 @@ class RankSleep:
         self,
         pool: ElasticPool,
         driver: Driver,
-        start: Start,
+        start: RankStartup,
         gather: Gather = gather,
         absent_bytes: Callable[[], int] = absent_bytes,
     ) -> None:
@@ -61,7 +61,7 @@ class RankSleep:
         self._tags: set[str] = set()
 
     @contextlib.contextmanager
-    def falling(self, tags: Iterable[str]) -> Iterator[None]:
+    def falling_asleep(self, tags: Iterable[str]) -> Iterator[None]:
         """Give the KV cache back, let vLLM free what it frees, and offer that to others.
 
         Raises what vLLM raises; then this rank is as awake as it was.
@@ -77,11 +77,11 @@ class RankSleep:
                 self._pool.sleep.end()
             raise
         self._start.private.absent_bytes = self._absent_bytes()
-        self._start.fell_asleep()
+        self._start.note_asleep()
         self._pool.sleep.take_turn()
 
     @contextlib.contextmanager
-    def waking(self, tags: Iterable[str] | None) -> Iterator[None]:
+    def waking_up(self, tags: Iterable[str] | None) -> Iterator[None]:
         """Claim what vLLM is about to restore, on every rank, and let it do so.
 
         Raises CapacityError with the numbers if there is no room; then the engine sleeps on.
@@ -91,11 +91,11 @@ class RankSleep:
             yield
         except BaseException:
             self._start.private.absent_bytes = self._absent_bytes()
-            self._start.fell_asleep()
+            self._start.note_asleep()
             raise
         self._tags -= self._tags.copy() if tags is None else set(tags)
         self._start.private.absent_bytes = self._absent_bytes()
-        self._start.woke()
+        self._start.note_awake()
         if not self._tags:
             self._pool.sleep.end()
         self._pool.sleep.take_turn()
@@ -107,7 +107,7 @@ class RankSleep:
             pool.sleep.begin()
         except KVCachedError as raised:
             error = raised
-        ranks = self._gather(_Emptied(pool.sleep.created, str(error or "")))
+        ranks = self._gather(_EmptyResult(pool.sleep.created, str(error or "")))
         problems = [rank.problem for rank in ranks if rank.problem]
         if problems:
             failed = error or KVCachedError(problems[0])

@@ -12,7 +12,7 @@ from kvcached_core.driver.base import DeviceIdentity, MemoryInfo
 from kvcached_core.driver.nvml import memory_of, process_bytes
 from kvcached_core.driver.registry import is_host
 from kvcached_core.startup.private_memory import PrivateMemory, reserved_bytes
-from kvcached_core.startup.rank_start import Rank, Start
+from kvcached_core.startup.rank_start import RankIdentity, RankStartup
 from vllm_kvcached import nvml, weights
 from vllm_kvcached.ranks import gather
 from vllm_kvcached.support import instance
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
-class RankStart(Start):
+class VllmRankStart(RankStartup):
     """The core's start, told in vLLM's terms."""
 
     def __init__(self, vllm_config: VllmConfig, settings: Config, rank: int) -> None:
@@ -29,7 +29,9 @@ class RankStart(Start):
         model = vllm_config.model_config
         served = model.served_model_name
         name = str(served[0] if isinstance(served, list) else served or model.model)
-        super().__init__(settings, Rank("vllm", instance(vllm_config), rank, name, str(model.model)), gather)
+        super().__init__(
+            settings, RankIdentity("vllm", instance(vllm_config), rank, name, str(model.model)), gather
+        )
 
     def limit_bytes(self) -> int:
         """Return the limit: as set, and not over vLLM's own --kv-cache-memory-bytes."""

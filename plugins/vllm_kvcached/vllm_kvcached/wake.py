@@ -24,8 +24,10 @@ def install() -> None:
         memory = getattr(self.scheduler, "kv_memory", None)
         if memory is None:
             _refuse_stock(self)
-        elif not memory.watched:
-            memory.watch(functools.partial(self.input_queue.put_nowait, (EngineCoreRequestType.WAKEUP, None)))
+        elif not memory.has_idle_waker:
+            memory.start_idle_waker(
+                functools.partial(self.input_queue.put_nowait, (EngineCoreRequestType.WAKEUP, None))
+            )
         return original(self)
 
     process_input_queue._kvcached = True  # type: ignore[attr-defined]

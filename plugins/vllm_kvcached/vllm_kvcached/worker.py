@@ -166,20 +166,20 @@ class ElasticWorker(_StockWorker):
 
     def sleep(self, level: int = 1) -> None:
         """Give the KV cache back, then free weights as vLLM does; others may take both."""
-        with self.kv_memory.sleep.falling(TAGS):
+        with self.kv_memory.sleep.falling_asleep(TAGS):
             if not current_platform.is_cpu():  # whose weights stay, with a warning that nothing happens
                 with others_may_grow():
                     super().sleep(level)
 
     def wake_up(self, tags: list[str] | None = None) -> None:
         """Wait for room for what vLLM restores, then let it. On CapacityError the engine sleeps on."""
-        with self.kv_memory.sleep.waking(tags):
+        with self.kv_memory.sleep.waking_up(tags):
             if not current_platform.is_cpu():
                 super().wake_up(tags)
 
     def discard(self, tags: tuple[str, ...]) -> None:
         """As in vLLM (newer than 0.30), of a KV cache that is ours."""
-        with self.kv_memory.sleep.falling(tags):
+        with self.kv_memory.sleep.falling_asleep(tags):
             if not current_platform.is_cpu():
                 super().discard(tags)
 

@@ -31,7 +31,7 @@ from vllm_kvcached.placement import (
 )
 from vllm_kvcached.ranks import gather
 from vllm_kvcached.sleeping import RankSleep
-from vllm_kvcached.starting import RankStart
+from vllm_kvcached.starting import VllmRankStart
 from vllm_kvcached.support import instance, settings
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ class WorkerMemory:
         self._vllm_config = vllm_config
         self._settings = settings(vllm_config)
         self._rank = rank
-        self._start = RankStart(vllm_config, self._settings, rank)
+        self._start = VllmRankStart(vllm_config, self._settings, rank)
         self._device = torch.device("cpu")
         self._driver: Driver | None = None
         self._pool: ElasticPool | None = None
         self._sleep: RankSleep | None = None
-        self._line: NodeAgent | None = None
+        self._agent: NodeAgent | None = None
         self._capacity_bytes = 0
 
     # -- starting, in vLLM's order -----------------------------------------------------------------------
@@ -81,7 +81,7 @@ class WorkerMemory:
 
         Raises CapacityError with the numbers, UnsupportedError for a node with another kind of cache.
         """
-        nodes.meet(self._vllm_config, self._settings, self._rank)
+        nodes.require_same_cache(self._vllm_config, self._settings, self._rank)
         self._start.wait_to_load(self._opened().memory, is_host(self._device.type))
 
     def preferred_layouts(self, names: list[str]) -> list[str]:
@@ -135,9 +135,9 @@ class WorkerMemory:
         self._pool.end_warm_up()
         self._start.end(int(peak_activation_bytes))
         config = self._vllm_config
-        self._start.account.grow_with(nodes.near_ranks(config))
+        self._start.account.grow_with(nodes.local_ranks(config))
         self._pool.start()
-        self._line = nodes.far_end(config, self._settings, instance(config), self._rank)
+        self._agent = nodes.start_agent(config, self._settings, instance(config), self._rank)
         self._sleep = RankSleep(self._pool, self._opened(), self._start)
 
     # -- service -----------------------------------------------------------------------------------------
@@ -167,9 +167,9 @@ class WorkerMemory:
 
     def close(self) -> None:
         """Give everything back and leave the ledger; may be repeated."""
-        line, self._line = self._line, None
-        if line is not None:
-            line.close()
+        agent, self._agent = self._agent, None
+        if agent is not None:
+            agent.close()
         self._start.stop()
         pool, driver = self._pool, self._driver
         self._pool = self._driver = None
