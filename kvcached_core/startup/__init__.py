@@ -1,1 +1,1 @@
-"""Everything a rank does before its first step: it claims room, waits its turn and measures what it took."""
+"""The start of a rank, before its first step: claim memory, wait for it, report what loading takes."""

@@ -1,4 +1,4 @@
-"""Starting beside others: claim what will be taken, wait until it is there, show what was taken."""
+"""Starting beside other engines: claim memory, wait until it is free, report how much loading has taken."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from kvcached_core.units import format_size
 
 _log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 0.2  # asked again so often, or when the bell rings; a claim lapses after a second of silence
+RETRY_SECONDS = 0.2  # or when the doorbell rings; a claim lapses after a second without a request
 LOG_SECONDS = 5.0
 REPORT_SECONDS = 0.25
 STOP_SECONDS = 10.0
 
 
 class StartingAccount(Protocol):
-    """What waiting needs of an account in the ledger."""
+    """The part of an account that waiting uses."""
 
     def ask_to_start(self, private_bytes: int, floor_bytes: int, memory: MemoryInfo) -> Turn: ...
     def acknowledge(self) -> None: ...
@@ -33,20 +33,20 @@ class StartingAccount(Protocol):
 
 
 class ReportingAccount(Protocol):
-    """What loading needs of an account in the ledger."""
+    """The part of an account that reporting uses."""
 
     def acknowledge(self) -> None: ...
     def publish(self, mapped_bytes: int, private_now_bytes: int) -> None: ...
 
 
 class FloorAccount(Protocol):
-    """What setting the floor needs of an account in the ledger."""
+    """The part of an account that setting the floor uses."""
 
     def set_floor_bytes(self, floor_bytes: int) -> None: ...
 
 
 def wait_for_doorbell(fd: int, seconds: float) -> None:
-    """Sleep until the bell rings, `seconds` at most."""
+    """Sleep until the doorbell rings, `seconds` at most."""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     poller.poll(math.ceil(seconds * 1000))
@@ -62,14 +62,14 @@ def wait_for_admission(
     wait: Callable[[int, float], None] = wait_for_doorbell,
     purpose: str = "start",
 ) -> None:
-    """Return once `private_bytes` outside the KV cache and a floor are promised to this engine alone.
+    """Wait until the ledger has promised this engine `private_bytes` outside its KV cache, and a floor.
 
-    Asks at least once. Raises CapacityError with the numbers if that can never be, or is not so in time.
+    Asks at least once. Raises CapacityError, with the numbers, if both can never fit or do not fit in time.
     """
     begun = tell_at = clock()
     turn = Turn(False)
     while True:
-        account.drain()  # before asking: whoever gives back after this rings again
+        account.drain()  # before asking: memory given back after this rings again
         account.acknowledge()
         busy = False
         try:
@@ -102,7 +102,7 @@ def set_floor(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Set the exact floor. Raises CapacityError if it does not fit (I3), BusyError at the end of the time."""
+    """Set the exact floor. Raises CapacityError if it does not fit (I3), BusyError if the time runs out."""
     give_up_at = clock() + timeout_seconds
     while True:
         try:
@@ -114,7 +114,7 @@ def set_floor(
 
 
 def _state(turn: Turn, private_bytes: int, floor_bytes: int, busy: bool) -> str:
-    """Say in numbers what is waited for."""
+    """Say in numbers how much memory the engine waits for."""
     needed = (
         f"this engine takes {format_size(private_bytes)} outside its KV cache and has a floor of "
         f"{format_size(floor_bytes)}"
@@ -129,10 +129,10 @@ def _state(turn: Turn, private_bytes: int, floor_bytes: int, busy: bool) -> str:
 
 
 class LoadingReporter:
-    """A thread that shows, while an engine loads, how much it has taken of what it claimed.
+    """A thread that reports, while an engine loads, how much of its claim it has taken.
 
-    It also acknowledges what tools set, and comes back to a ledger that was lost, as the supply thread does
-    later: without that nobody on the device would be granted anything meanwhile.
+    Like the supply thread later, it also acknowledges controls that tools set, and attaches again to a ledger
+    that was lost: without that no engine on the device would be granted memory meanwhile.
     """
 
     def __init__(
@@ -145,24 +145,24 @@ class LoadingReporter:
         self._thread = threading.Thread(target=self._run, name="kvcached-loading", daemon=True)
 
     def start(self) -> None:
-        """Begin to take turns."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after its turn; may be repeated, and without start()."""
+        """End the thread after its current report. May be repeated, and called without start()."""
         self._ended.set()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(STOP_SECONDS)
 
-    def turn(self) -> None:
-        """Tell once."""
+    def report(self) -> None:
+        """Report once."""
         self._account.acknowledge()
         self._account.publish(self._mapped_bytes(), self._private_bytes())
 
     def _run(self) -> None:
         try:
             while not self._ended.wait(REPORT_SECONDS):
-                self.turn()
+                self.report()
         except Exception:
-            # What was claimed stays claimed: too much is counted, never too little.
-            _log.exception("kvcached: what this engine takes while it loads is not shown any more")
+            # The claim stays: the ledger counts too much, never too little.
+            _log.exception("kvcached: the memory this engine takes while it loads is no longer reported")

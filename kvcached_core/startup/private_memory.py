@@ -1,4 +1,4 @@
-"""What a process takes of its device outside the KV cache: weights, activations, graphs, context."""
+"""A process's device memory outside the KV cache: weights, activations, graphs, context."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 
 def reserved_bytes(device: torch.device | int) -> int:
-    """Return what PyTorch's allocator holds of a CUDA device.
+    """Return the bytes that PyTorch's allocator holds on a CUDA device.
 
-    torch.cuda.memory_reserved() says the same, and puts two hundred numbers in order for it.
+    torch.cuda.memory_reserved() returns the same, but sorts two hundred statistics for it.
     """
     import torch
 
@@ -21,22 +21,22 @@ def reserved_bytes(device: torch.device | int) -> int:
 
 
 class PrivateMemory:
-    """On the host it is the system's to know, and 0 here: free memory there is what nobody takes."""
+    """Measures that memory. Always 0 on the host: the operating system's free figure already covers it."""
 
     def __init__(
         self, reserved: Callable[[], int] | None, process: Callable[[], int], kv_bytes: Callable[[], int]
     ) -> None:
-        """All three return bytes now: `reserved` what the tensors' allocator holds (None on the host),
-        `process` what the driver counts for the process (0: unknown), `kv_bytes` the KV cache's part of that.
+        """All three return bytes: `reserved` the memory of the tensors' allocator (None on the host),
+        `process` the driver's count for the process (0: unknown), `kv_bytes` the KV cache's part of that.
         """
         self._reserved = reserved
         self._process = process
         self._kv_bytes = kv_bytes
-        self.absent_bytes = 0  # of `reserved`, what has no memory behind it while the engine sleeps
-        self._beside_bytes = 0  # context, communication, graphs: grows while the engine loads
+        self.absent_bytes = 0  # the part of `reserved` without memory behind it while the engine sleeps
+        self._beside_bytes = 0  # context, communication, graphs; grows while the engine loads
 
     def measure(self) -> int:
-        """Ask the driver; not for the step path. Callable from any thread."""
+        """Ask the driver and return the bytes. Too slow for a step; callable from any thread."""
         if self._reserved is None:
             return 0
         reserved_bytes = self._present(self._reserved)
@@ -44,9 +44,9 @@ class PrivateMemory:
         return reserved_bytes + self._beside_bytes
 
     def now(self) -> int:
-        """Return what the allocator holds, and the rest as last measured. Callable from any thread."""
+        """Return the allocator's bytes, and the rest as last measured. Callable from any thread."""
         return 0 if self._reserved is None else self._present(self._reserved) + self._beside_bytes
 
     def _present(self, reserved: Callable[[], int]) -> int:
-        """Return what the allocator holds that has memory behind it."""
+        """Return the allocator's bytes that have memory behind them."""
         return max(0, reserved() - self.absent_bytes)

@@ -1,4 +1,4 @@
-"""One rank's way into its device's ledger: a slot, its turn, and what it takes while it loads."""
+"""The start of one rank: attach to its device's ledger, wait for memory, and report what loading takes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Gather = Callable[[Any], list[Any]]
 
 
 class RankIdentity(NamedTuple):
-    """Who comes: `instance` names the engine among all, `name` is what tools call it."""
+    """Identity of a rank: `instance` is unique to its engine, `name` is the name that tools show."""
 
     engine: str
     instance: str
@@ -32,17 +32,17 @@ class RankIdentity(NamedTuple):
 
 
 def engine_lives() -> bool:
-    """Say whether the process that made this one lives; in the user's own process nothing made it."""
+    """Say whether the parent process lives; True in the user's own process, which has no such parent."""
     parent = multiprocessing.parent_process()
     return parent is None or parent.is_alive()
 
 
 def in_device_order(device: str, wait: Callable[[], None], gather: Gather) -> None:
-    """Let the ranks `wait` one device after the other, in an order that all engines share.
+    """Call `wait` on one device after the other, in an order that all engines share.
 
-    So of two engines that want the same devices none holds one while it waits for another that the other
-    holds. `device` names it among those of all machines. What one rank raises, all raise. `gather` returns
-    what every rank says, by rank.
+    So two engines that want the same devices cannot each hold one and wait for the other's. `device` is
+    unique over all machines. `gather` returns the value of every rank, by rank. If `wait` raises on one
+    rank, all ranks raise.
     """
     for current in sorted(set(gather(device))):
         refusal: KVCachedError | None = None
@@ -57,7 +57,7 @@ def in_device_order(device: str, wait: Callable[[], None], gather: Gather) -> No
 
 
 class RankStartup:
-    """What happens to a rank between its first line and its first step, and between sleep and waking."""
+    """Carries a rank from its first line to its first step, and from sleep to waking."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class RankStartup:
         wait: Callable[[int, float], None] = wait_for_doorbell,
         lives: Callable[[], bool] = engine_lives,
     ) -> None:
-        """`machine` returns what the system has, whatever the engines on the host share of it."""
+        """`machine` returns the memory of the whole machine; engines on the host share a part of it."""
         self._settings = settings
         self._rank = rank
         self._gather = gather
@@ -82,7 +82,7 @@ class RankStartup:
         self._reporter: LoadingReporter | None = None
         self._capacity_bytes = 0
         self._admitted = False
-        self._bytes_to_wake: int | None = None  # outside the KV cache, to be claimed again by wait_to_wake()
+        self._bytes_to_wake: int | None = None  # outside the KV cache; set while the rank sleeps
 
     @property
     def account(self) -> Account:
@@ -93,15 +93,15 @@ class RankStartup:
 
     @property
     def private(self) -> PrivateMemory:
-        """What the process takes outside its KV cache. Raises InvariantError before the device is open."""
+        """The process's memory outside its KV cache. Raises InvariantError before the device is open."""
         if self._private is None:
             raise InvariantError("the ledger is entered with the device")
         return self._private
 
     def limit_bytes(self) -> int:
-        """Return the limit of this rank, at most the device. Raises InvariantError before it is open.
+        """Return the limit of this rank in bytes, at most the device. Raises InvariantError too early.
 
-        An engine with a limit of its own overrides this: what is attached and estimated keeps to it.
+        An engine with a limit of its own overrides this method; account and estimates follow it.
         """
         capacity_bytes = self._capacity_bytes
         if capacity_bytes <= 0:
@@ -111,9 +111,9 @@ class RankStartup:
     # -- in this order -----------------------------------------------------------------------------------
 
     def make_room_for_context(self, uuid: str, memory: Callable[[], MemoryInfo]) -> None:
-        """Wait until a context fits on a device that other engines may have filled.
+        """Wait until a context fits on a device that other engines may have filled. Raises CapacityError.
 
-        `memory` must not make one. Returns at once where nobody else is.
+        Returns at once if no other engine is there. `memory` must not make a context.
         """
         shared = [
             device for device in snapshot(self._runtime())
@@ -132,7 +132,7 @@ class RankStartup:
         private: PrivateMemory,
         mapped_bytes: Callable[[], int],
     ) -> None:
-        """Attach to the ledger of a device that is open, unless that is done, and show what is taken."""
+        """Attach to the ledger of an open device, unless attached before, and report what loading takes."""
         if self._account is not None and self._account.device.uuid != identity.uuid:
             self.close()
         self._capacity_bytes = capacity_bytes
@@ -145,9 +145,9 @@ class RankStartup:
     def wait_for_room(
         self, memory: Callable[[], MemoryInfo], private_bytes: int, floor_bytes: int, on_host: bool
     ) -> None:
-        """Return once what this rank will take is promised to it; the same of all other ranks.
+        """Wait until the ledger has promised this rank, and every other one, the memory it will take.
 
-        `private_bytes` outside the KV cache and `floor_bytes` are estimates. Raises CapacityError on all
+        `private_bytes`, outside the KV cache, and `floor_bytes` are estimates. Raises CapacityError on all
         ranks if one of them is refused.
         """
         account, chosen = self.account, self._settings
@@ -159,14 +159,14 @@ class RankStartup:
             private_bytes = chosen.start_size.bytes
         if on_host:
             private_bytes = self._claim_on_host(private_bytes, floor_bytes)
-        account.set_private_peak(0)  # the context that was waited for is there
+        account.set_private_peak(0)  # the context exists now
         in_device_order(
             account.device_key,
             lambda: self._wait_for_admission(memory, private_bytes, floor_bytes),
             self._gather,
         )
-        # What is there already was not asked for: counted in the peak first, it never looks like a part of
-        # what is still to come.
+        # Memory taken before now is no part of the claim. As a part of the peak it never looks like memory
+        # that is still to come.
         account.set_private_peak(private_bytes + self.private.measure())
         self._admitted = True
 
@@ -175,20 +175,20 @@ class RankStartup:
         set_floor(self.account, floor_bytes, self._settings.start_seconds, self._clock)
 
     def end(self, activation_bytes: int) -> None:
-        """All is loaded: from now on only the activations may still come."""
+        """End the loading: from now on the process takes `activation_bytes` more at most."""
         self.stop()
         self.account.set_private_peak(self.private.measure() + activation_bytes)
 
     def note_asleep(self) -> None:
-        """What was taken outside the KV cache is gone, as far as can be measured: others may take it."""
+        """Offer others the memory outside the KV cache that the process has freed, as measured."""
         if self._bytes_to_wake is None:
             self._bytes_to_wake = self.account.private_peak_bytes
         self.account.set_private_peak(self.private.measure())
 
     def wait_to_wake(self, memory: Callable[[], MemoryInfo]) -> None:
-        """Return once what note_asleep() let go, and the floor, is promised again; the same of all ranks.
+        """Wait until the ledger has promised every rank its floor and the memory that note_asleep() offered.
 
-        Raises CapacityError on all ranks if one of them is refused, and then nothing is promised.
+        Raises CapacityError on all ranks if one of them is refused; then nothing is promised.
         """
         account = self.account
         try:
@@ -200,18 +200,18 @@ class RankStartup:
             raise
 
     def note_awake(self) -> None:
-        """What was promised is there again, or will be."""
+        """End the claim of wait_to_wake(): the process has taken its memory again, or will."""
         self.private.measure()
         self._bytes_to_wake = None
 
     def stop(self) -> None:
-        """Show nothing more of the loading; may be repeated."""
+        """Stop reporting the loading. A second call does nothing."""
         if self._reporter is not None:
             self._reporter.stop()
             self._reporter = None
 
     def close(self) -> None:
-        """Leave the ledger, with all memory given back; may be repeated."""
+        """Leave the ledger, with all memory given back. A second call does nothing."""
         self.stop()
         account, self._account = self._account, None
         if account is not None:
@@ -243,16 +243,16 @@ class RankStartup:
             raise SystemExit("the engine of this rank has ended while it waited to start")
 
     def _claim_on_host(self, private_bytes: int, floor_bytes: int) -> int:
-        """Return what of a claim on the host must come out of what engines share.
+        """Return the part of a claim that must come from the memory that engines on the host share.
 
-        The system's memory beyond that is there for the processes themselves.
+        The rest comes from the machine's other memory, which is for the processes themselves.
         """
         beside_bytes = max(0, self._machine().free_bytes - self._capacity_bytes)
         most_bytes = self._capacity_bytes - self._headroom_bytes() - floor_bytes
         return max(0, min(private_bytes - beside_bytes, most_bytes))
 
     def _headroom_bytes(self) -> int:
-        """Return what of the device is never leased; raises ConfigError if that is all of it."""
+        """Return the bytes of the device that are never leased. Raises ConfigError if these are all."""
         headroom_bytes = self._settings.headroom.of(self._capacity_bytes)
         if headroom_bytes >= self._capacity_bytes:
             raise ConfigError(

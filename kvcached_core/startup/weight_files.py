@@ -1,4 +1,4 @@
-"""What a model's weights take once they are loaded: by its files, or by its description."""
+"""The size of a model's weights once they are loaded: from its files, or from its description."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # of safetensors: loaded in 
 
 
 def weight_files(path: Path | None) -> list[Path]:
-    """Return the files of the weights in a model's folder, or the file that is the model; [] if any lacks."""
+    """Return the weight files of a model, which is a folder or one file; [] if one is missing."""
     if path is None or not path.is_dir():
         return [path] if path is not None and path.is_file() else []
     index = path / "model.safetensors.index.json"
@@ -24,14 +24,14 @@ def weight_files(path: Path | None) -> list[Path]:
         return files if all(file.exists() for file in files) else []
     for pattern in _PATTERNS:
         found = sorted(file for file in path.glob(pattern) if not file.name.startswith(_NOT_WEIGHTS))
-        # Some models bring a second copy of themselves in one file.
+        # Some models come with a second copy of their weights in one file.
         if only := [file for file in found if not file.name.startswith("consolidated")] or found:
             return only
     return []
 
 
 def loaded_bytes(file: Path, float_bytes: int) -> int:
-    """Return the bytes of a file's tensors once loaded, floating point numbers as `float_bytes`, if not 0."""
+    """Return the bytes of a file's tensors once loaded, with `float_bytes` a float (0: as stored)."""
     if file.suffix != ".safetensors" or not float_bytes:
         return file.stat().st_size
     with file.open("rb") as data:  # https://huggingface.co/docs/safetensors: length, then the header
@@ -46,7 +46,7 @@ def loaded_bytes(file: Path, float_bytes: int) -> int:
 
 
 def model_folder(name: str, revision: str | None, cache_dir: str | None = None) -> Path | None:
-    """Return where a model is on this machine: as named, or in the hub's cache; None if it is not."""
+    """Return a model's path on this machine: `name`, or its folder in the hub's cache; else None."""
     path = Path(name)
     if path.exists():
         return path
@@ -57,14 +57,14 @@ def model_folder(name: str, revision: str | None, cache_dir: str | None = None) 
 
 
 def weight_bytes(model: Any, folder: Path | None) -> int:
-    """Return the bytes of all weights of an engine's ModelConfig: of the files if they are in `folder`, else
-    of the parameters."""
+    """Return the bytes of all weights of an engine's ModelConfig: from the files in `folder` if they are
+    there, else from the parameters."""
     float_bytes = 0 if model.quantization else int(model.dtype.itemsize)
     return sum(loaded_bytes(file, float_bytes) for file in weight_files(folder)) or _parameter_bytes(model)
 
 
 def _parameter_bytes(model: Any) -> int:
-    """Return the bytes of all parameters, of a model that transformers builds without memory."""
+    """Return the bytes of all parameters; transformers builds the model without memory."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -217,7 +217,7 @@ def test_a_ledger_that_fails_does_not_stop_the_loading(caplog: pytest.LogCapture
     loading.start()
     assert account.failed.wait(10)
     loading.stop()
-    assert "is not shown any more" in caplog.text and account.told == []
+    assert "is no longer reported" in caplog.text and account.told == []
 
 
 def test_loading_that_never_began_may_be_stopped() -> None:

@@ -63,7 +63,7 @@ def test_an_engine_on_one_node_makes_nothing_of_this(tmp_path: Path, monkeypatch
     assert nodes.start_agent(chosen, SETTINGS, "x", 0) is None
     assert nodes.local_ranks(chosen) == range(1)
     with running(chosen) as engine:
-        assert engine.memory._lines == []
+        assert engine.memory._links == []
         assert not [thread for thread in threading.enumerate() if thread.name == "kvcached-link"]
 
 

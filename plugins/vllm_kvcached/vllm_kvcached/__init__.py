@@ -13,12 +13,18 @@ from typing import Any
 
 from vllm_kvcached.names import RUN_VARIABLE, SCHEDULER, WORKER
 
+<<<<<<< HEAD
 __version__ = "0.1.0"
 __all__ = ["RUN_VARIABLE", "SCHEDULER", "WORKER", "__version__", "llm_kwargs", "register"]
+=======
+__all__ = ["RUN_VARIABLE", "SCHEDULER", "WORKER", "llm_kwargs", "register"]
+
+__version__ = "0.1.0"
+>>>>>>> 39707db (The start and vLLM's plugin in plain English; names.py ends the plugin's import circle)
 
 
 def register() -> None:
-    """vLLM's entry point: in every process of an engine; changes nothing unless the backend is chosen."""
+    """Install the flag and the wake-up; vLLM calls this in every process. Changes nothing else."""
     os.environ.setdefault(RUN_VARIABLE, secrets.token_hex(6))
     if "vllm.engine.arg_utils" in sys.modules:
         from vllm_kvcached import flag
@@ -33,7 +39,7 @@ def register() -> None:
 def llm_kwargs(**options: Any) -> dict[str, Any]:
     """Return the keyword arguments that make `vllm.LLM` elastic; `options` are settings as in docs/vllm.md.
 
-    Raises ConfigError for an unknown or illegal setting, UnsupportedError for an engine that cannot be used.
+    Raises ConfigError for an unknown or illegal setting, UnsupportedError for an unusable vLLM.
     """
     from kvcached_core import config
     from vllm_kvcached import seams

@@ -16,13 +16,13 @@ from vllm_kvcached import seams, support
 from vllm_kvcached.names import SCHEDULER, WORKER
 
 FLAG = "--kv-cache-backend"
-_SETTINGS = "additional_config"  # of vLLM; ours are a part of it
+_SETTINGS = "additional_config"  # vLLM's field; the key `kvcached` in it is this plugin's
 _STOCK = {"worker_cls": "auto", "scheduler_cls": None}
-_OURS = {"worker_cls": WORKER, "scheduler_cls": SCHEDULER}
+_ELASTIC = {"worker_cls": WORKER, "scheduler_cls": SCHEDULER}
 
 
 class BackendAction(argparse.Action):
-    """Chooses worker and scheduler; wins over ENABLE_KVCACHED, and never over another choice of either."""
+    """Chooses worker and scheduler; overrides ENABLE_KVCACHED, but no --worker-cls or --scheduler-cls."""
 
     def __call__(
         self,
@@ -31,15 +31,15 @@ class BackendAction(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        """Take over worker_cls and scheduler_cls, or give them back to vLLM."""
-        for name, ours in _OURS.items():
+        """Set worker_cls and scheduler_cls, or reset them to vLLM's defaults."""
+        for name, elastic in _ELASTIC.items():
             present = getattr(namespace, name, _STOCK[name])
-            if present not in (ours, _STOCK[name]):
+            if present not in (elastic, _STOCK[name]):
                 if values == "kvcached":
                     option = name.replace("_", "-")
                     parser.error(f"{FLAG} kvcached brings its own --{option}: leave out --{option} {present}")
                 continue
-            setattr(namespace, name, ours if values == "kvcached" else _STOCK[name])
+            setattr(namespace, name, elastic if values == "kvcached" else _STOCK[name])
         os.environ[config.SWITCH_VARIABLE] = "1" if values == "kvcached" else "0"
         if values == "kvcached":
             _require_or_exit(parser, getattr(namespace, _SETTINGS, None))
@@ -62,7 +62,7 @@ def install() -> None:
 def add_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the flag to a parser that has vLLM's own options; with ENABLE_KVCACHED it is the default."""
     if FLAG in parser._option_string_actions:
-        return parser  # vLLM has an option of this name: it is not ours to take
+        return parser  # vLLM has its own option of this name
     group = parser.add_argument_group("kvcached", "Elastic KV cache (plugin vllm-kvcached)")
     group.add_argument(
         FLAG,
@@ -78,7 +78,7 @@ def add_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser.error(str(error))
     if asked_for:
         _require_or_exit(parser, None)
-        parser.set_defaults(**_OURS)
+        parser.set_defaults(**_ELASTIC)
     for action in parser._actions:
         if action.dest == _SETTINGS:
             action.type = _checked(action.type)
@@ -94,9 +94,9 @@ def _require_or_exit(parser: argparse.ArgumentParser, additional: object) -> Non
 
 
 def _checked(convert: Any) -> Callable[[str], Any]:
-    """Return what converts `--additional-config`; where it comes after the choice, our part is checked here.
+    """Return a converter for `--additional-config` that checks this plugin's settings too, if it is chosen.
 
-    The engine's process would refuse it too, once it has imported all of vLLM.
+    The engine's process would refuse them as well, but only after it has imported all of vLLM.
     """
 
     @functools.wraps(convert)

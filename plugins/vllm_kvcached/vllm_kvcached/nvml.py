@@ -1,4 +1,4 @@
-"""The NVML that vLLM brings, and which device is whose: neither makes a context, which takes memory."""
+"""vLLM's NVML library, and the device of a rank; neither call makes a context, which would take memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _log = logging.getLogger(__name__)
 
 
 def library() -> Any:
-    """Return NVML, ready to be asked; raises its own error where the machine has none."""
+    """Return NVML, initialized; raises NVML's error if the machine has none."""
     from vllm.third_party import pynvml
 
     pynvml.nvmlInit()
@@ -19,7 +19,7 @@ def library() -> Any:
 
 
 def uuid_of(local_rank: int) -> str | None:
-    """Return the UUID of the device that a rank will use, None where it cannot be known yet."""
+    """Return the UUID of the device that a rank will use, or None if it is not known yet."""
     try:
         library()  # without it, the platform would make a context to ask
         return str(current_platform.get_device_uuid(local_rank))

@@ -1,4 +1,4 @@
-"""Where vLLM puts its blocks, in the terms of the core."""
+"""Where vLLM puts its blocks: segments, strides and sizes for the core's geometry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ranks of one engine tell each other, through vLLM's own process group."""
+"""Exchange between the ranks of one engine, through vLLM's own process group."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 
 
 def gather(mine: Any) -> list[Any]:
-    """Return what every rank of this engine says, by rank."""
+    """Return the value of every rank of this engine, by rank."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return [mine]
     from vllm.distributed.parallel_state import get_world_group
 
-    said: list[Any] = [None] * get_world_group().world_size
-    torch.distributed.all_gather_object(said, mine, group=get_world_group().cpu_group)
-    return said
+    gathered: list[Any] = [None] * get_world_group().world_size
+    torch.distributed.all_gather_object(gathered, mine, group=get_world_group().cpu_group)
+    return gathered

@@ -1,6 +1,6 @@
-"""Sleep mode on one rank: the KV cache goes back, and what vLLM frees is there for others until it wakes.
+"""Sleep mode on one rank: other engines can use the memory of its KV cache and weights until it wakes.
 
-vLLM frees and restores its weights itself; the KV cache is ours, and comes back as requests need it.
+vLLM frees and restores the weights itself. This plugin frees the KV cache, which grows again with requests.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ GREW = "Memory usage increased after sleeping."  # vLLM's assertion
 
 
 class _EmptyResult(NamedTuple):
-    """What became of a rank's KV cache, as the ranks tell each other."""
+    """The result of emptying one rank's KV cache, for the other ranks."""
 
     created: int
     problem: str = ""
 
 
 def absent_bytes() -> int:
-    """Return what the tensors' allocator counts of weights that vLLM has freed."""
+    """Return the bytes of weights that vLLM has freed and the tensors' allocator still counts."""
     if current_platform.is_cpu():
         return 0
     from vllm.device_allocator import get_mem_allocator_instance
@@ -42,7 +42,7 @@ def absent_bytes() -> int:
 
 
 class RankSleep:
-    """What sleeps of a rank, by vLLM's tags. Every rank is told the same."""
+    """Puts a rank to sleep and wakes it, by vLLM's tags. Every rank gets the same calls."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class RankSleep:
         gather: Gather = gather,
         absent_bytes: Callable[[], int] = absent_bytes,
     ) -> None:
-        """`absent_bytes` returns what the tensors' allocator counts though vLLM has freed it."""
+        """`absent_bytes` returns the bytes that the tensors' allocator counts though vLLM has freed them."""
         self._gather = gather
         self._absent_bytes = absent_bytes
         self._pool = pool
@@ -62,9 +62,9 @@ class RankSleep:
 
     @contextlib.contextmanager
     def falling_asleep(self, tags: Iterable[str]) -> Iterator[None]:
-        """Give the KV cache back, let vLLM free what it frees, and offer that to others.
+        """Give the KV cache back, let vLLM free its memory, and offer both to other engines.
 
-        Raises what vLLM raises; then this rank is as awake as it was.
+        If vLLM raises, this rank stays as awake as it was.
         """
         before = frozenset(self._tags)
         self._empty()
@@ -82,9 +82,9 @@ class RankSleep:
 
     @contextlib.contextmanager
     def waking_up(self, tags: Iterable[str] | None) -> Iterator[None]:
-        """Claim what vLLM is about to restore, on every rank, and let it do so.
+        """Claim the memory that vLLM is about to restore, on every rank, and let vLLM restore it.
 
-        Raises CapacityError with the numbers if there is no room; then the engine sleeps on.
+        Raises CapacityError, with the numbers, if there is no room; then the engine sleeps on.
         """
         self._start.wait_to_wake(self._driver.memory)
         try:
@@ -101,7 +101,7 @@ class RankSleep:
         self._pool.sleep.take_turn()
 
     def _empty(self) -> None:
-        """Give back all but granule 0 on every rank, with the same count on all: more than was ordered."""
+        """Give back all but granule 0 on every rank, and count equally many released granules on all."""
         pool, error = self._pool, None
         try:
             pool.sleep.begin()
@@ -118,9 +118,9 @@ class RankSleep:
 
 @contextlib.contextmanager
 def others_may_grow() -> Iterator[None]:
-    """Let vLLM's sleep pass where others took memory meanwhile: it compares what is free on the device.
+    """Let vLLM's sleep pass if other processes took memory meanwhile.
 
-    It asserts that last of all, with everything freed.
+    vLLM asserts that free memory grew. It does so last, when it has freed everything.
     """
     try:
         yield

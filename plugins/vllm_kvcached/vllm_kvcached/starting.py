@@ -1,4 +1,4 @@
-"""One rank's start inside vLLM: who it is, what it will take, and on which device."""
+"""The start of one rank inside vLLM: its identity, its estimates and its device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class VllmRankStart(RankStartup):
-    """The core's start, told in vLLM's terms."""
+    """The core's start of a rank, with vLLM's configuration."""
 
     def __init__(self, vllm_config: VllmConfig, settings: Config, rank: int) -> None:
         self._vllm_config = vllm_config
@@ -34,7 +34,7 @@ class VllmRankStart(RankStartup):
         )
 
     def limit_bytes(self) -> int:
-        """Return the limit: as set, and not over vLLM's own --kv-cache-memory-bytes."""
+        """Return the limit in bytes: the setting, but at most vLLM's own --kv-cache-memory-bytes."""
         limit = super().limit_bytes()
         explicit: int | None = self._vllm_config.cache_config.kv_cache_memory_bytes
         return min(limit, explicit) if explicit else limit
@@ -42,7 +42,7 @@ class VllmRankStart(RankStartup):
     # -- in this order -----------------------------------------------------------------------------------
 
     def make_room_on(self, local_rank: int) -> None:
-        """Wait until a context fits on the device of a rank, before one is made. Raises CapacityError."""
+        """Wait until a CUDA context fits on the device of a rank. Raises CapacityError."""
         uuid = nvml.uuid_of(local_rank)
         if uuid is not None:
             self.make_room_for_context(uuid, lambda: memory_of(uuid, nvml.library))
@@ -54,7 +54,7 @@ class VllmRankStart(RankStartup):
         capacity_bytes: int,
         mapped_bytes: Callable[[], int],
     ) -> None:
-        """Enter the ledger of a device that is open, and show what is taken of it."""
+        """Attach to the ledger of an open device, and report how much of it loading takes."""
         private = PrivateMemory(
             None if is_host(device.type) else lambda: reserved_bytes(device),
             lambda: process_bytes(identity.uuid, nvml.library),
@@ -63,8 +63,8 @@ class VllmRankStart(RankStartup):
         self.enter(identity, capacity_bytes, private, mapped_bytes)
 
     def wait_to_load(self, memory: Callable[[], MemoryInfo], on_host: bool) -> None:
-        """Return once this engine may load, on every rank. Raises CapacityError with the numbers on all."""
-        chosen, config = self._settings, self._vllm_config  # what is set is not estimated
+        """Wait until every rank may load. Raises CapacityError, with the numbers, on all ranks."""
+        chosen, config = self._settings, self._vllm_config  # a setting replaces its estimate
         private_bytes = weights.private_bytes(config, on_host) if chosen.start_size is None else 0
         floor_bytes = weights.longest_request_bytes(config) if chosen.floor is None else 0
         self.wait_for_room(memory, private_bytes, floor_bytes, on_host)

@@ -1,4 +1,4 @@
-"""What is refused, and what to do instead; what is only warned about."""
+"""The settings of an engine; options of vLLM that this plugin refuses, with a remedy, or warns about."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def settings(vllm_config: VllmConfig) -> Config:
 
 
 def settings_in(additional: object) -> Config:
-    """Return the settings in what `--additional-config` was given, and in KVCACHED_*. Raises ConfigError."""
+    """Return the settings from the value of `--additional-config` and KVCACHED_*. Raises ConfigError."""
     options = additional.get("kvcached", {}) if isinstance(additional, dict) else {}
     if not isinstance(options, dict):
         raise ConfigError(f"--additional-config kvcached={options!r}: expected an object of settings")
@@ -38,16 +38,16 @@ def instance(vllm_config: VllmConfig) -> str:
 
 
 def adopt_logging() -> None:
-    """Send the log lines of this project where vLLM's go."""
+    """Send this project's log lines to vLLM's handlers."""
     engine = logging.getLogger("vllm")
     for name in ("kvcached_core", "vllm_kvcached"):
-        ours = logging.getLogger(name)
-        ours.handlers, ours.propagate = engine.handlers, engine.propagate
-        ours.setLevel(engine.level)
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = engine.handlers, engine.propagate
+        logger.setLevel(engine.level)
 
 
 def refuse_unsupported(vllm_config: VllmConfig) -> None:
-    """Raise UnsupportedError for the first option that cannot be combined; warn of those nobody has tried."""
+    """Raise UnsupportedError for options that this plugin cannot work with; warn of untested ones."""
     adopt_logging()
     reasons = _refusals(vllm_config)
     if reasons:
@@ -111,4 +111,4 @@ def _untried(vllm_config: VllmConfig) -> list[str]:
         "context parallelism": getattr(parallel, "decode_context_parallel_size", 1) > 1,
         "encoder-decoder models": bool(getattr(vllm_config.model_config, "is_encoder_decoder", False)),
     }
-    return [what for what, applies in checks.items() if applies]
+    return [feature for feature, applies in checks.items() if applies]

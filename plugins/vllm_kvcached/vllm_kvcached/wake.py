@@ -1,4 +1,4 @@
-"""A handle to wake an idle engine: the second and last name of vLLM that is wrapped."""
+"""Wakes an idle engine: wraps vLLM's input queue, the second and last name that is wrapped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kvcached_core.errors import UnsupportedError
 
 
 def install() -> None:
-    """Wrap `EngineCoreProc._process_input_queue`, once: the scheduler learns how to wake its engine."""
+    """Wrap `EngineCoreProc._process_input_queue`, once, so that the scheduler can wake its engine."""
     original = EngineCoreProc._process_input_queue
     if getattr(original, "_kvcached", False):
         return
@@ -35,15 +35,15 @@ def install() -> None:
 
 
 def install_if_asked_for() -> None:
-    """Make an engine that was asked to be elastic, and is not, stop with an error instead of being stock."""
+    """If ENABLE_KVCACHED is on, make an engine without elastic memory fail instead of running as stock."""
     if config.enabled(os.environ):
         install()
 
 
 def _refuse_stock(core: Any) -> None:
-    """Make an engine that should be elastic and is not answer with the error.
+    """Make an engine that should be elastic and is not answer its first call with an error.
 
-    Whoever made it waits for an answer to its first question, and would wait for ever if the engine died.
+    Its creator waits for that answer, and would wait for ever if the engine died instead.
     """
     if not config.enabled(os.environ):
         return

@@ -1,4 +1,4 @@
-"""vLLM's worker with a KV cache that comes and goes: holds the memory, carries out the scheduler's plans."""
+"""vLLM's worker with an elastic KV cache: it holds the memory and carries out the scheduler's plans."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MODEST_UTILIZATION = 0.01
 
 
 class _KVCacheAllocation(TorchFunctionMode):
-    """Answers vLLM's one allocation of its KV cache, `torch.zeros(size, dtype=torch.int8)`, with ours."""
+    """Answers vLLM's allocation of its KV cache, `torch.zeros(size, dtype=torch.int8)`, from the pool."""
 
     def __init__(self, size_bytes: int, make: Any) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class _KVCacheAllocation(TorchFunctionMode):
 
 @contextmanager
 def _modest(vllm_config: VllmConfig) -> Iterator[None]:
-    """Let vLLM's check at start pass: it asks for all memory at once, and we take it as it is needed."""
+    """Let vLLM's check at start pass: it demands all memory at once, and an elastic cache takes it later."""
     cache = vllm_config.cache_config
     wanted = cache.gpu_memory_utilization
     cache.gpu_memory_utilization = min(wanted, _MODEST_UTILIZATION)
@@ -62,9 +62,9 @@ def _modest(vllm_config: VllmConfig) -> Iterator[None]:
 
 @contextmanager
 def _others_may_give_back(snapshot: Any) -> Iterator[None]:
-    """Let vLLM's profiling pass: memory that becomes free meanwhile is an error to it, and here is usual.
+    """Let vLLM's profiling pass while other engines give memory back, which vLLM takes for an error.
 
-    What it works out from the free memory is not used.
+    The size that vLLM computes from free memory is not used.
     """
     measured_bytes = snapshot.free_memory
     snapshot.free_memory = snapshot.total_memory
@@ -75,7 +75,7 @@ def _others_may_give_back(snapshot: Any) -> Iterator[None]:
 
 
 def _part_of_start(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a method leave the ledger, with everything given back, if it fails; one line says why."""
+    """Make a failing method log one line, give everything back and leave the ledger."""
 
     @functools.wraps(method)
     def wrapped(self: ElasticWorker, *args: Any, **kwargs: Any) -> Any:

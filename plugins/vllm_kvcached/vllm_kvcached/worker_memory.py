@@ -1,4 +1,4 @@
-"""What one worker holds: an account in the ledger, a driver and a pool, made as vLLM starts."""
+"""The memory of one worker: its account in the ledger, its driver and its pool, made as vLLM starts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _RAISE_LIMIT = "raise kvcached.limit (or --kv-cache-memory-bytes) or lower --max
 
 
 class _Reservation(NamedTuple):
-    """What a rank would reserve, as the ranks tell each other."""
+    """The address space that a rank would reserve, for the other ranks."""
 
     blocks: int
     step: int
@@ -66,7 +66,7 @@ class WorkerMemory:
     # -- starting, in vLLM's order -----------------------------------------------------------------------
 
     def make_room_for_context(self, local_rank: int) -> None:
-        """Wait until the device has room for a context, before the engine makes one. Raises CapacityError."""
+        """Wait until a CUDA context fits on the device. Raises CapacityError."""
         self._start.make_room_on(local_rank)
 
     def open(self, device: torch.device) -> None:
@@ -77,9 +77,9 @@ class WorkerMemory:
         self._start.enter_with(device, self._driver.identity(), self._capacity_bytes, self._mapped_bytes)
 
     def wait_for_room(self) -> None:
-        """Return once the memory that this engine will take is promised to it, on every rank.
+        """Wait until the ledger has promised every rank the memory it will take.
 
-        Raises CapacityError with the numbers, UnsupportedError for a node with another kind of cache.
+        Raises CapacityError, with the numbers, or UnsupportedError for a node with another kind of cache.
         """
         nodes.require_same_cache(self._vllm_config, self._settings, self._rank)
         self._start.wait_to_load(self._opened().memory, is_host(self._device.type))
@@ -91,11 +91,11 @@ class WorkerMemory:
         return sorted(names, key=lambda name: not name.startswith("B"))
 
     def virtual_bytes(self, specs: dict[str, KVCacheSpec]) -> int:
-        """Return how much address space this rank reserves: the same number of blocks on every rank."""
+        """Return the bytes of address space to reserve, for the same number of blocks on every rank."""
         driver, chosen = self._opened(), self._settings
         size_bytes = max(chosen.virtual.of(self._capacity_bytes), self._start.limit_bytes())
         if self._vllm_config.model_config.original_max_model_len == -1:
-            # so that the length that is chosen fits the limit
+            # vLLM will choose a length that fits the limit
             size_bytes = min(size_bytes, self._start.limit_bytes())
         per_block = bytes_per_block(specs)
         mine = _Reservation(
@@ -166,7 +166,7 @@ class WorkerMemory:
         self._start.account.check()
 
     def close(self) -> None:
-        """Give everything back and leave the ledger; may be repeated."""
+        """Give everything back and leave the ledger. A second call does nothing."""
         agent, self._agent = self._agent, None
         if agent is not None:
             agent.close()
