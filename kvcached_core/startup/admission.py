@@ -121,7 +121,7 @@ def _state(turn: Turn, private_bytes: int, floor_bytes: int, busy: bool) -> str:
     )
     if busy:
         return f"{needed}, and the ledger is busy"
-    ahead = f"{turn.ahead} started before it and still wait" if turn.ahead else "nobody is ahead of it"
+    ahead = f"{turn.ahead} started before it and still wait" if turn.ahead else "no engine is ahead of it"
     return (
         f"{needed}; {format_size(turn.free_bytes)} are free, {format_size(turn.missing_bytes)} are missing, "
         f"{ahead}"

@@ -141,7 +141,7 @@ def test_it_says_what_it_waits_for_at_first_and_every_five_seconds(caplog: pytes
     account.start()  # 12 s
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 4 and "admitted after 12.0 s" in said[-1]
-    assert all("1 GiB are missing, nobody is ahead of it" in line for line in said[:-1])
+    assert all("1 GiB are missing, no engine is ahead of it" in line for line in said[:-1])
 
 
 def test_waiting_ends_with_the_bell() -> None:

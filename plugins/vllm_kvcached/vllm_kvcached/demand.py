@@ -1,4 +1,4 @@
-"""What a scheduler's next steps may need, in blocks: cheap to ask for in every step."""
+"""How many blocks a scheduler's next steps may need; cheap enough to compute in every step."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
 
-_LOOK_AT_WAITING = 64  # requests, so that a long queue costs no more than a short one
+_MOST_WAITING_READ = 64  # requests, so that a long queue costs no more than a short one
 
 
 class Demand:
-    """Reads a scheduler's queues. Bounds from above: what is asked for and not needed is let go again."""
+    """Reads a scheduler's queues. Returns upper bounds: memory that is not needed is given back later."""
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
@@ -28,10 +28,10 @@ class Demand:
         self.preemptions = 0
 
     def next_blocks(self) -> int:
-        """Return what running requests and the next ones to be admitted may take beyond what is used.
+        """Return the blocks that running requests, and the next ones to be admitted, may take.
 
-        Those that two steps could prefill; one step if nothing runs: making the second's memory would hold up
-        the first one's start, and there is time for it while that is computed.
+        Counts the waiting requests that two steps could prefill. Counts one step if nothing runs: memory for
+        the second would delay the first, and can be created while the first is computed.
         """
         needed = self.growth_blocks()
         if self._heads():
@@ -41,11 +41,11 @@ class Demand:
         return needed
 
     def growth_blocks(self) -> int:
-        """Return what running requests alone may take beyond what is used."""
+        """Return the blocks that running requests alone may take in the next step."""
         return self._of_running() + (self._per_step if self._prefilling else 0)
 
     def is_short(self) -> bool:
-        """Say whether the next step would preempt, or be a smaller one than it could, for lack of blocks."""
+        """Say whether too few free blocks would make the next step preempt, or shrink it."""
         scheduler = self._scheduler
         needed = self._of_running()
         if len(scheduler.running) < scheduler.max_num_running_reqs:
@@ -53,25 +53,25 @@ class Demand:
         return bool(self._pool.get_num_free_blocks() < needed)
 
     def request_over_limit(self, limit_blocks: int) -> Request | None:
-        """Return the next request to be admitted if it alone is over the limit."""
+        """Return the next request to be admitted if it alone exceeds the limit."""
         return self._over(limit_blocks) if len(self._block_sizes) == 1 else None
 
     def request_over_free_blocks(self) -> Request | None:
-        """Return the next request if nothing runs and it does not fit into all that is free."""
+        """Return the next request if nothing runs and it does not fit into the free blocks."""
         return None if self._scheduler.running else self._over(self._pool.get_num_free_blocks())
 
     def note_step(self, output: SchedulerOutput) -> None:
-        """Remember of a step what the next one is likely to do."""
+        """Note whether a step prefilled, as the next one then may too, and count its preemptions."""
         decoding = len(self._scheduler.running) * (1 + self._scheduler.num_lookahead_tokens)
         self._prefilling = output.total_num_scheduled_tokens > decoding
         self.preemptions += len(output.preempted_req_ids or ())
 
     def _heads(self) -> list[Request]:
-        """Return the requests to be admitted next, of each queue one."""
+        """Return the first request of each queue."""
         return [queue.peek_request() for queue in self._queues() if queue]
 
     def _queues(self) -> tuple[Any, ...]:
-        # vLLM 0.30 puts preempted requests aside until what they have in flight has come.
+        # vLLM 0.30 puts preempted requests aside until their steps in flight have ended.
         return getattr(self._scheduler, "skipped_waiting", ()), self._scheduler.waiting
 
     def _over(self, most_blocks: int) -> Request | None:
@@ -85,15 +85,15 @@ class Demand:
         return int(len(self._scheduler.running) * self._per_running)
 
     def _of_request(self, request: Request) -> int:
-        """Return the blocks that a waiting request needs until its first answer, with vLLM's lookahead."""
+        """Return the blocks that a waiting request needs until its first token, with vLLM's lookahead."""
         scheduler = self._scheduler
         tokens = request.num_tokens + scheduler.num_lookahead_tokens
         return self._of_tokens(min(tokens, scheduler.max_model_len))
 
     def _of_waiting(self, most_tokens: int) -> int:
-        """Return the blocks of the head of the queue, and of those behind it within so many tokens."""
+        """Return the blocks of the first waiting requests, of one or up to `most_tokens` tokens."""
         tokens = blocks = 0
-        for request in islice(chain(*self._queues()), _LOOK_AT_WAITING):
+        for request in islice(chain(*self._queues()), _MOST_WAITING_READ):
             blocks += self._of_request(request)
             tokens += request.num_tokens
             if tokens >= most_tokens:

@@ -1,7 +1,7 @@
-"""The free queue of vLLM's block pool, with granules underneath.
+"""The free queue of vLLM's block pool, on top of granules.
 
-vLLM's own linked list stays, for cached blocks alone: least recently used first, as ever. Blocks with nothing
-worth keeping live in their granules. Inside a step `num_free_blocks` moves only with blocks that come and go.
+vLLM's linked list holds the cached blocks only, least recently used first, as in stock. The granules hold the
+other free blocks. Inside a step `num_free_blocks` changes only as blocks are taken and freed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ElasticFreeQueue(FreeKVCacheBlockQueue):
-    """Hands out clean blocks of the lowest granules first, then new granules, then cached blocks."""
+    """Hands out free blocks of the lowest granules first, then of new granules, then cached blocks."""
 
     def __init__(self, pool: BlockPool, granules: Granules[Any]) -> None:
         super().__init__([])
@@ -32,7 +32,7 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):
         self.settle()
 
     def settle(self) -> None:
-        """Take over what is free after the budget was set; the pool's count follows: usage needs it."""
+        """Take over the free blocks of a new budget and set the pool's size, which vLLM's usage needs."""
         self.num_free_blocks = self._granules.free_blocks
         self._pool.num_gpu_blocks = self._granules.capacity_blocks
 
@@ -60,7 +60,7 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):
         return popped
 
     def _evict_stale(self, count: int) -> list[KVCacheBlock]:
-        """Return up to `count` blocks of stale granules, to be evicted by the pool; evict what is left."""
+        """Return up to `count` blocks of stale granules, for the pool to evict; evict the others here."""
         taken, left = self._granules.take_stale(count)
         if taken:
             self.num_free_blocks -= len(taken)
@@ -71,7 +71,7 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):
 
     @staticmethod
     def _unlink(blocks: list[KVCacheBlock]) -> None:
-        # A request's blocks are listed last first: their neighbours are linked once for each run of them.
+        # The list has a request's blocks last to first: each run of neighbours is unlinked at once.
         after = blocks[-1]
         before = after.prev_free_block
         for block in reversed(blocks):
@@ -93,16 +93,16 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):
         self._granules.hold_one(block)
 
     def append(self, block: KVCacheBlock) -> None:
-        """Put back a block that is worth keeping."""
+        """Put back a block that the prefix cache keeps."""
         self.append_n([block])
 
     def append_n(self, blocks: list[KVCacheBlock]) -> None:
-        """Put back blocks that are worth keeping, the first to be evicted first."""
+        """Put back blocks that the prefix cache keeps, in the order of eviction."""
         super().append_n(blocks)
         self._granules.lend(blocks)
 
     def prepend_n(self, blocks: list[KVCacheBlock]) -> None:
-        """Put back blocks with nothing worth keeping."""
+        """Put back blocks that the prefix cache does not keep."""
         self._granules.free(blocks)
         self.num_free_blocks += len(blocks)
 
@@ -115,10 +115,10 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):
         listed = cursor is not None and cursor.next_free_block is not None
         return super().iter_blocks_after(cursor if listed else None)  # type: ignore[no-any-return]
 
-    # -- memory that goes --------------------------------------------------------------------------------
+    # -- eviction --------------------------------------------------------------------------------
 
     def evict(self, blocks: list[KVCacheBlock]) -> None:
-        """Forget cached blocks whose memory is about to go; whoever still reads them is told first."""
+        """Drop cached blocks that are about to lose their memory; vLLM notifies their readers first."""
         self.evictions += len(blocks)
         self._forget(blocks)
         for block in blocks:
@@ -130,11 +130,11 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):
             self._pool._maybe_evict_cached_block(block)
 
     def forget_unhashed(self) -> None:
-        """Make clean all listed blocks that lost their hash, as after a reset of the prefix cache."""
+        """Return all cached blocks without a hash to their granules, as after a reset of the prefix cache."""
         for block in super().get_all_free_blocks():
             if block.block_hash is None:
                 super().remove(block)
-                self.num_free_blocks += 1  # it stays free: only its place changes
+                self.num_free_blocks += 1  # it stays free, and only moves from list to granule
                 self._granules.drop(block)
 
     def check(self) -> None:

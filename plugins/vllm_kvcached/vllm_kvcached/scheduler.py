@@ -1,4 +1,4 @@
-"""vLLM's scheduler with a budget of memory that changes between its steps."""
+"""vLLM's scheduler with a memory budget that changes between its steps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 class ElasticSchedulerMixin(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]
-    """What is added to either of vLLM's schedulers. The block pool stays vLLM's own."""
+    """Adds elastic memory to either of vLLM's schedulers. The block pool stays vLLM's own."""
 
     _pause_state: PauseState
 
@@ -43,21 +43,21 @@ class ElasticSchedulerMixin(Scheduler if TYPE_CHECKING else object):  # type: ig
         wake.install()
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """As in vLLM, with the budget settled before, and the plan attached after."""
+        """Settle the budget, schedule a step as vLLM does, and attach the plan to it."""
         memory, demand = self.kv_memory, self._kv_demand
-        # A paused engine admits nobody, and one that sleeps is paused.
+        # A paused engine admits no request, and a sleeping engine is paused.
         is_paused = self._pause_state != PauseState.UNPAUSED
         demanded = demand.growth_blocks() if is_paused else demand.next_blocks()
         memory.update(demanded, self.has_unfinished_requests(), demand.growth_blocks())
         preempted = self._preempt_for_a_floor()
-        while (hopeless := demand.request_over_limit(memory.limit_blocks)) is not None:
-            self._fail(hopeless)
+        while (too_long := demand.request_over_limit(memory.limit_blocks)) is not None:
+            self._fail(too_long)
         if not preempted:
             memory.wait_while(demand.is_short)
-        # Whoever was preempted stays so in this step, as in vLLM. Above the target requests end and none
-        # begins; without one that runs nothing would ever end, and what is held may be used.
+        # As in vLLM, a step that preempted admits no request. Neither does a step above the target, unless
+        # nothing runs: then no request would ever end, and the memory that is held may be used.
         admits = not (preempted or (memory.over_target and self.running))
-        with contextlib.nullcontext() if admits else self._admitting_nobody():
+        with contextlib.nullcontext() if admits else self._without_admission():
             output: SchedulerOutput = super().schedule(*args, **kwargs)
         if output.total_num_scheduled_tokens == 0 and memory.is_all_here:
             stuck = demand.request_over_free_blocks()
@@ -70,12 +70,12 @@ class ElasticSchedulerMixin(Scheduler if TYPE_CHECKING else object):  # type: ig
         return output
 
     def has_requests(self) -> bool:
-        """As in vLLM; and while memory waits to be given back, also by requests that a pause keeps."""
+        """As in vLLM; also True while memory is to be given back, be it by requests that a pause holds."""
         memory = self.kv_memory
         return super().has_requests() or memory.owes_when_idle() or bool(self.running and memory.must_preempt)
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
-        """As in vLLM; requests that can never fit end with an error."""
+        """As in vLLM; also end requests that can never fit, with an error."""
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for request in self._kv_failed:
             of_client = outputs.setdefault(request.client_index, EngineCoreOutputs())
@@ -86,14 +86,14 @@ class ElasticSchedulerMixin(Scheduler if TYPE_CHECKING else object):  # type: ig
         return outputs
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
-        """As in vLLM; and what was cached has no claim to its memory any more."""
+        """As in vLLM; the memory of dropped blocks may be given back."""
         done: bool = super().reset_prefix_cache(*args, **kwargs)
         if done:
             self.kv_memory.queue.forget_unhashed()
         return done
 
     def get_kv_cache_usage(self) -> float:
-        """Return used over attainable blocks (0 to 1): routers balance by it."""
+        """Return used blocks over attainable blocks, 0 to 1. Routers balance load by it."""
         return self.kv_memory.usage
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
@@ -104,14 +104,14 @@ class ElasticSchedulerMixin(Scheduler if TYPE_CHECKING else object):  # type: ig
         return stats
 
     def shutdown(self) -> None:
-        """As in vLLM; then the ledger is let go."""
+        """As in vLLM; then close this engine's view of the ledger."""
         try:
             super().shutdown()
         finally:
             self.kv_memory.close()
 
     def _preempt_for_a_floor(self) -> int:
-        """Preempt requests as vLLM does until others have what they are to have; return how many."""
+        """Preempt requests, as vLLM does, until the floors of other engines are free; return how many."""
         memory, preempted = self.kv_memory, 0
         while self.running and memory.must_preempt:
             if self.policy == SchedulingPolicy.PRIORITY:
@@ -119,7 +119,7 @@ class ElasticSchedulerMixin(Scheduler if TYPE_CHECKING else object):  # type: ig
                 self.running.remove(victim)
             else:
                 victim = self.running.pop()
-            # What it has in flight is still delivered: it is not resumed before that has come.
+            # vLLM delivers its steps in flight before it resumes the request, so its outputs stay the same.
             self._preempt_request(victim, time.monotonic())
             preempted += 1
         if preempted:
@@ -129,7 +129,7 @@ class ElasticSchedulerMixin(Scheduler if TYPE_CHECKING else object):  # type: ig
         return preempted
 
     @contextlib.contextmanager
-    def _admitting_nobody(self) -> Iterator[None]:
+    def _without_admission(self) -> Iterator[None]:
         before = self._pause_state
         self._pause_state = max(before, PauseState.PAUSED_NEW)
         try:
@@ -153,7 +153,7 @@ def _elastic_class(base: type) -> type:
 
 
 class ElasticScheduler:
-    """Named by `--scheduler-cls`: becomes the elastic form of the scheduler that vLLM would have taken."""
+    """The class that `--scheduler-cls` names: makes the elastic form of the scheduler that vLLM would use."""
 
     def __new__(cls, *args: Any, vllm_config: VllmConfig, **kwargs: Any) -> Any:
         """Return a scheduler, asynchronous or not as configured."""

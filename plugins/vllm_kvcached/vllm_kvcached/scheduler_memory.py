@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SchedulerMemory:
-    """Settles the budget between two steps. All but the idle waker's call happens on the engine's thread."""
+    """Settles the budget between two steps. Only the idle waker's call runs outside the engine's thread."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class SchedulerMemory:
     # -- between two steps -------------------------------------------------------------------------------
 
     def update(self, demand_blocks: int, busy: bool, growth_blocks: int = 0) -> None:
-        """Settle the budget for the next step and ask for what is missing; see Governor.update."""
+        """Settle the budget for the next step and ask for missing memory; see Governor.update."""
         now, deadline = self._clock(), self._governor.deadline
         self._notice_sleep()
         self._activity.set_busy(busy, now)
@@ -89,25 +89,25 @@ class SchedulerMemory:
             self._idle_waker.tell()
 
     def release_preempted(self, demand_blocks: int, growth_blocks: int, preempted: int) -> None:
-        """Let go what `preempted` requests held."""
+        """Give up the memory of the `preempted` requests, and report the preemption."""
         must_bytes = self._governor.must * self._granule_bytes
         self.update(demand_blocks, True, growth_blocks)
         self._scheduler_view.report("preempt", requests=preempted, must_bytes=must_bytes)
 
     def wait_while(self, short: Callable[[], bool]) -> None:
-        """Wait for memory that is on its way, a moment at most, while the next step is `short` of it."""
+        """Wait for memory on its way, `grant_seconds` at most, while the next step is `short` of it."""
         poll_while(
             lambda: self._governor.waiting and short(), self._grant_seconds, self._clock, self._look_again
         )
 
     def _look_again(self, seconds: float) -> None:
-        """Sleep, and take note of memory that came meanwhile."""
+        """Sleep, then add the memory that arrived meanwhile to the budget."""
         self._sleep(seconds)
         self._governor.refresh()
         self._settle()
 
     def owes_when_idle(self) -> bool:
-        """Settle the budget of an engine without requests; say whether it has to give something back."""
+        """Settle the budget of an engine without requests; say whether it owes memory."""
         if self._closed:
             return False
         self.update(0, busy=False)
@@ -115,13 +115,13 @@ class SchedulerMemory:
         return self._governor.plan_gives_back
 
     def take_plan(self, preemptions: int) -> Plan | None:
-        """Return the plan for the step just scheduled, if any; `preemptions` since the engine began."""
+        """Return the plan for the step just scheduled, or None; `preemptions` since the engine began."""
         self._preemptions = preemptions
         self._activity.publish(self.queue.evictions, self._preemptions)
         return self._governor.take_plan()
 
     def _notice_sleep(self) -> None:
-        """Take note that the workers gave everything back by themselves: the engine sleeps, or slept."""
+        """Drop the cache if the workers gave all its memory back: the engine sleeps, or slept."""
         released = self._scheduler_view.released()
         if released > self._governor.released:
             self._governor.note_cache_dropped(released)
@@ -130,31 +130,31 @@ class SchedulerMemory:
         self.queue.settle()
         self._manager.watermark_blocks = int(self._watermark * self._governor.attainable_blocks)
 
-    # -- what the scheduler asks -------------------------------------------------------------------------
+    # -- for the scheduler -------------------------------------------------------------------------
 
     @property
     def over_target(self) -> bool:
-        """Say whether requests hold more than others leave to this engine."""
+        """Say whether requests hold more than other engines leave to this one."""
         return self._governor.over_target
 
     @property
     def must_preempt(self) -> bool:
-        """Say whether requests hold what is another's floor, and were given the time to end."""
+        """Say whether requests hold memory of another engine's floor and have had time to end."""
         return not self._closed and self._governor.must_preempt_to(self._clock()) is not None
 
     @property
     def limit_blocks(self) -> int:
-        """Blocks that requests may hold at the limit; the null block is not theirs."""
+        """Blocks that requests may hold at the limit, without the null block."""
         return self._governor.limit * self.granules.blocks_per_granule - 1
 
     @property
     def is_all_here(self) -> bool:
-        """Say whether everything up to the limit is here and only the null block is used."""
+        """Say whether the engine holds all memory up to its limit and only the null block is used."""
         return self.granules.used_blocks == 1 and self._governor.held >= self._governor.limit
 
     @property
     def usage(self) -> float:
-        """Used over attainable blocks, 0 to 1; the null block counts in neither."""
+        """Used blocks over attainable blocks, 0 to 1, both without the null block."""
         return min(1.0, (self.granules.used_blocks - 1) / max(1, self._governor.attainable_blocks - 1))
 
     def check(self) -> None:
@@ -170,7 +170,7 @@ class SchedulerMemory:
         return self._idle_waker is not None
 
     def start_idle_waker(self, wake: Callable[[], Any]) -> None:
-        """Start the idle waker; `wake` makes the engine's loop look whether there is work."""
+        """Start the idle waker; `wake` makes the engine's loop look for work."""
         self._idle_waker = IdleWaker(
             self._scheduler_view.filenos(),
             self._scheduler_view.drain,
@@ -181,7 +181,7 @@ class SchedulerMemory:
         self._idle_waker.start()
 
     def close(self) -> None:
-        """Stop the idle waker and let the ledger go; may be repeated."""
+        """Stop the idle waker and close the view of the ledger. A second call does nothing."""
         self._closed = True
         if self._idle_waker is not None:
             self._idle_waker.stop()
@@ -191,7 +191,7 @@ class SchedulerMemory:
 
 
 def _require_one_geometry(ranks: Sequence[SlotGeometry]) -> None:
-    """Raise ConfigError unless the same blocks make the same granules on all ranks."""
+    """Raise ConfigError unless every granule has the same blocks on all ranks."""
     kinds = [
         (
             of.granule_count,

@@ -1,4 +1,4 @@
-"""Every name of vLLM that this plugin relies on, and whether the installed vLLM has it."""
+"""Every name of vLLM that this plugin uses, and a check that the installed vLLM has it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SEAMS: tuple[Seam, ...] = (
     Seam(_NVML, "nvmlDeviceGetHandleByUUID", ("uuid",)),
     Seam(_NVML, "nvmlDeviceGetMemoryInfo", ("handle",)),
     Seam(_NVML, "nvmlDeviceGetComputeRunningProcesses", ("handle",)),
-    # The free queue: the whole contract is reimplemented, so the whole contract must be known.
+    # The free queue: this plugin implements all its methods, so all must be known.
     Seam(_QUEUE, "FreeKVCacheBlockQueue.__init__", ("self", "blocks")),
     Seam(_QUEUE, "FreeKVCacheBlockQueue.popleft", ("self",)),
     Seam(_QUEUE, "FreeKVCacheBlockQueue.popleft_n", ("self", "n")),
@@ -81,7 +81,7 @@ SEAMS: tuple[Seam, ...] = (
     Seam(_SCHEDULER, "Scheduler.shutdown", ("self",)),
     Seam(_SCHEDULER, "Scheduler.get_kv_cache_usage", ("self",)),
     Seam(_SCHEDULER, "Scheduler.finish_requests", ("self", "request_ids", "finished_status")),
-    # Preemption: what is in flight is delivered before the request is resumed, so outputs stay the same.
+    # Preemption: vLLM delivers steps in flight before it resumes a request, so outputs stay the same.
     Seam(_SCHEDULER, "Scheduler._preempt_request", ("self", "request", "timestamp")),
     Seam(_SCHEDULER, "Scheduler._pause_state", kind="attribute"),
     Seam(_SCHEDULER, "Scheduler.policy", kind="attribute"),

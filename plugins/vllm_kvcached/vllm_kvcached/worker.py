@@ -87,7 +87,9 @@ def _part_of_start(method: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 self.kv_memory.close()
             except Exception:
-                _log.exception("kvcached: not everything was given back; it is when this process ends")
+                _log.exception(
+                    "kvcached: some memory was not given back; the system frees it when this process ends"
+                )
             raise
 
     return wrapped
