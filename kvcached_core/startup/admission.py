@@ -84,15 +84,19 @@ def wait_for_admission(
         state = _state(turn, private_bytes, floor_bytes, busy)
         left_seconds = begun + timeout_seconds - now
         if left_seconds <= 0:
-            raise CapacityError(
-                f"no room to {purpose} within {timeout_seconds:g} s: {state}. Wait longer "
-                f"(kvcached.start_seconds), end another engine or lower what it holds (kvctl limit, kvctl "
-                f"floor), or say how much this one takes (kvcached.start_size) if it is less"
-            )
+            raise _no_room(purpose, timeout_seconds, state)
         if now >= tell_at:
             _log.info("kvcached: waiting to %s, %.0f s at most: %s", purpose, left_seconds, state)
             tell_at = now + LOG_SECONDS
         wait(account.fileno(), min(RETRY_SECONDS, left_seconds))
+
+
+def _no_room(purpose: str, timeout_seconds: float, state: str) -> CapacityError:
+    return CapacityError(
+        f"no room to {purpose} within {timeout_seconds:g} s: {state}. Wait longer (kvcached.start_seconds), "
+        "end another engine, lower its limit or floor (kvctl limit, kvctl floor), or set the memory that this "
+        "engine takes (kvcached.start_size) if it is less"
+    )
 
 
 def set_floor(

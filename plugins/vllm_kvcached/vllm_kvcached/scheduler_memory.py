@@ -21,6 +21,7 @@ from vllm_kvcached.support import instance, settings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheManager
 
 
@@ -49,14 +50,7 @@ class SchedulerMemory:
             _require_one_geometry(self._scheduler_view.geometry)
         geometry = self._scheduler_view.geometry[0]
         pool = manager.block_pool
-        self.granules: Granules[Any] = Granules(
-            pool.blocks,
-            [
-                first_block(g, geometry.page_bytes, geometry.stride_bytes)
-                for g in range(geometry.granule_count)
-            ],
-            geometry.blocks_per_granule,
-        )
+        self.granules: Granules[Any] = _granules(pool, geometry)
         self.queue = ElasticFreeQueue(pool, self.granules)
         pool.free_block_queue = self.queue
         virtual_bytes = geometry.granule_count * geometry.granule_bytes
@@ -188,6 +182,15 @@ class SchedulerMemory:
         for link in self._links:
             link.close()
         self._scheduler_view.close()
+
+
+def _granules(pool: BlockPool, geometry: SlotGeometry) -> Granules[Any]:
+    """Sort the blocks of vLLM's pool into granules."""
+    first_blocks = [
+        first_block(granule, geometry.page_bytes, geometry.stride_bytes)
+        for granule in range(geometry.granule_count)
+    ]
+    return Granules(pool.blocks, first_blocks, geometry.blocks_per_granule)
 
 
 def _require_one_geometry(ranks: Sequence[SlotGeometry]) -> None:

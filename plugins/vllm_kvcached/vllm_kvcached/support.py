@@ -57,11 +57,16 @@ def refuse_unsupported(vllm_config: VllmConfig) -> None:
 
 
 def _refusals(vllm_config: VllmConfig) -> list[str]:
+    """Return the reason, with a remedy, for each option that cannot be used."""
+    checks = {**_cache_checks(vllm_config), **_parallel_checks(vllm_config)}
+    return [reason for reason, applies in checks.items() if applies]
+
+
+def _cache_checks(vllm_config: VllmConfig) -> dict[str, bool]:
     parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
     scheduler_cls = vllm_config.scheduler_config.scheduler_cls
-    backend = parallel.distributed_executor_backend
     sleeper = getattr(vllm_config.model_config, "sleep_mode_backend", "cumem")
-    checks = {
+    return {
         "layout 'layer' is one of SGLang's pools: set KVCACHED_LAYOUT to auto, block or engine": (
             settings(vllm_config).layout == "layer"
         ),
@@ -77,14 +82,24 @@ def _refusals(vllm_config: VllmConfig) -> list[str]:
         "encoder connectors are not supported: leave out --ec-transfer-config": (
             getattr(vllm_config, "ec_transfer_config", None) is not None
         ),
-        f"executor {backend!r} is not supported: use --distributed-executor-backend mp": (
-            backend not in (None, "mp", "uni")
-        ),
         "num_gpu_blocks_override contradicts a cache that grows and shrinks: set the limit instead": (
             cache.num_gpu_blocks_override is not None
         ),
         f"sleep mode by {sleeper!r} also takes the memory of our KV cache: set sleep_mode_backend to cumem": (
             sleeper != "cumem"
+        ),
+        "a stored start-up plan fixes the size of the cache: unset VLLM_ENABLE_STARTUP_PLAN": (
+            bool(getattr(envs, "VLLM_ENABLE_STARTUP_PLAN", False))
+        ),
+    }
+
+
+def _parallel_checks(vllm_config: VllmConfig) -> dict[str, bool]:
+    parallel = vllm_config.parallel_config
+    backend = parallel.distributed_executor_backend
+    return {
+        f"executor {backend!r} is not supported: use --distributed-executor-backend mp": (
+            backend not in (None, "mp", "uni")
         ),
         "elastic expert parallelism is not supported: leave out --enable-elastic-ep": (
             bool(getattr(parallel, "enable_elastic_ep", False))
@@ -92,14 +107,10 @@ def _refusals(vllm_config: VllmConfig) -> list[str]:
         "micro-batches run on a second stream: leave out --enable-dbo": (
             bool(getattr(parallel, "enable_dbo", False))
         ),
-        "a stored start-up plan fixes the size of the cache: unset VLLM_ENABLE_STARTUP_PLAN": (
-            bool(getattr(envs, "VLLM_ENABLE_STARTUP_PLAN", False))
-        ),
         "data parallelism over several nodes is not supported: start an engine for each replica": (
             parallel.nnodes > 1 and parallel.data_parallel_size > 1
         ),
     }
-    return [reason for reason, applies in checks.items() if applies]
 
 
 def _untried(vllm_config: VllmConfig) -> list[str]:
