@@ -94,8 +94,8 @@ def wait_for_admission(
 def _no_room(purpose: str, timeout_seconds: float, state: str) -> CapacityError:
     return CapacityError(
         f"no room to {purpose} within {timeout_seconds:g} s: {state}. Wait longer (kvcached.start_seconds), "
-        "end another engine, lower its limit or floor (kvctl limit, kvctl floor), or set the memory that this "
-        "engine takes (kvcached.start_size) if it is less"
+        "end another engine, lower its limit or floor (kvctl limit, kvctl floor), or set the memory that "
+        "this engine takes (kvcached.start_size) if it is less"
     )
 
 
