@@ -13,14 +13,8 @@ from typing import Any
 
 from vllm_kvcached.names import RUN_VARIABLE, SCHEDULER, WORKER
 
-<<<<<<< HEAD
 __version__ = "0.1.0"
 __all__ = ["RUN_VARIABLE", "SCHEDULER", "WORKER", "__version__", "llm_kwargs", "register"]
-=======
-__all__ = ["RUN_VARIABLE", "SCHEDULER", "WORKER", "llm_kwargs", "register"]
-
-__version__ = "0.1.0"
->>>>>>> 39707db (The start and vLLM's plugin in plain English; names.py ends the plugin's import circle)
 
 
 def register() -> None:

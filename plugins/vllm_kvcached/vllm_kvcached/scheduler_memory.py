@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class SchedulerMemory:
-    """Settles the budget between two steps. Only the idle waker's call runs outside the engine's thread."""
+    """Settles the budget between two steps, on the engine's thread. The idle waker has its own thread."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class SchedulerMemory:
         self._governor.update(now, demand_blocks, busy, growth_blocks)
         self._settle()
         if self._idle_waker is not None and self._governor.deadline not in (None, deadline):
-            self._idle_waker.tell()
+            self._idle_waker.read_deadline_again()
 
     def release_preempted(self, demand_blocks: int, growth_blocks: int, preempted: int) -> None:
         """Give up the memory of the `preempted` requests, and report the preemption."""
