@@ -17,14 +17,14 @@ from kvcached_core.units import format_size
 
 _log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 0.2  # or when the doorbell rings; a claim lapses after a second without a request
+RETRY_SECONDS = 0.2  # or when the doorbell rings; a claim lapses 1 s after its latest request
 LOG_SECONDS = 5.0
 REPORT_SECONDS = 0.25
 STOP_SECONDS = 10.0
 
 
 class StartingAccount(Protocol):
-    """The part of an account that waiting uses."""
+    """The part of an account that wait_for_admission() uses."""
 
     def ask_to_start(self, private_bytes: int, floor_bytes: int, memory: MemoryInfo) -> Turn: ...
     def acknowledge(self) -> None: ...
@@ -33,20 +33,20 @@ class StartingAccount(Protocol):
 
 
 class ReportingAccount(Protocol):
-    """The part of an account that reporting uses."""
+    """The part of an account that LoadingReporter uses."""
 
     def acknowledge(self) -> None: ...
     def publish(self, mapped_bytes: int, private_now_bytes: int) -> None: ...
 
 
 class FloorAccount(Protocol):
-    """The part of an account that setting the floor uses."""
+    """The part of an account that set_floor() uses."""
 
     def set_floor_bytes(self, floor_bytes: int) -> None: ...
 
 
 def wait_for_doorbell(fd: int, seconds: float) -> None:
-    """Sleep until the doorbell rings, `seconds` at most."""
+    """Sleep until the ledger rings this engine's doorbell, at most `seconds`."""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     poller.poll(math.ceil(seconds * 1000))
@@ -62,14 +62,14 @@ def wait_for_admission(
     wait: Callable[[int, float], None] = wait_for_doorbell,
     purpose: str = "start",
 ) -> None:
-    """Wait until the ledger has promised this engine `private_bytes` outside its KV cache, and a floor.
+    """Wait until the ledger has promised this engine `private_bytes` outside its KV cache, and its floor.
 
     Asks at least once. Raises CapacityError, with the numbers, if both can never fit or do not fit in time.
     """
     begun = tell_at = clock()
     turn = Turn(False)
     while True:
-        account.drain()  # before asking: memory given back after this rings again
+        account.drain()  # before the request: memory given back after this line rings the doorbell again
         account.acknowledge()
         busy = False
         try:
@@ -135,8 +135,8 @@ def _state(turn: Turn, private_bytes: int, floor_bytes: int, busy: bool) -> str:
 class LoadingReporter:
     """A thread that reports, while an engine loads, how much of its claim it has taken.
 
-    Like the supply thread later, it also acknowledges controls that tools set, and attaches again to a ledger
-    that was lost: without that no engine on the device would be granted memory meanwhile.
+    Like the supply thread later, this thread acknowledges controls that tools set, and attaches again if the
+    ledger was lost. Otherwise the ledger would grant no engine on this device memory until loading ends.
     """
 
     def __init__(

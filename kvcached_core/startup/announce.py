@@ -1,4 +1,4 @@
-"""What a rank tells the ledger, and its user, about its KV cache once the geometry is known."""
+"""Announce a rank's KV cache to the ledger and to the user, once the geometry is known."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 def require_limit_for_request(limit_bytes: int, needed_bytes: int, tokens: int, remedy: str) -> None:
     """Raise ConfigError if one request of `tokens` tokens needs more bytes than the limit.
 
-    `remedy` names the engine's options that help.
+    `remedy` ends the message; it names the engine options to change.
     """
     if needed_bytes > limit_bytes:
         raise ConfigError(
@@ -26,7 +26,7 @@ def require_limit_for_request(limit_bytes: int, needed_bytes: int, tokens: int, 
 
 
 def floor_bytes(settings: Config, capacity_bytes: int, needed_bytes: int) -> int:
-    """Return the floor of a rank: the setting, or for `auto` what one request of the maximum length needs."""
+    """Return a rank's floor in bytes: the setting, or for `auto` the longest request (`needed_bytes`)."""
     return needed_bytes if settings.floor is None else settings.floor.of(capacity_bytes)
 
 
@@ -43,7 +43,7 @@ def describe_to_ledger(account: Account, geometry: Geometry) -> None:
 
 
 def log_start(driver_name: str, geometry: Geometry, block_tokens: int, account: Account) -> None:
-    """Log the line by which users see that an engine is elastic; `block_tokens` is a block's length."""
+    """Log one line that tells users the engine is elastic. `block_tokens`: tokens in a block."""
     _log.info(
         "kvcached backend: driver %s, %s (%d tokens), virtual capacity %s, floor %s, limit %s, "
         "engine %s in ledger %s",

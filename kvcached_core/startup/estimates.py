@@ -1,4 +1,4 @@
-"""Estimates of the memory an engine will take, made before it loads; per rank, in bytes."""
+"""Estimates of the bytes that each rank of an engine will take, made before it loads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MARGIN = 1.1
 
 
 def estimated(subject: str, estimate: Callable[[], int]) -> int:
-    """Return `estimate()`; if it fails, warn and return 0, so that no start fails for want of an estimate."""
+    """Return `estimate()`. If it fails, warn and return 0: a missing estimate must not stop an engine."""
     try:
         return estimate()
     except Exception as error:
@@ -27,7 +27,7 @@ def estimated(subject: str, estimate: Callable[[], int]) -> int:
 
 
 def private_bytes(weight_bytes: Callable[[], int], on_host: bool) -> int:
-    """Return the bytes a rank takes outside its KV cache at its peak, without context and communication.
+    """Return a rank's peak bytes outside its KV cache, without CUDA context and communication buffers.
 
     `weight_bytes` returns the bytes of the weights on this rank.
     """
@@ -39,6 +39,6 @@ def private_bytes(weight_bytes: Callable[[], int], on_host: bool) -> int:
 def longest_request_bytes(tokens: int, token_bytes: Callable[[], int]) -> int:
     """Return the KV cache bytes of a request of `tokens` tokens with full attention, plus a margin.
 
-    An upper bound where layers see only a window.
+    For layers with a sliding window this is an upper bound.
     """
     return estimated("the floor", lambda: math.ceil(_MARGIN * tokens * token_bytes()))

@@ -21,18 +21,18 @@ def reserved_bytes(device: torch.device | int) -> int:
 
 
 class PrivateMemory:
-    """Measures that memory. Always 0 on the host: the operating system's free figure already covers it."""
+    """Measures memory outside the KV cache. Always 0 on the host: the system's free figure covers it."""
 
     def __init__(
         self, reserved: Callable[[], int] | None, process: Callable[[], int], kv_bytes: Callable[[], int]
     ) -> None:
-        """All three return bytes: `reserved` the memory of the tensors' allocator (None on the host),
-        `process` the driver's count for the process (0: unknown), `kv_bytes` the KV cache's part of that.
+        """Each argument returns bytes: `reserved` those of PyTorch's allocator (None on the host), `process`
+        the driver's count for this process (0: unknown), `kv_bytes` the KV cache's part of `process`.
         """
         self._reserved = reserved
         self._process = process
         self._kv_bytes = kv_bytes
-        self.absent_bytes = 0  # the part of `reserved` without memory behind it while the engine sleeps
+        self.absent_bytes = 0  # the part of `reserved` that is not in memory while the engine sleeps
         self._beside_bytes = 0  # context, communication, graphs; grows while the engine loads
 
     def measure(self) -> int:
@@ -44,7 +44,7 @@ class PrivateMemory:
         return reserved_bytes + self._beside_bytes
 
     def now(self) -> int:
-        """Return the allocator's bytes, and the rest as last measured. Callable from any thread."""
+        """Return the allocator's bytes now, plus the rest as measured last. Callable from any thread."""
         return 0 if self._reserved is None else self._present(self._reserved) + self._beside_bytes
 
     def _present(self, reserved: Callable[[], int]) -> int:

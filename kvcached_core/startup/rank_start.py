@@ -16,7 +16,7 @@ from kvcached_core.startup.admission import LoadingReporter, set_floor, wait_for
 from kvcached_core.startup.private_memory import PrivateMemory
 from kvcached_core.units import GIB, format_size
 
-CONTEXT_BYTES = GIB  # a CUDA context (0.5 GiB on an H100), buffers for communication and of the model runner
+CONTEXT_BYTES = GIB  # a CUDA context (0.5 GiB on an H100), communication buffers, the model runner's buffers
 
 Gather = Callable[[Any], list[Any]]
 
@@ -32,17 +32,17 @@ class RankIdentity(NamedTuple):
 
 
 def engine_lives() -> bool:
-    """Say whether the parent process lives; True in the user's own process, which has no such parent."""
+    """Say whether the engine's main process lives, which is the parent. True in the main process itself."""
     parent = multiprocessing.parent_process()
     return parent is None or parent.is_alive()
 
 
 def in_device_order(device: str, wait: Callable[[], None], gather: Gather) -> None:
-    """Call `wait` on one device after the other, in an order that all engines share.
+    """Call `wait` on one device after the other, in the same order in all engines.
 
-    So two engines that want the same devices cannot each hold one and wait for the other's. `device` is
-    unique over all machines. `gather` returns the value of every rank, by rank. If `wait` raises on one
-    rank, all ranks raise.
+    Two engines that want the same devices therefore cannot each hold one and wait for the other. `device`
+    is unique over all machines. `gather` returns the values of all ranks. If `wait` raises on one rank, all
+    ranks raise.
     """
     for current in sorted(set(gather(device))):
         refusal: KVCachedError | None = None
@@ -57,7 +57,7 @@ def in_device_order(device: str, wait: Callable[[], None], gather: Gather) -> No
 
 
 class RankStartup:
-    """Carries a rank from its first line to its first step, and from sleep to waking."""
+    """Takes a rank from the start of its process to its first step, and through sleep and waking."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class RankStartup:
         wait: Callable[[int, float], None] = wait_for_doorbell,
         lives: Callable[[], bool] = engine_lives,
     ) -> None:
-        """`machine` returns the memory of the whole machine; engines on the host share a part of it."""
+        """`machine` returns the whole machine's memory; KV caches in host memory share a part of it."""
         self._settings = settings
         self._rank = rank
         self._gather = gather
@@ -99,21 +99,21 @@ class RankStartup:
         return self._private
 
     def limit_bytes(self) -> int:
-        """Return the limit of this rank in bytes, at most the device. Raises InvariantError too early.
+        """Return this rank's limit in bytes, at most the device's size. Raises InvariantError before enter().
 
-        An engine with a limit of its own overrides this method; account and estimates follow it.
+        A plugin whose engine has an option for the limit overrides this method.
         """
         capacity_bytes = self._capacity_bytes
         if capacity_bytes <= 0:
             raise InvariantError("the ledger is entered with the device")
         return min(self._settings.limit.of(capacity_bytes), capacity_bytes)
 
-    # -- in this order -----------------------------------------------------------------------------------
+    # -- called in this order -----------------------------------------------------------------------------
 
     def make_room_for_context(self, uuid: str, memory: Callable[[], MemoryInfo]) -> None:
-        """Wait until a context fits on a device that other engines may have filled. Raises CapacityError.
+        """Wait until a CUDA context fits on a device that others may have filled. Raises CapacityError.
 
-        Returns at once if no other engine is there. `memory` must not make a context.
+        Returns at once if no other engine uses the device. `memory` must not create a CUDA context.
         """
         shared = [
             device for device in snapshot(self._runtime())
@@ -132,7 +132,7 @@ class RankStartup:
         private: PrivateMemory,
         mapped_bytes: Callable[[], int],
     ) -> None:
-        """Attach to the ledger of an open device, unless attached before, and report what loading takes."""
+        """Attach to the ledger of an open device, unless attached, and start to report memory use."""
         if self._account is not None and self._account.device.uuid != identity.uuid:
             self.close()
         self._capacity_bytes = capacity_bytes
@@ -145,7 +145,7 @@ class RankStartup:
     def wait_for_room(
         self, memory: Callable[[], MemoryInfo], private_bytes: int, floor_bytes: int, on_host: bool
     ) -> None:
-        """Wait until the ledger has promised this rank, and every other one, the memory it will take.
+        """Wait until the ledger has promised every rank of this engine the memory that it will take.
 
         `private_bytes`, outside the KV cache, and `floor_bytes` are estimates. Raises CapacityError on all
         ranks if one of them is refused.
@@ -165,8 +165,7 @@ class RankStartup:
             lambda: self._wait_for_admission(memory, private_bytes, floor_bytes),
             self._gather,
         )
-        # Memory taken before now is no part of the claim. As a part of the peak it never looks like memory
-        # that is still to come.
+        # The claim does not include memory taken before now. The peak does: peak - measured = still to come.
         account.set_private_peak(private_bytes + self.private.measure())
         self._admitted = True
 
@@ -175,12 +174,12 @@ class RankStartup:
         set_floor(self.account, floor_bytes, self._settings.start_seconds, self._clock)
 
     def end(self, activation_bytes: int) -> None:
-        """End the loading: from now on the process takes `activation_bytes` more at most."""
+        """Note that loading has ended: from now on the process takes at most `activation_bytes` more."""
         self.stop()
         self.account.set_private_peak(self.private.measure() + activation_bytes)
 
     def note_asleep(self) -> None:
-        """Offer others the memory outside the KV cache that the process has freed, as measured."""
+        """Offer other engines the memory outside the KV cache that this process has freed."""
         if self._bytes_to_wake is None:
             self._bytes_to_wake = self.account.private_peak_bytes
         self.account.set_private_peak(self.private.measure())
@@ -188,7 +187,7 @@ class RankStartup:
     def wait_to_wake(self, memory: Callable[[], MemoryInfo]) -> None:
         """Wait until the ledger has promised every rank its floor and the memory that note_asleep() offered.
 
-        Raises CapacityError on all ranks if one of them is refused; then nothing is promised.
+        If one rank is refused, all ranks raise CapacityError and no promise remains.
         """
         account = self.account
         try:
@@ -200,7 +199,7 @@ class RankStartup:
             raise
 
     def note_awake(self) -> None:
-        """End the claim of wait_to_wake(): the process has taken its memory again, or will."""
+        """Note that the rank is awake: its process has taken the memory that wait_to_wake() claimed."""
         self.private.measure()
         self._bytes_to_wake = None
 
@@ -211,7 +210,7 @@ class RankStartup:
             self._reporter = None
 
     def close(self) -> None:
-        """Leave the ledger, with all memory given back. A second call does nothing."""
+        """Leave the ledger, which ends all leases of this rank. A second call does nothing."""
         self.stop()
         account, self._account = self._account, None
         if account is not None:
@@ -243,16 +242,16 @@ class RankStartup:
             raise SystemExit("the engine of this rank has ended while it waited to start")
 
     def _claim_on_host(self, private_bytes: int, floor_bytes: int) -> int:
-        """Return the part of a claim that must come from the memory that engines on the host share.
+        """Return the part of a claim that must come from the host memory set aside for KV caches.
 
-        The rest comes from the machine's other memory, which is for the processes themselves.
+        The rest of the claim comes from the machine's other memory.
         """
         beside_bytes = max(0, self._machine().free_bytes - self._capacity_bytes)
         most_bytes = self._capacity_bytes - self._headroom_bytes() - floor_bytes
         return max(0, min(private_bytes - beside_bytes, most_bytes))
 
     def _headroom_bytes(self) -> int:
-        """Return the bytes of the device that are never leased. Raises ConfigError if these are all."""
+        """Return the device's bytes that are never leased. Raises ConfigError if that is the whole device."""
         headroom_bytes = self._settings.headroom.of(self._capacity_bytes)
         if headroom_bytes >= self._capacity_bytes:
             raise ConfigError(

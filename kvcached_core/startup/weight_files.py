@@ -1,4 +1,4 @@
-"""The size of a model's weights once they are loaded: from its files, or from its description."""
+"""The size of a model's weights once loaded: from its weight files, or from its parameter count."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 _PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _NOT_WEIGHTS = ("optimizer", "scheduler", "training_args", "rng_state")
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # of safetensors: loaded in the dtype of the model
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # types of safetensors, loaded in the model's dtype
 
 
 def weight_files(path: Path | None) -> list[Path]:
-    """Return the weight files of a model, which is a folder or one file; [] if one is missing."""
+    """Return the weight files of a model (a folder or one file); [] if any file is missing."""
     if path is None or not path.is_dir():
         return [path] if path is not None and path.is_file() else []
     index = path / "model.safetensors.index.json"
@@ -31,7 +31,7 @@ def weight_files(path: Path | None) -> list[Path]:
 
 
 def loaded_bytes(file: Path, float_bytes: int) -> int:
-    """Return the bytes of a file's tensors once loaded, with `float_bytes` a float (0: as stored)."""
+    """Return the bytes of a file's tensors once loaded, at `float_bytes` per float (0: as stored)."""
     if file.suffix != ".safetensors" or not float_bytes:
         return file.stat().st_size
     with file.open("rb") as data:  # https://huggingface.co/docs/safetensors: length, then the header
@@ -46,7 +46,7 @@ def loaded_bytes(file: Path, float_bytes: int) -> int:
 
 
 def model_folder(name: str, revision: str | None, cache_dir: str | None = None) -> Path | None:
-    """Return a model's path on this machine: `name`, or its folder in the hub's cache; else None."""
+    """Return a model's local path: `name` itself, or its folder in Hugging Face's cache; else None."""
     path = Path(name)
     if path.exists():
         return path
@@ -57,18 +57,20 @@ def model_folder(name: str, revision: str | None, cache_dir: str | None = None) 
 
 
 def weight_bytes(model: Any, folder: Path | None) -> int:
-    """Return the bytes of all weights of an engine's ModelConfig: from the files in `folder` if they are
-    there, else from the parameters."""
+    """Return the bytes of all weights of `model`, an engine's ModelConfig.
+
+    Reads the files in `folder` if there are any, else counts the parameters.
+    """
     float_bytes = 0 if model.quantization else int(model.dtype.itemsize)
     return sum(loaded_bytes(file, float_bytes) for file in weight_files(folder)) or _parameter_bytes(model)
 
 
 def _parameter_bytes(model: Any) -> int:
-    """Return the bytes of all parameters; transformers builds the model without memory."""
+    """Return the bytes of all parameters, counted on a model built on the meta device."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = copy.deepcopy(model.hf_text_config)  # it is written to
+    config = copy.deepcopy(model.hf_text_config)  # from_config() writes to it
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         described = AutoModelForCausalLM.from_config(config)
     count: int = sum(weight.numel() for weight in described.parameters())

@@ -18,7 +18,7 @@ __all__ = ["RUN_VARIABLE", "SCHEDULER", "WORKER", "__version__", "llm_kwargs", "
 
 
 def register() -> None:
-    """Install the flag and the wake-up; vLLM calls this in every process. Changes nothing else."""
+    """Add the flag and the wrapper that wakes idle engines. vLLM calls this in every process."""
     os.environ.setdefault(RUN_VARIABLE, secrets.token_hex(6))
     if "vllm.engine.arg_utils" in sys.modules:
         from vllm_kvcached import flag

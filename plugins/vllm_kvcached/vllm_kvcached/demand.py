@@ -13,7 +13,7 @@ _MOST_WAITING_READ = 64  # requests, so that a long queue costs no more than a s
 
 
 class Demand:
-    """Reads a scheduler's queues. Returns upper bounds: memory that is not needed is given back later."""
+    """Reads a scheduler's queues. Every number is an upper bound: unused memory is given back later."""
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
@@ -21,7 +21,7 @@ class Demand:
         self._pool = scheduler.kv_cache_manager.block_pool
         groups = scheduler.kv_cache_config.kv_cache_groups
         self._block_sizes = [group.kv_cache_spec.block_size for group in groups]
-        # One request in one step: the block that its next tokens open, in each group.
+        # Blocks of one request in one step: its next token and lookahead tokens open new ones in each group.
         self._per_running = sum(1 + -(-scheduler.num_lookahead_tokens // size) for size in self._block_sizes)
         self._per_step = self._of_tokens(scheduler.max_num_scheduled_tokens)
         self._prefilling = False
@@ -30,8 +30,8 @@ class Demand:
     def next_blocks(self) -> int:
         """Return the blocks that running requests, and the next ones to be admitted, may take.
 
-        Counts the waiting requests that two steps could prefill. Counts one step if nothing runs: memory for
-        the second would delay the first, and can be created while the first is computed.
+        Counts the waiting requests that two steps could prefill. If nothing runs, counts one step only: the
+        first step then does not wait for the second step's memory, which is created while the first computes.
         """
         needed = self.growth_blocks()
         if self._heads():
@@ -45,7 +45,7 @@ class Demand:
         return self._of_running() + (self._per_step if self._prefilling else 0)
 
     def is_short(self) -> bool:
-        """Say whether too few free blocks would make the next step preempt, or shrink it."""
+        """Say whether the next step would preempt a request, or schedule less, for lack of free blocks."""
         scheduler = self._scheduler
         needed = self._of_running()
         if len(scheduler.running) < scheduler.max_num_running_reqs:
@@ -53,15 +53,15 @@ class Demand:
         return bool(self._pool.get_num_free_blocks() < needed)
 
     def request_over_limit(self, limit_blocks: int) -> Request | None:
-        """Return the next request to be admitted if it alone exceeds the limit."""
+        """Return the first waiting request that exceeds the limit by itself, or None."""
         return self._over(limit_blocks) if len(self._block_sizes) == 1 else None
 
     def request_over_free_blocks(self) -> Request | None:
-        """Return the next request if nothing runs and it does not fit into the free blocks."""
+        """Return the first waiting request that exceeds the free blocks, or None; None while requests run."""
         return None if self._scheduler.running else self._over(self._pool.get_num_free_blocks())
 
     def note_step(self, output: SchedulerOutput) -> None:
-        """Note whether a step prefilled, as the next one then may too, and count its preemptions."""
+        """Count the step's preemptions, and note a prefill: the next step may continue it."""
         decoding = len(self._scheduler.running) * (1 + self._scheduler.num_lookahead_tokens)
         self._prefilling = output.total_num_scheduled_tokens > decoding
         self.preemptions += len(output.preempted_req_ids or ())
@@ -91,7 +91,7 @@ class Demand:
         return self._of_tokens(min(tokens, scheduler.max_model_len))
 
     def _of_waiting(self, most_tokens: int) -> int:
-        """Return the blocks of the first waiting requests, of one or up to `most_tokens` tokens."""
+        """Return the blocks of the first waiting requests, as many requests as reach `most_tokens` tokens."""
         tokens = blocks = 0
         for request in islice(chain(*self._queues()), _MOST_WAITING_READ):
             blocks += self._of_request(request)

@@ -1,4 +1,4 @@
-"""The flag `--kv-cache-backend`: it only sets vLLM's own `--worker-cls` and `--scheduler-cls`."""
+"""The flag `--kv-cache-backend`, which sets vLLM's own `--worker-cls` and `--scheduler-cls`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vllm_kvcached import seams, support
 from vllm_kvcached.names import SCHEDULER, WORKER
 
 FLAG = "--kv-cache-backend"
-_SETTINGS = "additional_config"  # vLLM's field; the key `kvcached` in it is this plugin's
+_SETTINGS = "additional_config"  # vLLM's field; its key `kvcached` holds this plugin's settings
 _STOCK = {"worker_cls": "auto", "scheduler_cls": None}
 _ELASTIC = {"worker_cls": WORKER, "scheduler_cls": SCHEDULER}
 
 
 class BackendAction(argparse.Action):
-    """Chooses worker and scheduler; overrides ENABLE_KVCACHED, but no --worker-cls or --scheduler-cls."""
+    """Sets worker and scheduler classes. Overrides ENABLE_KVCACHED, never --worker-cls or --scheduler-cls."""
 
     def __call__(
         self,
@@ -46,7 +46,7 @@ class BackendAction(argparse.Action):
 
 
 def install() -> None:
-    """Wrap `EngineArgs.add_cli_args`, once."""
+    """Wrap `EngineArgs.add_cli_args`. A second call does nothing."""
     original: Callable[[Any], Any] = arg_utils.EngineArgs.add_cli_args
     if getattr(original, "_kvcached", False):
         return
@@ -60,7 +60,7 @@ def install() -> None:
 
 
 def add_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the flag to a parser that has vLLM's own options; with ENABLE_KVCACHED it is the default."""
+    """Add the flag to vLLM's parser. With ENABLE_KVCACHED on, `kvcached` is the default."""
     if FLAG in parser._option_string_actions:
         return parser  # vLLM has its own option of this name
     group = parser.add_argument_group("kvcached", "Elastic KV cache (plugin vllm-kvcached)")
@@ -94,9 +94,9 @@ def _require_or_exit(parser: argparse.ArgumentParser, additional: object) -> Non
 
 
 def _checked(convert: Any) -> Callable[[str], Any]:
-    """Return a converter for `--additional-config` that checks this plugin's settings too, if it is chosen.
+    """Return a converter for `--additional-config` that checks the settings if the backend is kvcached.
 
-    The engine's process would refuse them as well, but only after it has imported all of vLLM.
+    The engine's process checks them again, but only after it has imported all of vLLM.
     """
 
     @functools.wraps(convert)

@@ -5,5 +5,6 @@ from __future__ import annotations
 WORKER = "vllm_kvcached.worker.ElasticWorker"
 SCHEDULER = "vllm_kvcached.scheduler.ElasticScheduler"
 
-# Set in the first process of an engine and inherited by the others: part of the name by which they meet.
+# Set in the first process of an engine and inherited by its other processes. A part of the instance name,
+# by which scheduler and workers find each other in the ledger.
 RUN_VARIABLE = "_KVCACHED_RUN"

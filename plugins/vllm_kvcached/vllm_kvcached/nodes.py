@@ -1,6 +1,6 @@
-"""Links to ranks on other nodes, through the store in which vLLM's ranks register.
+"""Links to ranks on other nodes, through the torch.distributed store in which vLLM's ranks register.
 
-An engine on one node uses none of this. Nodes have the numbers of vLLM's --node-rank.
+An engine on one node makes no link. Nodes are numbered by vLLM's --node-rank.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from kvcached_core.ledger.remote.link import NodeLink
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-HELLO_SECONDS = 60.0  # all ranks get here within seconds of each other
-_FOR_EVER = timedelta(days=20)  # the longest that the store can wait at once
+HELLO_SECONDS = 60.0  # all ranks reach this check within seconds of each other
+_FOR_EVER = timedelta(days=20)  # the longest timeout of the store
 
 
 def spans_nodes(vllm_config: VllmConfig) -> bool:
@@ -50,7 +50,7 @@ def _as_ledger_error(vllm_config: VllmConfig) -> Iterator[None]:
 
 
 def _store(vllm_config: VllmConfig) -> Any:
-    """Return a connection to the store that rank 0 holds for vLLM; it serves one call at a time."""
+    """Return a connection to the store that rank 0 serves. A connection carries one call at a time."""
     from torch.distributed import TCPStore
 
     parallel = vllm_config.parallel_config
@@ -73,7 +73,7 @@ class StoreTransport:
             self._sender.queue_push(self._outgoing, message)
 
     def receive(self, seconds: float | None = None) -> bytes:
-        """See Transport. The store logs its own warning when the time runs out."""
+        """See Transport. The store also logs a warning when the time runs out."""
         from torch.distributed import DistStoreError
 
         self._receiver.set_timeout(_FOR_EVER if seconds is None else timedelta(seconds=seconds))
@@ -99,15 +99,15 @@ def _from_node(node: int) -> str:
     return f"kvcached/up/{node}"
 
 
-# -- in this order ---------------------------------------------------------------------------------------
+# -- called in this order ---------------------------------------------------------------------------------
 
 
 def require_same_cache(
     vllm_config: VllmConfig, settings: Config, rank: int, seconds: float = HELLO_SECONDS
 ) -> None:
-    """Wait until all nodes have said that they hold the same kind of cache. Each rank calls it first.
+    """Wait until all nodes have announced the same kind of cache. Every rank calls this first.
 
-    Raises UnsupportedError naming a node that says nothing within `seconds`, or that differs.
+    Raises UnsupportedError, naming the node, if a node announces nothing within `seconds` or another kind.
     """
     if not spans_nodes(vllm_config):
         return
@@ -145,9 +145,9 @@ def _require_equal(node: int, mine: dict[str, str], theirs: dict[str, str]) -> N
 
 
 def start_agent(vllm_config: VllmConfig, settings: Config, instance: str, rank: int) -> NodeAgent | None:
-    """Start and return this node's agent; None on node 0 and on every rank but the node's first.
+    """Start and return the node's agent. Only the first rank of a node other than 0 has one: else None.
 
-    All ranks of the node have described their geometry before.
+    Before this call, all ranks of the node must have described their geometry to the ledger.
     """
     node, ranks = vllm_config.parallel_config.node_rank_within_dp, local_ranks(vllm_config)
     if node == 0 or rank != ranks[0]:

@@ -1,4 +1,4 @@
-"""vLLM's NVML library, and the device of a rank; neither call makes a context, which would take memory."""
+"""vLLM's NVML library, and the device of a rank, found without a CUDA context: a context takes memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def library() -> Any:
 def uuid_of(local_rank: int) -> str | None:
     """Return the UUID of the device that a rank will use, or None if it is not known yet."""
     try:
-        library()  # without it, the platform would make a context to ask
+        library()  # without NVML, the platform would create a CUDA context to read the UUID
         return str(current_platform.get_device_uuid(local_rank))
     except Exception as error:
         _log.debug("the device of rank %d is not known yet: %s", local_rank, error)

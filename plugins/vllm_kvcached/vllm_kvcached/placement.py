@@ -20,7 +20,7 @@ class Placement(NamedTuple):
 
 
 def placement(kv_cache_config: KVCacheConfig) -> Placement:
-    """Return the segments of a KV cache: one if blocks are outermost, one per layer if layers are.
+    """Return the segments of a KV cache: one if the block is the outermost dimension, else one per layer.
 
     Raises UnsupportedError for a cache whose blocks are not laid out evenly.
     """
@@ -57,12 +57,12 @@ def bytes_per_block(specs: dict[str, KVCacheSpec]) -> int:
 
 
 def block_step(specs: dict[str, KVCacheSpec], granularity_bytes: int) -> int:
-    """Return n such that with any multiple of n blocks the blocks of each layer begin on a whole page."""
+    """Return n: with a multiple of n blocks, the blocks of every layer begin on a whole physical page."""
     pages = {spec.page_size_bytes for spec in specs.values()}
     return math.lcm(*(granularity_bytes // math.gcd(granularity_bytes, page) for page in pages))
 
 
 def blocks_of_longest_request(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> int:
-    """Return the blocks that one request of the maximum length needs at most, over all groups."""
+    """Return an upper bound of the blocks that one request of the maximum length needs in all groups."""
     length = vllm_config.model_config.max_model_len
     return sum(-(-length // group.kv_cache_spec.block_size) for group in kv_cache_config.kv_cache_groups)

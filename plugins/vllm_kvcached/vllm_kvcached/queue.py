@@ -1,7 +1,8 @@
 """The free queue of vLLM's block pool, on top of granules.
 
-vLLM's linked list holds the cached blocks only, least recently used first, as in stock. The granules hold the
-other free blocks. Inside a step `num_free_blocks` changes only as blocks are taken and freed.
+A granule is a group of blocks that are mapped and unmapped together. vLLM's linked list holds only the free
+blocks that the prefix cache keeps, least recently used first, as in stock. The granules hold the other free
+blocks. During a step `num_free_blocks` changes only when blocks are taken or freed.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ if TYPE_CHECKING:
 
 
 class ElasticFreeQueue(FreeKVCacheBlockQueue):
-    """Hands out free blocks of the lowest granules first, then of new granules, then cached blocks."""
+    """Hands out free blocks of the lowest granules, then of newly mapped granules, then cached blocks."""
 
     def __init__(self, pool: BlockPool, granules: Granules[Any]) -> None:
         super().__init__([])
         self._pool = pool
         self._granules = granules
-        self.evictions = 0  # cached blocks that lost their memory
+        self.evictions = 0  # cached blocks evicted because their memory was given back
         for block in pool.blocks:
             block.prev_free_block = block.next_free_block = None
         self.settle()
 
     def settle(self) -> None:
-        """Take over the free blocks of a new budget and set the pool's size, which vLLM's usage needs."""
+        """Count the free blocks of a new budget, and set the pool's size, from which vLLM computes usage."""
         self.num_free_blocks = self._granules.free_blocks
         self._pool.num_gpu_blocks = self._granules.capacity_blocks
 
@@ -45,7 +46,7 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):
         return self.popleft_n(1)[0]
 
     def popleft_n(self, n: int) -> list[KVCacheBlock]:
-        """Return n free blocks, cached ones (to be evicted by the pool) last."""
+        """Return n free blocks. Cached blocks come last; the pool evicts them."""
         if n == 0:
             return []
         assert self.num_free_blocks >= n, f"{n} blocks wanted, {self.num_free_blocks} free"
@@ -60,7 +61,7 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):
         return popped
 
     def _evict_stale(self, count: int) -> list[KVCacheBlock]:
-        """Return up to `count` blocks of stale granules, for the pool to evict; evict the others here."""
+        """Return up to `count` cached blocks of stale granules; the pool evicts them. Evict the rest here."""
         taken, left = self._granules.take_stale(count)
         if taken:
             self.num_free_blocks -= len(taken)
@@ -71,7 +72,7 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):
 
     @staticmethod
     def _unlink(blocks: list[KVCacheBlock]) -> None:
-        # The list has a request's blocks last to first: each run of neighbours is unlinked at once.
+        # A request's blocks stand in the list last to first, so a run of neighbours is unlinked at once.
         after = blocks[-1]
         before = after.prev_free_block
         for block in reversed(blocks):
@@ -83,7 +84,7 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):
         before.next_free_block, after.prev_free_block = after, before
 
     def remove(self, block: KVCacheBlock) -> None:
-        """Take a cached block out of the middle: a request hit it."""
+        """Take a cached block out of the list because a request uses it again (a prefix-cache hit)."""
         before, after = block.prev_free_block, block.next_free_block
         if before is None or after is None:
             raise RuntimeError(f"remove() called on a block that is not in the list: {block}")
@@ -93,32 +94,32 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):
         self._granules.hold_one(block)
 
     def append(self, block: KVCacheBlock) -> None:
-        """Put back a block that the prefix cache keeps."""
+        """Put back a block whose content the prefix cache keeps."""
         self.append_n([block])
 
     def append_n(self, blocks: list[KVCacheBlock]) -> None:
-        """Put back blocks that the prefix cache keeps, in the order of eviction."""
+        """Put back blocks whose content the prefix cache keeps, in the order of eviction."""
         super().append_n(blocks)
         self._granules.lend(blocks)
 
     def prepend_n(self, blocks: list[KVCacheBlock]) -> None:
-        """Put back blocks that the prefix cache does not keep."""
+        """Put back blocks whose content the prefix cache does not keep."""
         self._granules.free(blocks)
         self.num_free_blocks += len(blocks)
 
     def get_all_free_blocks(self) -> list[KVCacheBlock]:
-        """Return every block that is mapped and free, in the order in which they would be handed out."""
+        """Return all mapped free blocks, in the order in which they would be handed out."""
         return [*self._granules.clean(), *super().get_all_free_blocks()]
 
     def iter_blocks_after(self, cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:
-        """Iterate cached blocks in the order of eviction, from the beginning if the cursor left the list."""
+        """Iterate over cached blocks in the order of eviction; from the start if the cursor left the list."""
         listed = cursor is not None and cursor.next_free_block is not None
         return super().iter_blocks_after(cursor if listed else None)  # type: ignore[no-any-return]
 
     # -- eviction --------------------------------------------------------------------------------
 
     def evict(self, blocks: list[KVCacheBlock]) -> None:
-        """Drop cached blocks that are about to lose their memory; vLLM notifies their readers first."""
+        """Evict cached blocks whose memory is about to be given back; vLLM notifies their readers first."""
         self.evictions += len(blocks)
         self._forget(blocks)
         for block in blocks:
@@ -130,15 +131,15 @@ class ElasticFreeQueue(FreeKVCacheBlockQueue):
             self._pool._maybe_evict_cached_block(block)
 
     def forget_unhashed(self) -> None:
-        """Return all cached blocks without a hash to their granules, as after a reset of the prefix cache."""
+        """Move blocks without a hash from the list to their granules, after a reset of the prefix cache."""
         for block in super().get_all_free_blocks():
             if block.block_hash is None:
                 super().remove(block)
-                self.num_free_blocks += 1  # it stays free, and only moves from list to granule
+                self.num_free_blocks += 1  # super().remove() subtracted 1, but the block stays free
                 self._granules.drop(block)
 
     def check(self) -> None:
-        """Raise InvariantError unless list, granules and pool agree (I9)."""
+        """Raise InvariantError unless list, granules and pool count the same blocks (I9)."""
         self._granules.check()
         cached = [block.block_id for block in super().get_all_free_blocks()]
         facts = {

@@ -8,7 +8,7 @@ import torch
 
 
 def gather(mine: Any) -> list[Any]:
-    """Return the value of every rank of this engine, by rank."""
+    """Return the values `mine` of all ranks of this engine, in the order of ranks."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return [mine]
     from vllm.distributed.parallel_state import get_world_group

@@ -43,7 +43,7 @@ class ElasticSchedulerMixin(Scheduler if TYPE_CHECKING else object):  # type: ig
         wake.install()
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """Settle the budget, schedule a step as vLLM does, and attach the plan to it."""
+        """Set this step's memory budget, schedule as vLLM does, and attach the memory plan to the output."""
         memory, demand = self.kv_memory, self._kv_demand
         # A paused engine admits no request, and a sleeping engine is paused.
         is_paused = self._pause_state != PauseState.UNPAUSED
@@ -54,8 +54,8 @@ class ElasticSchedulerMixin(Scheduler if TYPE_CHECKING else object):  # type: ig
             self._fail(too_long)
         if not preempted:
             memory.wait_while(demand.is_short)
-        # As in vLLM, a step that preempted admits no request. Neither does a step above the target, unless
-        # nothing runs: then no request would ever end, and the memory that is held may be used.
+        # As in vLLM, a step that preempted admits no request. Nor does a step of an engine above its target
+        # (the memory that other engines leave to it). If nothing runs it admits: else no request would end.
         admits = not (preempted or (memory.over_target and self.running))
         with contextlib.nullcontext() if admits else self._without_admission():
             output: SchedulerOutput = super().schedule(*args, **kwargs)
@@ -70,12 +70,12 @@ class ElasticSchedulerMixin(Scheduler if TYPE_CHECKING else object):  # type: ig
         return output
 
     def has_requests(self) -> bool:
-        """As in vLLM; also True while memory is to be given back, be it by requests that a pause holds."""
+        """As in vLLM; also True while memory must be given back, even by requests that a pause holds."""
         memory = self.kv_memory
         return super().has_requests() or memory.owes_when_idle() or bool(self.running and memory.must_preempt)
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
-        """As in vLLM; also end requests that can never fit, with an error."""
+        """As in vLLM; also answer requests that can never fit with an error."""
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for request in self._kv_failed:
             of_client = outputs.setdefault(request.client_index, EngineCoreOutputs())
@@ -86,7 +86,7 @@ class ElasticSchedulerMixin(Scheduler if TYPE_CHECKING else object):  # type: ig
         return outputs
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
-        """As in vLLM; the memory of dropped blocks may be given back."""
+        """As in vLLM. The memory of the dropped blocks can then be given back."""
         done: bool = super().reset_prefix_cache(*args, **kwargs)
         if done:
             self.kv_memory.queue.forget_unhashed()
@@ -97,7 +97,7 @@ class ElasticSchedulerMixin(Scheduler if TYPE_CHECKING else object):  # type: ig
         return self.kv_memory.usage
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
-        """As in vLLM, with the usage as above."""
+        """As in vLLM, with the usage of `get_kv_cache_usage`."""
         stats = super().make_stats(*args, **kwargs)
         if stats is not None:
             stats.kv_cache_usage = self.kv_memory.usage
@@ -111,7 +111,7 @@ class ElasticSchedulerMixin(Scheduler if TYPE_CHECKING else object):  # type: ig
             self.kv_memory.close()
 
     def _preempt_for_a_floor(self) -> int:
-        """Preempt requests, as vLLM does, until the floors of other engines are free; return how many."""
+        """Preempt requests until this engine holds no memory of other engines' floors; return how many."""
         memory, preempted = self.kv_memory, 0
         while self.running and memory.must_preempt:
             if self.policy == SchedulingPolicy.PRIORITY:
@@ -119,7 +119,7 @@ class ElasticSchedulerMixin(Scheduler if TYPE_CHECKING else object):  # type: ig
                 self.running.remove(victim)
             else:
                 victim = self.running.pop()
-            # vLLM delivers its steps in flight before it resumes the request, so its outputs stay the same.
+            # vLLM delivers the request's steps in flight before it resumes it, so the outputs do not change.
             self._preempt_request(victim, time.monotonic())
             preempted += 1
         if preempted:
@@ -153,7 +153,7 @@ def _elastic_class(base: type) -> type:
 
 
 class ElasticScheduler:
-    """The class that `--scheduler-cls` names: makes the elastic form of the scheduler that vLLM would use."""
+    """The class that `--scheduler-cls` names. Creates the elastic form of the scheduler vLLM would use."""
 
     def __new__(cls, *args: Any, vllm_config: VllmConfig, **kwargs: Any) -> Any:
         """Return a scheduler, asynchronous or not as configured."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class SchedulerMemory:
-    """Settles the budget between two steps, on the engine's thread. The idle waker has its own thread."""
+    """Sets the memory budget between two steps, on the engine's thread. The idle waker has its own thread."""
 
     def __init__(
         self,
@@ -36,8 +36,7 @@ class SchedulerMemory:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         chosen = settings(vllm_config)
-        self._clock = clock
-        self._sleep = sleep
+        self._clock, self._sleep = clock, sleep
         self._manager = manager
         self._grant_seconds = chosen.grant_seconds
         self._watermark = vllm_config.scheduler_config.watermark
@@ -73,7 +72,7 @@ class SchedulerMemory:
     # -- between two steps -------------------------------------------------------------------------------
 
     def update(self, demand_blocks: int, busy: bool, growth_blocks: int = 0) -> None:
-        """Settle the budget for the next step and ask for missing memory; see Governor.update."""
+        """Set the budget of the next step and ask for missing memory; see Governor.update."""
         now, deadline = self._clock(), self._governor.deadline
         self._notice_sleep()
         self._activity.set_busy(busy, now)
@@ -89,19 +88,19 @@ class SchedulerMemory:
         self._scheduler_view.report("preempt", requests=preempted, must_bytes=must_bytes)
 
     def wait_while(self, short: Callable[[], bool]) -> None:
-        """Wait for memory on its way, `grant_seconds` at most, while the next step is `short` of it."""
+        """Wait at most `grant_seconds` while the next step is `short` and memory is on its way."""
         poll_while(
             lambda: self._governor.waiting and short(), self._grant_seconds, self._clock, self._look_again
         )
 
     def _look_again(self, seconds: float) -> None:
-        """Sleep, then add the memory that arrived meanwhile to the budget."""
+        """Sleep, then add to the budget the memory that arrived meanwhile."""
         self._sleep(seconds)
         self._governor.refresh()
         self._settle()
 
     def owes_when_idle(self) -> bool:
-        """Settle the budget of an engine without requests; say whether it owes memory."""
+        """Set the budget of an engine without requests; say whether it has memory to give back."""
         if self._closed:
             return False
         self.update(0, busy=False)
@@ -109,13 +108,13 @@ class SchedulerMemory:
         return self._governor.plan_gives_back
 
     def take_plan(self, preemptions: int) -> Plan | None:
-        """Return the plan for the step just scheduled, or None; `preemptions` since the engine began."""
+        """Return the scheduled step's memory plan, or None. `preemptions` counts from the engine's start."""
         self._preemptions = preemptions
         self._activity.publish(self.queue.evictions, self._preemptions)
         return self._governor.take_plan()
 
     def _notice_sleep(self) -> None:
-        """Drop the cache if the workers gave all its memory back: the engine sleeps, or slept."""
+        """Forget the cached blocks if sleep mode made the workers give back their memory."""
         released = self._scheduler_view.released()
         if released > self._governor.released:
             self._governor.note_cache_dropped(released)
@@ -128,12 +127,12 @@ class SchedulerMemory:
 
     @property
     def over_target(self) -> bool:
-        """Say whether requests hold more than other engines leave to this one."""
+        """Say whether requests hold more memory than other engines leave to this engine."""
         return self._governor.over_target
 
     @property
     def must_preempt(self) -> bool:
-        """Say whether requests hold memory of another engine's floor and have had time to end."""
+        """Say whether requests hold memory of another engine's floor and their grace period is over."""
         return not self._closed and self._governor.must_preempt_to(self._clock()) is not None
 
     @property
@@ -143,7 +142,7 @@ class SchedulerMemory:
 
     @property
     def is_all_here(self) -> bool:
-        """Say whether the engine holds all memory up to its limit and only the null block is used."""
+        """Say whether the engine holds all memory up to its limit and no request uses a block."""
         return self.granules.used_blocks == 1 and self._governor.held >= self._governor.limit
 
     @property
@@ -164,7 +163,7 @@ class SchedulerMemory:
         return self._idle_waker is not None
 
     def start_idle_waker(self, wake: Callable[[], Any]) -> None:
-        """Start the idle waker; `wake` makes the engine's loop look for work."""
+        """Start the idle waker, a thread that calls `wake` so that the engine's loop looks for work."""
         self._idle_waker = IdleWaker(
             self._scheduler_view.filenos(),
             self._scheduler_view.drain,
@@ -194,7 +193,7 @@ def _granules(pool: BlockPool, geometry: SlotGeometry) -> Granules[Any]:
 
 
 def _require_one_geometry(ranks: Sequence[SlotGeometry]) -> None:
-    """Raise ConfigError unless every granule has the same blocks on all ranks."""
+    """Raise ConfigError unless each granule holds the same blocks on all ranks."""
     kinds = [
         (
             of.granule_count,

@@ -1,4 +1,4 @@
-"""Every name of vLLM that this plugin uses, and a check that the installed vLLM has it."""
+"""Every name of vLLM that this plugin uses (a seam), and a check that the installed vLLM has it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _PARALLEL = "vllm.config.parallel"
 _NVML = "vllm.third_party.pynvml"
 
 SEAMS: tuple[Seam, ...] = (
-    # The two names that are wrapped.
+    # The two functions that are wrapped.
     Seam("vllm.engine.arg_utils", "EngineArgs.add_cli_args", ("parser",)),
     Seam(f"{_ENGINE}.core", "EngineCoreProc._process_input_queue", ("self",)),
-    # How a choice reaches the engine.
+    # How the chosen backend and its settings reach the engine.
     Seam("vllm.engine.arg_utils", "EngineArgs.worker_cls", kind="attribute"),
     Seam("vllm.engine.arg_utils", "EngineArgs.scheduler_cls", kind="attribute"),
     Seam("vllm.config.vllm", "VllmConfig.additional_config", kind="attribute"),
     Seam("vllm.config.vllm", "VllmConfig.instance_id", kind="attribute"),
     Seam("vllm.config.cache", "CacheConfig.kv_cache_memory_bytes", kind="attribute"),
     Seam("vllm.config.cache", "CacheConfig.gpu_memory_utilization", kind="attribute"),
-    # What an engine claims before it loads.
+    # Read to estimate the memory that an engine claims before it loads.
     Seam(_MODEL, "ModelConfig.get_num_layers", ("self", "parallel_config")),
     Seam(_MODEL, "ModelConfig.get_num_kv_heads", ("self", "parallel_config")),
     Seam(_MODEL, "ModelConfig.get_head_size", ("self",)),
@@ -48,7 +48,7 @@ SEAMS: tuple[Seam, ...] = (
     Seam(_NVML, "nvmlDeviceGetHandleByUUID", ("uuid",)),
     Seam(_NVML, "nvmlDeviceGetMemoryInfo", ("handle",)),
     Seam(_NVML, "nvmlDeviceGetComputeRunningProcesses", ("handle",)),
-    # The free queue: this plugin implements all its methods, so all must be known.
+    # The free queue: this plugin replaces all its methods, so every one is listed.
     Seam(_QUEUE, "FreeKVCacheBlockQueue.__init__", ("self", "blocks")),
     Seam(_QUEUE, "FreeKVCacheBlockQueue.popleft", ("self",)),
     Seam(_QUEUE, "FreeKVCacheBlockQueue.popleft_n", ("self", "n")),
@@ -160,9 +160,9 @@ def vllm_version() -> str:
 
 
 def require(cpu: bool = False) -> None:
-    """Raise UnsupportedError unless the installed vLLM can be used; warn if it is newer than tested.
+    """Raise UnsupportedError unless the installed vLLM can be used; warn if it is newer than the tested ones.
 
-    `cpu` checks the seams of the CPU worker instead of the GPU's: each imports on its own platform only.
+    `cpu` checks the CPU worker instead of the GPU worker: each can be imported on its own platform only.
     """
     version = vllm_version()
     if problem := VERSIONS.problem(version):

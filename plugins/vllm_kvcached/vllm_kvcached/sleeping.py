@@ -32,7 +32,7 @@ class _EmptyResult(NamedTuple):
 
 
 def absent_bytes() -> int:
-    """Return the bytes of weights that vLLM has freed and the tensors' allocator still counts."""
+    """Return the bytes of weights that vLLM has freed but PyTorch's allocator still counts."""
     if current_platform.is_cpu():
         return 0
     from vllm.device_allocator import get_mem_allocator_instance
@@ -42,7 +42,7 @@ def absent_bytes() -> int:
 
 
 class RankSleep:
-    """Puts a rank to sleep and wakes it, by vLLM's tags. Every rank gets the same calls."""
+    """Puts a rank to sleep and wakes it, by vLLM's tags. vLLM makes the same calls on every rank."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class RankSleep:
         gather: Gather = gather,
         absent_bytes: Callable[[], int] = absent_bytes,
     ) -> None:
-        """`absent_bytes` returns the bytes that the tensors' allocator counts though vLLM has freed them."""
+        """`absent_bytes` returns the bytes that PyTorch's allocator counts although vLLM has freed them."""
         self._gather = gather
         self._absent_bytes = absent_bytes
         self._pool = pool
@@ -62,9 +62,9 @@ class RankSleep:
 
     @contextlib.contextmanager
     def falling_asleep(self, tags: Iterable[str]) -> Iterator[None]:
-        """Give the KV cache back, let vLLM free its memory, and offer both to other engines.
+        """Give the KV cache back, let vLLM free the weights, and offer both to other engines.
 
-        If vLLM raises, this rank stays as awake as it was.
+        If vLLM raises, this rank is as awake as before.
         """
         before = frozenset(self._tags)
         self._empty()
@@ -82,9 +82,9 @@ class RankSleep:
 
     @contextlib.contextmanager
     def waking_up(self, tags: Iterable[str] | None) -> Iterator[None]:
-        """Claim the memory that vLLM is about to restore, on every rank, and let vLLM restore it.
+        """On every rank, claim the memory that vLLM is about to restore; then let vLLM restore it.
 
-        Raises CapacityError, with the numbers, if there is no room; then the engine sleeps on.
+        Raises CapacityError, with the numbers, if there is no room; the engine then stays asleep.
         """
         self._start.wait_to_wake(self._driver.memory)
         try:
@@ -101,7 +101,7 @@ class RankSleep:
         self._pool.sleep.take_turn()
 
     def _empty(self) -> None:
-        """Give back all but granule 0 on every rank, and count equally many released granules on all."""
+        """Give back all granules but granule 0 on every rank, and make all ranks report the same count."""
         pool, error = self._pool, None
         try:
             pool.sleep.begin()
@@ -118,9 +118,9 @@ class RankSleep:
 
 @contextlib.contextmanager
 def others_may_grow() -> Iterator[None]:
-    """Let vLLM's sleep pass if other processes took memory meanwhile.
+    """Let vLLM fall asleep although other processes took memory meanwhile.
 
-    vLLM asserts that free memory grew. It does so last, when it has freed everything.
+    vLLM's last action is to assert that free memory grew. By then it has freed everything.
     """
     try:
         yield

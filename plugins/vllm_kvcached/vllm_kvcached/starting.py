@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class VllmRankStart(RankStartup):
-    """The core's start of a rank, with vLLM's configuration."""
+    """Starts a rank with names, limits and estimates from vLLM's configuration."""
 
     def __init__(self, vllm_config: VllmConfig, settings: Config, rank: int) -> None:
         self._vllm_config = vllm_config
@@ -39,10 +39,10 @@ class VllmRankStart(RankStartup):
         explicit: int | None = self._vllm_config.cache_config.kv_cache_memory_bytes
         return min(limit, explicit) if explicit else limit
 
-    # -- in this order -----------------------------------------------------------------------------------
+    # -- called in this order -----------------------------------------------------------------------------
 
     def make_room_on(self, local_rank: int) -> None:
-        """Wait until a CUDA context fits on the device of a rank. Raises CapacityError."""
+        """Wait until a CUDA context fits on the rank's device. Raises CapacityError."""
         uuid = nvml.uuid_of(local_rank)
         if uuid is not None:
             self.make_room_for_context(uuid, lambda: memory_of(uuid, nvml.library))
@@ -54,7 +54,7 @@ class VllmRankStart(RankStartup):
         capacity_bytes: int,
         mapped_bytes: Callable[[], int],
     ) -> None:
-        """Attach to the ledger of an open device, and report how much of it loading takes."""
+        """Attach to the ledger of an open device, and start to report how much memory loading takes."""
         private = PrivateMemory(
             None if is_host(device.type) else lambda: reserved_bytes(device),
             lambda: process_bytes(identity.uuid, nvml.library),
@@ -63,8 +63,8 @@ class VllmRankStart(RankStartup):
         self.enter(identity, capacity_bytes, private, mapped_bytes)
 
     def wait_to_load(self, memory: Callable[[], MemoryInfo], on_host: bool) -> None:
-        """Wait until every rank may load. Raises CapacityError, with the numbers, on all ranks."""
-        chosen, config = self._settings, self._vllm_config  # a setting replaces its estimate
+        """Wait until every rank may load. If one is refused, all raise CapacityError with the numbers."""
+        chosen, config = self._settings, self._vllm_config  # a setting replaces the estimate
         private_bytes = weights.private_bytes(config, on_host) if chosen.start_size is None else 0
         floor_bytes = weights.longest_request_bytes(config) if chosen.floor is None else 0
         self.wait_for_room(memory, private_bytes, floor_bytes, on_host)

@@ -1,7 +1,7 @@
 """Show the engine's KV memory in vLLM's own /metrics, through vLLM's stat-logger plugins.
 
-The API server reads the ledger at each scrape, so the metrics of an idle engine are current too. With several
-API servers vLLM collects metrics through files, which cannot hold these metrics: use `kvctl export` then.
+The API server reads the ledger at each scrape, so the metrics are current even if the engine is idle. With
+several API servers vLLM collects metrics through files, which cannot hold these metrics: use `kvctl export`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The settings of an engine; options of vLLM that this plugin refuses, with a remedy, or warns about."""
+"""The settings of an engine, and the vLLM options that this plugin refuses or has not been tested with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wakes an idle engine: wraps vLLM's input queue, the second and last name that is wrapped."""
+"""Wakes an idle engine when the ledger changes, through the queue from which vLLM's loop reads its input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kvcached_core.errors import UnsupportedError
 
 
 def install() -> None:
-    """Wrap `EngineCoreProc._process_input_queue`, once, so that the scheduler can wake its engine."""
+    """Wrap `EngineCoreProc._process_input_queue` to start the idle waker. A second call does nothing."""
     original = EngineCoreProc._process_input_queue
     if getattr(original, "_kvcached", False):
         return
@@ -35,15 +35,15 @@ def install() -> None:
 
 
 def install_if_asked_for() -> None:
-    """If ENABLE_KVCACHED is on, make an engine without elastic memory fail instead of running as stock."""
+    """If ENABLE_KVCACHED is on, install the wrapper, so that an engine that is stock all the same fails."""
     if config.enabled(os.environ):
         install()
 
 
 def _refuse_stock(core: Any) -> None:
-    """Make an engine that should be elastic and is not answer its first call with an error.
+    """If ENABLE_KVCACHED is on, make this stock engine answer its first call with an error.
 
-    Its creator waits for that answer, and would wait for ever if the engine died instead.
+    The client waits for that answer, and would wait for ever if the engine died instead.
     """
     if not config.enabled(os.environ):
         return

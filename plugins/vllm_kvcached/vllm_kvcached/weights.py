@@ -1,4 +1,4 @@
-"""Estimates, from vLLM's configuration, of the memory a rank will take; made before it loads, in bytes."""
+"""Estimates of the bytes that a rank will take, made from vLLM's configuration before the rank loads."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ if TYPE_CHECKING:
 
 
 def private_bytes(vllm_config: VllmConfig, on_host: bool) -> int:
-    """Return the bytes a rank takes outside its KV cache at its peak, without context and communication."""
+    """Return a rank's peak bytes outside its KV cache, without CUDA context and communication buffers."""
     return estimates.private_bytes(lambda: weight_bytes(vllm_config), on_host)
 
 
 def weight_bytes(vllm_config: VllmConfig) -> int:
-    """Return the bytes of one rank's weights: from their files if they are here, else from the parameters."""
+    """Return the bytes of one rank's weights: from local weight files if there are any, else from the
+    parameter count."""
     model, load, parallel = vllm_config.model_config, vllm_config.load_config, vllm_config.parallel_config
     is_dummy = load.load_format == "dummy"
     folder = None if is_dummy else weight_files.model_folder(model.model, model.revision, load.download_dir)
@@ -27,7 +28,7 @@ def weight_bytes(vllm_config: VllmConfig) -> int:
 def longest_request_bytes(vllm_config: VllmConfig) -> int:
     """Return the bytes of one request of the maximum length in a rank's KV cache, plus a margin.
 
-    Returns 0 if vLLM has yet to choose that length.
+    Returns 0 if vLLM has not chosen that length yet.
     """
     model = vllm_config.model_config
     if model.original_max_model_len == -1:

@@ -1,4 +1,4 @@
-"""vLLM's worker with an elastic KV cache: it holds the memory and carries out the scheduler's plans."""
+"""vLLM's worker with an elastic KV cache, which maps and unmaps memory as the scheduler plans."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MODEST_UTILIZATION = 0.01
 
 
 class _KVCacheAllocation(TorchFunctionMode):
-    """Answers vLLM's allocation of its KV cache, `torch.zeros(size, dtype=torch.int8)`, from the pool."""
+    """Makes vLLM's allocation of its KV cache, `torch.zeros(size, dtype=torch.int8)`, return the pool."""
 
     def __init__(self, size_bytes: int, make: Any) -> None:
         super().__init__()
@@ -50,7 +50,10 @@ class _KVCacheAllocation(TorchFunctionMode):
 
 @contextmanager
 def _modest(vllm_config: VllmConfig) -> Iterator[None]:
-    """Let vLLM's check at start pass: it demands all memory at once, and an elastic cache takes it later."""
+    """Lower gpu_memory_utilization for vLLM's check that all memory is free at the start.
+
+    An elastic cache takes its memory later.
+    """
     cache = vllm_config.cache_config
     wanted = cache.gpu_memory_utilization
     cache.gpu_memory_utilization = min(wanted, _MODEST_UTILIZATION)
@@ -62,9 +65,9 @@ def _modest(vllm_config: VllmConfig) -> Iterator[None]:
 
 @contextmanager
 def _others_may_give_back(snapshot: Any) -> Iterator[None]:
-    """Let vLLM's profiling pass while other engines give memory back, which vLLM takes for an error.
+    """Let vLLM's profiling pass while other engines give memory back.
 
-    The size that vLLM computes from free memory is not used.
+    vLLM raises an error if free memory grows. Its result, computed from free memory, is not used.
     """
     measured_bytes = snapshot.free_memory
     snapshot.free_memory = snapshot.total_memory
@@ -75,7 +78,7 @@ def _others_may_give_back(snapshot: Any) -> Iterator[None]:
 
 
 def _part_of_start(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a failing method log one line, give everything back and leave the ledger."""
+    """Wrap a method: if it fails, log one line, give all memory back and leave the ledger."""
 
     @functools.wraps(method)
     def wrapped(self: ElasticWorker, *args: Any, **kwargs: Any) -> Any:
@@ -106,7 +109,7 @@ class ElasticWorker(_StockWorker):
 
     @_part_of_start
     def init_device(self) -> None:
-        """As in vLLM; then its turn to load is waited for, on every device that the engine uses."""
+        """As in vLLM; then wait until every rank of the engine may load."""
         if not current_platform.is_cpu():
             self.kv_memory.make_room_for_context(self.local_rank)
         with _modest(self.vllm_config):
@@ -131,11 +134,11 @@ class ElasticWorker(_StockWorker):
     def determine_available_memory(self) -> int:
         """Profile as vLLM does, and return the bytes to reserve addresses for."""
         if current_platform.is_cpu():
-            # vLLM would compare a fixed size with what is free now; here only the warm-up matters.
+            # vLLM would compare a fixed size with free memory. Only its warm-up is needed here.
             if self._should_warm_up_model():
                 self.model_runner.warming_up_model()
             if self.parallel_config.pipeline_parallel_size > 1:
-                self.model_runner.profile_run()  # makes the tensors that later stages receive into
+                self.model_runner.profile_run()  # allocates the tensors into which later stages receive
         else:
             with _others_may_give_back(self.init_snapshot):
                 super().determine_available_memory()
@@ -154,33 +157,33 @@ class ElasticWorker(_StockWorker):
 
     @_part_of_start
     def compile_or_warm_up_model(self) -> Any:
-        """As in vLLM; from then on, memory that no plan has mapped faults."""
+        """As in vLLM; from then on, access to memory that no plan has mapped faults."""
         times = super().compile_or_warm_up_model()
         self.kv_memory.begin_service(getattr(self, "peak_activation_memory", 0))
         return times
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
-        """Carry out the plan, if the step brings one, before its kernels are launched."""
+        """Carry out the step's memory plan, if there is one, before the step's kernels are launched."""
         plan = getattr(scheduler_output, "kvcached_plan", None)
         if plan is not None:
             self.kv_memory.apply(plan)
         return super().execute_model(scheduler_output, *args, **kwargs)
 
     def sleep(self, level: int = 1) -> None:
-        """Give the KV cache back, then free weights as vLLM does; others may take both."""
+        """Give the KV cache back, then free the weights as vLLM does. Other engines may use the memory."""
         with self.kv_memory.sleep.falling_asleep(TAGS):
-            if not current_platform.is_cpu():  # whose weights stay, with a warning that nothing happens
+            if not current_platform.is_cpu():  # on the CPU vLLM only warns, and keeps the weights
                 with others_may_grow():
                     super().sleep(level)
 
     def wake_up(self, tags: list[str] | None = None) -> None:
-        """Wait for room for what vLLM restores, then let it. On CapacityError the engine sleeps on."""
+        """Wait for room, then let vLLM restore its memory. After CapacityError the engine is still asleep."""
         with self.kv_memory.sleep.waking_up(tags):
             if not current_platform.is_cpu():
                 super().wake_up(tags)
 
     def discard(self, tags: tuple[str, ...]) -> None:
-        """As in vLLM (newer than 0.30), of a KV cache that is ours."""
+        """As in vLLM (newer than 0.30), for the elastic KV cache."""
         with self.kv_memory.sleep.falling_asleep(tags):
             if not current_platform.is_cpu():
                 super().discard(tags)
@@ -194,7 +197,7 @@ class ElasticWorker(_StockWorker):
         self.kv_memory.check()
 
     def shutdown(self) -> None:
-        """As in vLLM; then everything goes back."""
+        """As in vLLM; then give all memory back."""
         try:
             super().shutdown()
         finally:

@@ -1,4 +1,4 @@
-"""The memory of one worker: its account in the ledger, its driver and its pool, made as vLLM starts."""
+"""The memory of one worker: its account in the ledger, its driver and its pool."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _RAISE_LIMIT = "raise kvcached.limit (or --kv-cache-memory-bytes) or lower --max
 
 
 class _Reservation(NamedTuple):
-    """The address space that a rank would reserve, for the other ranks."""
+    """The blocks that a rank could reserve addresses for. The ranks then agree on one number."""
 
     blocks: int
     step: int
@@ -63,7 +63,7 @@ class WorkerMemory:
         self._agent: NodeAgent | None = None
         self._capacity_bytes = 0
 
-    # -- starting, in vLLM's order -----------------------------------------------------------------------
+    # -- start, in vLLM's order ---------------------------------------------------------------------------
 
     def make_room_for_context(self, local_rank: int) -> None:
         """Wait until a CUDA context fits on the device. Raises CapacityError."""
@@ -85,17 +85,17 @@ class WorkerMemory:
         self._start.wait_to_load(self._opened().memory, is_host(self._device.type))
 
     def preferred_layouts(self, names: list[str]) -> list[str]:
-        """Sort layouts with the block outermost to the front, unless the choice is left to vLLM."""
+        """Put layouts whose outermost dimension is the block first, unless the setting leaves it to vLLM."""
         if self._settings.layout == "engine":
             return names
         return sorted(names, key=lambda name: not name.startswith("B"))
 
     def virtual_bytes(self, specs: dict[str, KVCacheSpec]) -> int:
-        """Return the bytes of address space to reserve, for the same number of blocks on every rank."""
+        """Return the bytes of address space to reserve. Every rank gets the same number of blocks."""
         driver, chosen = self._opened(), self._settings
         size_bytes = max(chosen.virtual.of(self._capacity_bytes), self._start.limit_bytes())
         if self._vllm_config.model_config.original_max_model_len == -1:
-            # vLLM will choose a length that fits the limit
+            # vLLM will choose the longest request that fits into this size, so it must fit into the limit.
             size_bytes = min(size_bytes, self._start.limit_bytes())
         per_block = bytes_per_block(specs)
         mine = _Reservation(
@@ -107,7 +107,7 @@ class WorkerMemory:
         return blocks * per_block
 
     def allocate(self, kv_cache_config: KVCacheConfig, size_bytes: int) -> torch.Tensor:
-        """Return the tensor that holds the KV cache; int8 of shape (size_bytes,)."""
+        """Create the pool and return the KV cache as an int8 tensor of shape (size_bytes,)."""
         if self._pool is not None:
             raise InvariantError("vLLM allocated its KV cache twice")
         driver = self._opened()
@@ -130,7 +130,7 @@ class WorkerMemory:
             raise InvariantError(f"vLLM's allocation of the KV cache was seen {times} times, expected once")
 
     def begin_service(self, peak_activation_bytes: int) -> None:
-        """End the warm-up: unmapped memory faults from now on, and the supply thread runs."""
+        """End the warm-up: from now on access to unmapped memory faults, and the supply thread runs."""
         assert self._pool is not None
         self._pool.end_warm_up()
         self._start.end(int(peak_activation_bytes))
@@ -143,7 +143,7 @@ class WorkerMemory:
     # -- service -----------------------------------------------------------------------------------------
 
     def apply(self, plan: Plan) -> None:
-        """Carry out a plan; kernels launched after this see its memory."""
+        """Map and unmap memory as planned. Kernels launched after this call see the change."""
         assert self._pool is not None
         self._pool.apply(plan, _stream())
 
@@ -160,13 +160,13 @@ class WorkerMemory:
         return dict(self._pool.stats()._asdict())
 
     def check(self) -> None:
-        """Raise InvariantError if pool or account do not add up."""
+        """Raise InvariantError if the counts of pool or account contradict each other."""
         assert self._pool is not None
         self._pool.check()
         self._start.account.check()
 
     def close(self) -> None:
-        """Give everything back and leave the ledger. A second call does nothing."""
+        """Give all memory back and leave the ledger. A second call does nothing."""
         agent, self._agent = self._agent, None
         if agent is not None:
             agent.close()
@@ -184,7 +184,7 @@ class WorkerMemory:
     def _mapped_bytes(self) -> int:
         return 0 if self._pool is None else self._pool.mapped_bytes()
 
-    # -- parts of starting -------------------------------------------------------------------------------
+    # -- parts of the start -------------------------------------------------------------------------------
 
     def _opened(self) -> Driver:
         if self._driver is None:
@@ -209,10 +209,10 @@ class WorkerMemory:
         )
 
     def _floor_bytes(self, geometry: Geometry, kv_cache_config: KVCacheConfig) -> int:
-        """Return the floor: the setting, or what a request of the maximum length and the null block need.
+        """Return the floor in bytes: the setting, or one request of the maximum length plus the null block.
 
-        Raises ConfigError if the limit is lower than that need. With several groups of layers it is only an
-        upper bound, so a lower limit is allowed.
+        Raises ConfigError if that request exceeds the limit. With several groups of layers its size is only
+        an upper bound, so a lower limit is allowed.
         """
         blocks = 1 + blocks_of_longest_request(self._vllm_config, kv_cache_config)
         needed_bytes, limit_bytes = geometry.bytes_of_blocks(blocks), self._start.limit_bytes()
