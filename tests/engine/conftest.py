@@ -1,4 +1,4 @@
-"""Engines that tests share: started when first asked for, ended when the session ends."""
+"""Engines that tests share. Each starts when a test first needs it and ends with the session."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from kvcached_core.ledger import Runtime, set_limit
 MIB = 1 << 20
 MAIN, CAPACITY_BYTES, HEADROOM_BYTES = "main", 112 * MIB, 16 * MIB
 IDLE_SECONDS = 0.5
-REST_SECONDS = IDLE_SECONDS + 5.0  # of which an idle machine needs milliseconds
+REST_SECONDS = IDLE_SECONDS + 5.0  # an idle machine needs milliseconds after IDLE_SECONDS
 DEATH_SECONDS = 1.0  # the kernel frees the lock with the process
-ATTEMPTS = 5  # where requests may have ended before anybody has looked
+ATTEMPTS = 5  # for tests whose requests may end before the test observes them
 SETTINGS = {
     "KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES),
     "KVCACHED_HEADROOM": str(HEADROOM_BYTES),
@@ -38,18 +38,18 @@ HttpServerT = TypeVar("HttpServerT", bound=HttpServer)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the children where a failing test's report finds them."""
+    """Keep the list of child processes, whose logs a failing test's report shows."""
     config.stash[_FLEET] = Fleet()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Show no logs of the tests before."""
+    """Forget log lines of earlier tests."""
     item.config.stash[_FLEET].forget_closed()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the ends of the engines' logs beside a failure."""
+    """Add the ends of the engines' logs to a failure's report."""
     report = yield
     if report.failed:
         report.sections += [(f"log of {name}", text) for name, text in item.config.stash[_FLEET].tails()]
@@ -58,20 +58,20 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session")
 def fleet(pytestconfig: pytest.Config) -> Iterator[Fleet]:
-    """Return the children of this session; none is left at its end."""
+    """Yield the child processes of this session; end all of them afterwards."""
     yield pytestconfig.stash[_FLEET]
     pytestconfig.stash[_FLEET].close_all()
 
 
 @pytest.fixture(scope="session")
 def prompts() -> list[Prompt]:
-    """Return the 200 requests that every configuration has to answer as stock does."""
+    """Return the 200 requests that every configuration must answer like stock vLLM."""
     return many_prompts()
 
 
 @pytest.fixture(scope="session")
 def extra_prompts() -> dict[str, list[Prompt]]:
-    """Return requests for special occasions, which stock answers too."""
+    """Return requests for single tests; stock vLLM answers them too."""
     return {
         "long": long_prompts(2, 1900, 8),  # 15 blocks of 128 tokens
         "talkative": long_prompts(8, 250, 400),  # grow from 2 to 6 blocks
@@ -88,13 +88,13 @@ def model() -> Path:
 
 @pytest.fixture(scope="session")
 def runtime() -> Iterator[Path]:
-    """Return the runtime directory that the main engine shares with whoever comes."""
+    """Return the runtime directory that the main engine shares with other engines."""
     with tempfile.TemporaryDirectory(prefix="kvt-run-", dir=SHARED_MEMORY) as folder:
         yield Path(folder)
 
 
 class KeptAlive(Generic[HttpServerT]):
-    """A server that is started when first needed, and anew if a test has ended it."""
+    """A server that starts when first needed, and again after a test has ended it."""
 
     def __init__(self, fleet: Fleet, start: Callable[[], HttpServerT]) -> None:
         self._fleet = fleet
@@ -102,7 +102,7 @@ class KeptAlive(Generic[HttpServerT]):
         self._server: HttpServerT | None = None
 
     def begin(self) -> HttpServerT:
-        """Return the living server, which need not be ready yet."""
+        """Return the running server, which may not be ready yet."""
         if self._server is None or not self._server.alive:
             self.close()
             self._server = self._start()
@@ -110,7 +110,7 @@ class KeptAlive(Generic[HttpServerT]):
         return self._server
 
     def ready(self) -> HttpServerT:
-        """Return the living server once it serves."""
+        """Return the running server once it serves."""
         server = self.begin()
         server.wait_ready()
         return server
@@ -122,7 +122,7 @@ class KeptAlive(Generic[HttpServerT]):
 
 
 def bring_to_rest(runtime: Path, client: Client) -> None:
-    """Lift the main engine's limit and wait until it holds nothing but the null granule."""
+    """Lift the main engine's limit and wait until the engine holds only the null granule."""
     set_limit(Runtime.open(runtime), MAIN, CAPACITY_BYTES)
     with client:
         until(client.reset_prefix_cache, REST_SECONDS, "no request runs any more")
@@ -133,7 +133,7 @@ def answers_of(
     fleet: Fleet, server: HttpServer, client_type: Callable[[str], Client], prompts: list[Prompt],
     extra_prompts: dict[str, list[Prompt]],
 ) -> Answers:  # fmt: skip
-    """Run a server for as long as it takes to answer all of these."""
+    """Run a server until it has answered all of these prompts."""
     with fleet.running(server):
         server.wait_ready()
         with client_type(server.url) as client:
@@ -145,7 +145,7 @@ def answers_of(
 
 @pytest.fixture(scope="session")
 def _main(fleet: Fleet, model: Path, runtime: Path) -> Iterator[KeptAlive[Server]]:
-    """Return what gives the main engine; it ends before its ledger."""
+    """Return the holder of the main engine, which ends before its ledger."""
     settings = SETTINGS | {"KVCACHED_NAME": MAIN}
     extension = ["--worker-extension-cls", "tests.engine.saboteur.Saboteur"]
 
@@ -159,8 +159,8 @@ def stock(
     fleet: Fleet, model: Path, _main: KeptAlive[Server], prompts: list[Prompt],
     extra_prompts: dict[str, list[Prompt]],
 ) -> Answers:  # fmt: skip
-    """Return what stock vLLM, without any plugin, answers."""
-    _main.begin()  # beside stock: most of a start is one thread's work
+    """Return the answers of stock vLLM without any plugin."""
+    _main.begin()  # starts at the same time as stock: a start mostly uses one thread
     with tempfile.TemporaryDirectory(prefix="kvt-run-", dir=SHARED_MEMORY) as runtime:
         server = Server("stock", model, Path(runtime), MODEL_FLAGS, {"VLLM_PLUGINS": ""})
         return answers_of(fleet, server, Client, prompts, extra_prompts)
@@ -168,7 +168,7 @@ def stock(
 
 @pytest.fixture
 def elastic(_main: KeptAlive[Server], runtime: Path) -> Server:
-    """Return the main engine, with its limit lifted, nothing cached and no memory but the null granule."""
+    """Return the main engine at rest: no limit, an empty cache, and only the null granule held."""
     server = _main.ready()
     bring_to_rest(runtime, Client(server.url))
     return server

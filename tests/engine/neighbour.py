@@ -1,4 +1,4 @@
-"""Another owner on the device of the engine under test: an account in the ledger of its own."""
+"""Another owner of memory on the device of the engine under test: an account in the same ledger."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.engine.conftest import CAPACITY_BYTES, HEADROOM_BYTES, MIB
 
 @contextmanager
 def neighbour(runtime: Path, name: str, floor_bytes: int = 0) -> Iterator[Account]:
-    """Be another owner on the device for a while; whatever it took is given back."""
+    """Attach another account during the block; afterwards give its memory back."""
     account = Account.attach(
         Runtime.open(runtime), DeviceIdentity("host", "host"), CAPACITY_BYTES, HEADROOM_BYTES,
         instance=name, rank=0, name=name, floor_bytes=floor_bytes,

@@ -1,4 +1,4 @@
-"""One engine on two nodes of this machine: each with its own runtime directory and its own core."""
+"""One engine on two simulated nodes of this machine, each with its own runtime directory and CPU core."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TwoNodes(Server):
         super().__init__(name, model, self.runtimes[0], [*flags, *meeting, "--node-rank", "0"], settings[0])
 
     def note_shared(self) -> None:
-        """Remember what both nodes have in shared memory."""
+        """Note the files that both nodes have in shared memory."""
         super().note_shared()
         self.follower.note_shared()
 

@@ -1,4 +1,4 @@
-"""Methods that do to an elastic cache what must never happen: the tests have to notice."""
+"""Methods that damage an elastic cache on purpose, to prove that the tests detect damage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Saboteur:
     kv_memory: Any
 
     def sabotage_overwrite(self) -> int:
-        """Overwrite every mapped granule but the null block's with noise; returns how many there were."""
+        """Overwrite every mapped granule but the null block's with noise; return their number."""
         pool = self.kv_memory._pool
         geometry, granules = pool._geometry, self._granules()
         generator = torch.Generator().manual_seed(7)
@@ -25,7 +25,7 @@ class Saboteur:
         return len(granules)
 
     def sabotage_unmap(self) -> int:
-        """Unmap every granule but the null block's, no matter who uses it; returns how many there were."""
+        """Unmap every granule but the null block's, even granules in use; return their number."""
         faulthandler.enable()
         granules = self._granules()
         for granule in granules:

@@ -1,4 +1,4 @@
-"""kvctl and the start scripts with a real server: what they show is what the kernel says."""
+"""kvctl and the start scripts with a real server: their numbers equal the kernel's."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from tests.engine.conftest import CAPACITY_BYTES, HEADROOM_BYTES, MIB
 pytestmark = pytest.mark.engine
 
 NAME, PROMPTS, OUTPUT = "demo", 8, 8
-INPUT = {"vllm": 600, "sglang": 300}  # of SGLang's text the tiny tokenizer makes six times as many
+INPUT = {
+    "vllm": 600,
+    "sglang": 300,
+}  # words; the tiny tokenizer makes six times as many tokens of SGLang's text
 _SOURCES = os.pathsep.join(
     str(ROOT / part) for part in ("", "cli", "plugins/vllm_kvcached", "plugins/sglang_kvcached")
 )
-_PATH = os.pathsep.join((str(BIN), os.environ["PATH"]))  # where the scripts find the engine
+_PATH = os.pathsep.join((str(BIN), os.environ["PATH"]))  # the scripts find the engine in it
 
 
 def rank_of(data: Any) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def listed(runtime: Runtime) -> dict[str, Any]:
 
 
 def kernel_bytes(pid: int) -> int:
-    """Return what the kernel counts for the pages of a worker."""
+    """Return the bytes that the kernel counts for a worker's pages."""
     found = [fd.stat() for fd in Path(f"/proc/{pid}/fd").iterdir() if "memfd:kvcached" in os.readlink(fd)]
     assert len(found) == 1
     return found[0].st_blocks * 512
@@ -59,7 +62,7 @@ def port() -> int:
 @contextlib.contextmanager
 def script(engine: str, fleet: Fleet, folder: Path, port: int, flags: Sequence[str],
            **settings: str) -> Iterator[Runtime]:  # fmt: skip
-    """Run start_server.sh for the length of the block; yields the runtime directory once it serves."""
+    """Run start_server.sh during the block; yield the runtime directory once the server is ready."""
     folder.mkdir(mode=0o700)
     settings |= {"KVCACHED_HOST_CAPACITY": str(CAPACITY_BYTES), "KVCACHED_HEADROOM": str(HEADROOM_BYTES),
                  "KVCACHED_SPARE": "4MiB", "PYTHONPATH": _SOURCES, "PATH": _PATH}  # fmt: skip
@@ -72,7 +75,7 @@ def script(engine: str, fleet: Fleet, folder: Path, port: int, flags: Sequence[s
 
 @pytest.fixture(scope="module")
 def engine() -> str:
-    """Return what the scripts are told to run."""
+    """Return the name of the engine that the scripts start."""
     return "vllm"
 
 
@@ -80,14 +83,14 @@ def engine() -> str:
 def served(
     engine: str, fleet: Fleet, port: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Runtime]:
-    """Run start_server.sh; yields the runtime directory."""
+    """Run start_server.sh; yield the runtime directory."""
     folder = tmp_path_factory.mktemp("start") / "run"
     with script(engine, fleet, folder, port, ["--dtype", "float32"]) as runtime:
         yield runtime
 
 
 class Scripts:
-    """In this order: load, look, take away."""
+    """Tests in this order: load the engine, read its numbers, take memory away."""
 
     def test_the_client_script_runs_the_engines_own_benchmark_and_leaves_a_cache(
         self, served: Runtime, port: int, engine: str
@@ -104,7 +107,7 @@ class Scripts:
         assert re.search(rf"Total generated tokens: +{PROMPTS * OUTPUT}\b", done.stdout), done.stdout
         until(lambda: listed(served)["cached_bytes"] > 0, 10, "the requests have left a cache")
 
-    def test_list_watch_and_kvtop_show_what_the_kernel_says(self, served: Runtime) -> None:
+    def test_list_watch_and_kvtop_show_the_kernels_numbers(self, served: Runtime) -> None:
         until(lambda: listed(served)["spare_bytes"] == 0, 30, "spare memory is given back")
         rank = listed(served)
         page, pid = rank["page_bytes"], rank["worker_pid"]
@@ -129,7 +132,7 @@ class Scripts:
         done = kvctl("trim", NAME, "--wait", "30", "--json", runtime=served)
         assert done.returncode == 0, done.stderr
         rank = listed(served)
-        # Only what lies beside the null block is left: that granule is never given back.
+        # Only the null block's granule is left, which is never given back.
         assert rank["ready_bytes"] == rank["granule_bytes"] > rank["cached_bytes"]
         until(
             lambda: kernel_bytes(pid) == rank["granule_bytes"], 10, "all but the null granule is given back"

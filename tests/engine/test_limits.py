@@ -1,4 +1,4 @@
-"""Requests that do not fit: those that never will end with an error, the others wait."""
+"""Requests that do not fit: a request that can never fit ends with an error, other requests wait."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_request_that_outgrows_the_limit_gets_an_error_and_the_server_goes_on(
     client: Client, runtime: Path, stock: Answers, prompts: list[Prompt]
 ) -> None:
     _limit(runtime, 6 * MIB)
-    (growing,) = long_prompts(1, 1380, 64)  # 11 blocks, of which it fills the last
+    (growing,) = long_prompts(1, 1380, 64)  # 11 blocks, the last of them full
     assert client.complete(growing).status_code == HTTPStatus.INTERNAL_SERVER_ERROR
     assert not differences(client.answers(prompts[:4]), stock)
 
@@ -53,7 +53,7 @@ def test_i10_a_long_prompt_waits_for_memory_and_is_then_admitted(
     _limit(runtime, 9 * MIB)  # 17 blocks beside the null block: not 15 for one and 2 for each of the others
     long, talkative = extra_prompts["long"][0], extra_prompts["talkative"][:2]
     with ThreadPoolExecutor(3) as pool:
-        for _ in range(ATTEMPTS):  # the others may have ended before anybody has looked
+        for _ in range(ATTEMPTS):  # the other requests may end before the long prompt is sent
             requests = {prompt: pool.submit(client.ids, prompt) for prompt in talkative}
             both_ran = seen(lambda: client.metric("vllm:num_requests_running") == 2, [*requests.values()])
             requests[long] = pool.submit(client.ids, long)

@@ -1,4 +1,4 @@
-"""Memory follows the load, and an engine that is left alone gives back."""
+"""Memory follows the load, and an idle engine gives memory back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.engine.conftest import CAPACITY_BYTES, MAIN, MIB, REST_SECONDS
 pytestmark = pytest.mark.engine
 
 
-def test_the_line_at_start_says_what_was_chosen(elastic: Server, runtime: Path) -> None:
+def test_the_log_line_at_start_names_the_chosen_sizes(elastic: Server, runtime: Path) -> None:
     lines = [line for line in elastic.text().splitlines() if "kvcached backend:" in line]
     assert len(lines) == 1
     size = r"[\d.]+ [KMG]iB"
@@ -32,7 +32,7 @@ def test_the_line_at_start_says_what_was_chosen(elastic: Server, runtime: Path) 
     assert int(match[2]) == 128 * int(match[1]) == 128 * owner(runtime, MAIN).blocks_per_granule
 
 
-def test_memory_grows_with_the_load_and_an_idle_engine_gives_back_unasked(
+def test_memory_grows_with_the_load_and_an_idle_engine_gives_it_back_by_itself(
     client: Client, runtime: Path, prompts: list[Prompt]
 ) -> None:
     assert is_at_rest(runtime, MAIN)
@@ -46,7 +46,7 @@ def test_memory_grows_with_the_load_and_an_idle_engine_gives_back_unasked(
     assert all(0.0 <= usage <= 1.0 for usage in usages)
     assert max(usages) > 0.0
 
-    # No request comes any more: the spare granules go all the same, and what is cached stays.
+    # Without any further request the spare granules are given back; cached blocks stay.
     def spare_is_gone() -> bool:
         now = owner(runtime, MAIN)
         return now.ready_bytes == now.mapped_bytes and now.spare_bytes < now.granule_bytes
@@ -75,5 +75,5 @@ def test_kvctl_limit_on_an_idle_engine_holds_and_evicts(
     assert after.limit_applied == 6 * MIB
     assert after.leased_bytes <= 6 * MIB
     assert after.cached_bytes < before.cached_bytes <= CAPACITY_BYTES
-    # What was evicted is computed again, not read.
+    # Evicted blocks are computed again, not read.
     assert client.answers(prompts[:4]).keys() == set(prompts[:4])

@@ -1,4 +1,4 @@
-"""Ranks on two nodes, each with its own ledger: one budget, outputs equal stock, and a death frees both."""
+"""Ranks on two nodes, each with its own ledger: one budget, outputs equal stock, a crash frees both nodes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _ranks(engine: TwoNodes) -> list[OwnerSnapshot]:
 
 
 class TestTwoNodes:
-    """In this order: load, take away, limit, kill."""
+    """Tests in this order: load, take memory away, set a limit, kill."""
 
     def test_i12_outputs_equal_stock_and_memory_comes_and_goes_on_both_nodes(
         self, engine: TwoNodes, prompts: list[Prompt], extra_prompts: dict[str, list[Prompt]], stock: Answers
@@ -93,7 +93,7 @@ class TestTwoNodes:
         os.kill(_ranks(engine)[1].worker_pid, signal.SIGKILL)
         record("engine.kills", 1)
         with Client(engine.url) as client, pytest.raises(httpx.HTTPError):
-            client.ids(prompts[0])  # as in stock, it is the next step that notices
+            client.ids(prompts[0])  # as in stock, the next step notices the death
         until(lambda: not any(map(owners, engine.runtimes)), END_SECONDS, "nobody holds anything")
         engine.wait(60)
         engine.follower.wait(60)

@@ -1,4 +1,4 @@
-"""I12 on one worker: what an elastic engine answers is what stock answers."""
+"""I12 on one worker: an elastic engine gives the same answers as stock vLLM."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_i12_outputs_equal_stock_in_turn_together_and_with_shared_prefixes(
 def test_i12_outputs_equal_stock_while_requests_are_preempted(
     client: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
 ) -> None:
-    # Eight requests that begin with 2 blocks and end with 6, in room for 15: not all that start can stay.
+    # Eight requests that begin with 2 blocks and end with 6, in room for 15: some must be preempted.
     opened = Runtime.open(runtime)
     changes = set_limit(opened, MAIN, 8 * MIB)
     assert all(outcome.holds for outcome in wait_until_holds(opened, changes, 5.0))

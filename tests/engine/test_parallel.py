@@ -1,6 +1,6 @@
-"""Several ranks, one plan: outputs equal stock, and a death in one of them frees all that they held.
+"""Several ranks, one plan: outputs equal stock, and the death of one rank frees the memory of all ranks.
 
-One runtime directory for all engines here: each starts where the one before was killed.
+All engines in this file share a runtime directory: each starts where the engine before was killed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from tests.engine.offline import ANSWER, PROMPTS_VARIABLE
 pytestmark = pytest.mark.engine
 
 _MEMORY = {"host_capacity": "200MiB", "headroom": "16MiB", "spare": "4MiB"}
-NOTICE_SECONDS = 20.0  # vLLM ends the other processes when it notices, on an idle machine in half a second
+NOTICE_SECONDS = (
+    20.0  # vLLM notices the death and ends the other processes, on an idle machine in half a second
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def _compare(server: Server, place: Path, prompts: list[Prompt], stock: Answers)
 
 
 def _kill(server: Server, place: Path, choose: Callable[[int], int]) -> None:
-    """Kill the process that `choose` finds from the last rank's worker; then nobody holds anything."""
+    """Kill the process that `choose` finds from the last rank's worker; assert that all memory is freed."""
     workers = {owner.rank: owner.worker_pid for owner in owners(place)}
     assert workers.keys() == {0, 1}
     killed = choose(workers[1])
@@ -78,7 +80,7 @@ def _kill(server: Server, place: Path, choose: Callable[[int], int]) -> None:
 
 
 def _listed(place: Path, scratch: Path) -> list[str]:
-    """Return the living engines that kvctl shows."""
+    """Return the running engines that kvctl shows."""
     done = subprocess.run(
         [str(BIN / "kvctl"), "list", "--json"], env=environment(scratch, place, {}), capture_output=True,
         text=True, timeout=60,

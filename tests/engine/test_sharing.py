@@ -1,4 +1,4 @@
-"""Engines and others on one device: who holds memory makes the rest wait, and nobody crashes."""
+"""Several owners of memory on one device: an engine short of memory waits, and none crashes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _REAL_FLAGS = ["--max-model-len", "512"]
 
 
 def _take(account: Account, leaving_bytes: int = 0) -> int:
-    """Lease all that is left but so much, and make it ready; returns the granules."""
-    wanted = CAPACITY_BYTES - HEADROOM_BYTES - leaving_bytes - MIB  # one is the other's null granule
+    """Lease and create all free memory but `leaving_bytes`; return the number of granules."""
+    wanted = CAPACITY_BYTES - HEADROOM_BYTES - leaving_bytes - MIB  # 1 MiB: the other engine's null granule
     granted = account.lease(wanted, MemoryInfo(CAPACITY_BYTES, CAPACITY_BYTES)) // MIB
     account.created(granted)
     return granted
@@ -51,7 +51,7 @@ def test_requests_wait_while_another_holds_the_device_and_then_finish(
 def test_requests_that_grow_while_another_holds_the_rest_are_preempted_and_finish(
     client: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
 ) -> None:
-    # Eight requests that begin with 8 MiB and end with 24, of which the other leaves them 14.
+    # Eight requests that begin with 8 MiB and end with 24 MiB; the other owner leaves them 14 MiB.
     prompts = extra_prompts["talkative"]
     before = client.metric("vllm:num_preemptions_total")
     with watching(runtime) as watch, ThreadPoolExecutor(8) as pool:
@@ -70,7 +70,7 @@ def _real_prompts() -> list[Prompt]:
 
 
 def _real_answers(fleet: Fleet, folder: Path, runtime: Path) -> Answers:
-    """Return what stock answers with the real model."""
+    """Return stock vLLM's answers with the real model."""
     server = Server("real-stock", folder, runtime, _REAL_FLAGS, {"VLLM_PLUGINS": ""})
     with fleet.running(server):
         server.wait_ready()
@@ -103,5 +103,5 @@ def test_i1_a_second_engine_with_a_real_model_shares_the_device_and_ends_while_i
 
         set_limit(Runtime.open(runtime), REAL, MIB)  # less than it holds: it owes memory from now on
         server.terminate(30)
-        # older versions of vLLM do not wait for what they kill
+        # older versions of vLLM do not wait for processes that they kill
         until(lambda: not owners(runtime, REAL), DEATH_SECONDS, "the ledger is clean")

@@ -1,4 +1,4 @@
-"""Sleep mode of a real server: its KV memory is there for others, and it answers as stock when it wakes."""
+"""Sleep mode of a real server: others can use its KV memory, and after waking it answers like stock."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.engine.neighbour import neighbour
 
 pytestmark = pytest.mark.engine
 
-LEFT_BYTES = 4 * MIB  # more than the null granule of the one that sleeps
+LEFT_BYTES = 4 * MIB  # more than the sleeping engine's null granule
 
 
 def _take(account: Account, size_bytes: int) -> int:
-    """Lease so much and make it ready; returns the bytes."""
+    """Lease and create this much memory; return the bytes."""
     granted = account.lease(size_bytes, MemoryInfo(CAPACITY_BYTES, CAPACITY_BYTES))
     account.created(granted // MIB)
     return granted
@@ -59,7 +59,7 @@ def test_another_engine_has_all_the_memory_of_one_that_sleeps(
             _answer_as_stock(client, cached, stock)
 
 
-def test_where_floors_leave_no_room_it_sleeps_on(
+def test_an_engine_stays_asleep_if_floors_leave_no_room(
     elastic: Server, client: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
 ) -> None:
     client.sleep()
@@ -75,12 +75,12 @@ def test_where_floors_leave_no_room_it_sleeps_on(
     _answer_as_stock(client, extra_prompts["long"], stock)
 
 
-def test_requests_that_a_sleep_keeps_are_answered_as_by_stock_after_it(
+def test_requests_kept_during_sleep_are_answered_as_by_stock(
     client: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
 ) -> None:
     talkative = extra_prompts["talkative"]
     with watching(runtime), ThreadPoolExecutor(len(talkative)) as pool:
-        for _ in range(ATTEMPTS):  # they may have ended before it falls asleep
+        for _ in range(ATTEMPTS):  # the requests may end before the engine falls asleep
             requests = {prompt: pool.submit(client.ids, prompt) for prompt in talkative}
             seen(lambda: client.metric("vllm:num_requests_running") > 0, [*requests.values()])
             client.sleep(mode="keep")
@@ -100,7 +100,7 @@ def test_requests_that_a_sleep_keeps_are_answered_as_by_stock_after_it(
 
 
 @pytest.mark.skipif(Version(version("vllm")) < Version("0.31"), reason="vLLM 0.31 is the first to do it")
-def test_the_cache_alone_is_released_of_an_engine_that_is_paused(
+def test_a_paused_engine_can_release_its_cache_alone(
     client: Client, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
 ) -> None:
     cached = extra_prompts["cached"]

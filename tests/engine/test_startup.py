@@ -1,4 +1,4 @@
-"""Asked for and not possible: an error at start that says why, never silently stock."""
+"""If an engine cannot be elastic as asked, it fails at the start with the reason and never runs as stock."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_another_worker_class_is_refused(fleet: Fleet, model: Path, tmp_path: Pa
     assert "leave out --worker-cls vllm.v1.worker.cpu_worker.CPUWorker" in text
 
 
-def test_a_python_program_that_asks_and_does_not_say_how_is_refused(
+def test_a_python_program_with_the_variable_but_without_llm_kwargs_is_refused(
     fleet: Fleet, model: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "tests.engine.offline", "bare", str(model)]

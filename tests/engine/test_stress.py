@@ -1,4 +1,4 @@
-"""Everything at once for a minute: many clients, aborts, and a limit that never rests."""
+"""Many clients, aborted requests and a constantly changing limit, all at once for a minute."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIGHT_BYTES, WIDE_BYTES = 12 * MIB, 80 * MIB
 
 
 class _Load:
-    """Clients that ask and abort until they are told to stop."""
+    """Clients that send requests, and abort some, until told to stop."""
 
     def __init__(self, client: Client, prompts: list[Prompt], stock: Answers) -> None:
         self._client = client
@@ -37,7 +37,7 @@ class _Load:
         self.wrong: list[str] = []
 
     def run(self, seed: int) -> None:
-        """Be one client. Any error but one's own abort ends it, and the test."""
+        """Run one client. Any error but the client's own abort fails the test."""
         source = random.Random(seed)
         while not self.stop.is_set():
             prompt = source.choice(self._prompts)
@@ -49,7 +49,7 @@ class _Load:
                 self.counts["completed"] += 1
 
     def disturb(self, runtime: Path) -> None:
-        """Move the limit up and down, and let the workers check themselves."""
+        """Move the limit up and down, and make the workers check their invariants."""
         opened, next_check = Runtime.open(runtime), time.monotonic()
         for limit_bytes in itertools.cycle((TIGHT_BYTES, WIDE_BYTES)):
             if self.stop.wait(LIMIT_SECONDS):

@@ -1,4 +1,4 @@
-"""Two engines on one budget: memory goes to the one that has requests, and nobody's answers change."""
+"""Two engines on one budget: memory goes to the engine with requests, and no answer changes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ GIVE_SECONDS = 10.0  # a hundred times what an idle machine needs
 
 @pytest.fixture(scope="module")
 def _second(fleet: Fleet, model: Path, runtime: Path) -> Iterator[KeptAlive[Server]]:
-    """Return what gives the second engine, started when first asked for, on the core that the main leaves."""
+    """Return the holder of the second engine, which starts when first needed, on the free CPU core."""
     threads = {"VLLM_CPU_OMP_THREADS_BIND": cores(2).split("|")[1]}
     settings = SETTINGS | threads | {"KVCACHED_NAME": OTHER}
     flags = [*MODEL_FLAGS, *ELASTIC]
@@ -69,7 +69,7 @@ class Burst:
         self._requests = {prompt: pool.submit(client.ids, prompt) for prompt in prompts}
 
     def sees(self, condition: Callable[[], bool]) -> bool:
-        """Say whether the condition holds at a time before the last answer, however slow the machine is."""
+        """Say whether the condition holds at some time before the last answer, even on a slow machine."""
         return seen(condition, list(self._requests.values()))
 
     def answers(self) -> Answers:
@@ -135,9 +135,9 @@ def test_kill_9_of_an_engine_in_the_peak_of_another_gives_that_one_the_memory(
     extra_prompts: dict[str, list[Prompt]],
 ) -> None:  # fmt: skip
     burst = extra_prompts["burst"]
-    # None of them ends before its engine does, however slow the machine is.
+    # No request ends before its engine is killed, even on a slow machine.
     long = [prompt._replace(tokens=prompt.tokens[:900], max_tokens=1100) for prompt in burst]
-    # None of them ends before all have begun: a longer answer begins as the shorter one does.
+    # No request ends before all have begun: a longer answer begins with the tokens of a shorter one.
     longer = {prompt: prompt._replace(max_tokens=192) for prompt in burst}
     with watching(runtime) as watch, ThreadPoolExecutor(2 * len(burst)) as pool:
         lost = [pool.submit(other.complete, prompt) for prompt in long]

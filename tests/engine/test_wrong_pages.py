@@ -1,4 +1,4 @@
-"""Negative controls: a page with wrong contents, or one unmapped too early, does not pass unseen."""
+"""Negative controls: the tests detect a page with wrong contents, and a page unmapped too early."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_i5_a_page_unmapped_too_early_crashes_its_worker_and_leaves_a_clean_ledg
         seen(lambda: client.metric("vllm:num_requests_running") == 1, [request])
         (granules,) = client.rpc("sabotage_unmap")
         assert int(granules) > 0
-        # If it ended just before, its pages are those of the prefix cache: the same again reads them.
+        # If the request ended just before, the prefix cache has its pages: the same request reads them.
         failure = request.exception(60) or pool.submit(client.ids, endless).exception(60)
         assert isinstance(failure, httpx.HTTPError)
     until(lambda: not owners(runtime), 1.0, "nobody holds a slot after the crash")

@@ -1,4 +1,4 @@
-"""vLLM is imported once, before the tests: what it warns of is not this project's to mend."""
+"""Imports vLLM once before the tests, so that its own warnings fail none of them."""
 
 from __future__ import annotations
 

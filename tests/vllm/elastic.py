@@ -1,4 +1,4 @@
-"""An elastic scheduler on a real ledger; the worker is an account that grants when the test says so."""
+"""An elastic scheduler on a real ledger. A fake worker creates memory when the test tells it to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CAPACITY = COUNT * GRANULE
 
 
 class FakeWorker:
-    """Owns the memory: grants what is wanted, and carries out plans."""
+    """Holds the memory of one rank: creates the memory that the scheduler wants, and carries out plans."""
 
     def __init__(self, config: Any, limit: int = COUNT) -> None:
         self.account = Account.attach(
@@ -39,7 +39,7 @@ class FakeWorker:
         self.grant(1)
 
     def grant(self, granules: int | None = None) -> None:
-        """Create as many granules, or all that are wanted."""
+        """Lease and create this many granules; by default all that the scheduler wants."""
         missing = self.account.wanted_bytes // GRANULE - self.held if granules is None else granules
         if missing > 0:
             free = MemoryInfo(CAPACITY - self.held * GRANULE, CAPACITY)
@@ -48,7 +48,7 @@ class FakeWorker:
             self.held += got
 
     def apply(self, output: Any) -> Plan | None:
-        """Carry out the plan that a step brings, if it brings one."""
+        """Carry out the memory plan of a step, if there is one."""
         plan: Plan | None = getattr(output, "kvcached_plan", None)
         if plan is not None:
             self.mapped = self.mapped - set(plan.unmap) | set(plan.map)
@@ -60,13 +60,13 @@ class FakeWorker:
         return plan
 
     def leave(self) -> None:
-        """Let everything go."""
+        """Give all memory back and leave the ledger."""
         self.account.give_back(self.account.leased_bytes - self.account.ready_bytes, self.held)
         self.account.detach()
 
 
 class Engine:
-    """Scheduler and worker, and a clock that moves only where the scheduler sleeps."""
+    """A scheduler, a fake worker, and a clock that advances only when the scheduler sleeps."""
 
     def __init__(self, config: Any, limit: int = COUNT) -> None:
         self.worker = FakeWorker(config, limit)
@@ -80,12 +80,12 @@ class Engine:
         self.failed: list[tuple[int, str]] = []
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass; the worker grants meanwhile if the test has said so."""
+        """Advance the clock. Tests replace this method to create memory meanwhile."""
         self.now += seconds
         self.slept.append(seconds)
 
     def ask(self, target: int = 0, must: int = 0) -> None:
-        """Ask for the memory above so many granules, as another engine's lease does; 0: ask no more."""
+        """Ask for the memory above `target` or `must` granules, as another engine's lease does; 0 ends it."""
         (slot,) = self.memory._scheduler_view._slots
         slot.set("target_bytes", target * GRANULE)
         slot.set("must_bytes", must * GRANULE)
@@ -101,7 +101,7 @@ class Engine:
         return output
 
     def finish_step(self, output: Any) -> None:
-        """Let the model answer a step."""
+        """Give the model's answer to a step to the scheduler."""
         for client, outputs in finish_step(self.scheduler, output).items():
             for answer in outputs.outputs:
                 self.tokens.setdefault(answer.request_id, []).extend(answer.new_token_ids)
@@ -109,18 +109,18 @@ class Engine:
                     self.failed.append((client, answer.request_id))
 
     def step(self, grant: bool = True) -> Any:
-        """Run one step; return what the scheduler put out."""
+        """Run one step; return the scheduler's output."""
         output = self.begin_step(grant)
         self.finish_step(output)
         return output
 
     @property
     def answers(self) -> dict[str, int]:
-        """Tokens that each request was given."""
+        """The number of tokens that each request got."""
         return {name: len(tokens) for name, tokens in self.tokens.items()}
 
     def run(self, bound: int = 300) -> None:
-        """Run until no request is left."""
+        """Run steps until no request is left."""
         for _ in range(bound):
             if not self.scheduler.has_unfinished_requests():
                 return
@@ -130,7 +130,7 @@ class Engine:
 
 @contextmanager
 def running(config: Any, limit: int = COUNT) -> Iterator[Engine]:
-    """An engine that ends with its worker; vLLM is left as it was."""
+    """Run an engine during the block; afterwards end it and restore vLLM."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EngineCoreProc, "_process_input_queue", EngineCoreProc._process_input_queue)
         made = Engine(config, limit)

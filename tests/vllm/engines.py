@@ -1,4 +1,4 @@
-"""vLLM's schedulers without an engine around them: a model that is only described, made-up tokens."""
+"""vLLM's schedulers without an engine: a model that exists only as a configuration, and made-up tokens."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _none_hash() -> None:
 
 
 def vllm_config(folder: Path, **arguments: Any) -> Any:
-    """Return what vLLM makes of its command line for a tiny Llama that needs no weights."""
+    """Return vLLM's configuration for the command line of a tiny Llama without weights."""
     described = {
         **TINY,
         "model_type": "llama",
@@ -47,12 +47,12 @@ def vllm_config(folder: Path, **arguments: Any) -> Any:
         "worker_cls": WORKER, "scheduler_cls": SCHEDULER,
     }  # fmt: skip
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what vLLM warns of is not this project's to mend
+        warnings.simplefilter("ignore")  # vLLM's own warnings
         return EngineArgs(model=str(folder), **{**options, **arguments}).create_engine_config()
 
 
 def scheduler(kind: Any, config: Any, blocks: int) -> Any:
-    """Return a scheduler of this class over as many blocks of one group of layers."""
+    """Return a scheduler of this class with this many blocks and one group of layers."""
     _none_hash()
     spec = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=4, head_size=32, dtype=torch.float32)
     config.cache_config.num_gpu_blocks = blocks
@@ -67,7 +67,7 @@ def scheduler(kind: Any, config: Any, blocks: int) -> Any:
 
 
 def request(prompt: Sequence[int] | int, answer: int, client: int = 0) -> Any:
-    """Return a request of these tokens (or as many, unlike any other) for as many more."""
+    """Return a request with these prompt tokens, or this many unique ones, and this many output tokens."""
     number = next(_numbers)
     tokens = [number * 7 % 500, *range(prompt - 1)] if isinstance(prompt, int) else list(prompt)
     return Request(
@@ -77,7 +77,7 @@ def request(prompt: Sequence[int] | int, answer: int, client: int = 0) -> Any:
 
 
 def finish_step(of: Any, output: Any) -> Any:
-    """Let a model that always says 5 answer a step; return what goes to the clients."""
+    """Answer a step like a model that always generates token 5; return the outputs for the clients."""
     names = list(output.num_scheduled_tokens)
     done = {name: of.requests[name].num_computed_tokens >= of.requests[name].num_tokens for name in names}
     return of.update_from_output(

@@ -1,4 +1,4 @@
-"""Block pools of vLLM's own, with its own free queue and with the elastic one."""
+"""vLLM's block pools, with vLLM's free queue and with the elastic free queue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def stock_pool(blocks: int) -> Any:
 
 
 def elastic_pool(granules: int, budget: int | None = None, size: int = SIZE) -> Any:
-    """Return such a pool of as many granules; memory is ready for `budget` of them."""
+    """Return a pool with an elastic queue and this many granules; `budget` of them may be mapped."""
     pool = stock_pool(granules * size)
     under = Granules(pool.blocks, range(0, granules * size, size), size)
     under.set_budget(granules if budget is None else budget)
@@ -35,19 +35,19 @@ def granules_of(pool: Any) -> Granules[Any]:
 
 
 def settle(pool: Any, granules: int) -> None:
-    """Let an elastic pool have as many granules, as is done between two steps."""
+    """Set the number of granules that an elastic pool may map, as is done between two steps."""
     granules_of(pool).shrink(granules, pool.free_block_queue.evict)
     granules_of(pool).set_budget(granules)
     pool.free_block_queue.settle()
 
 
 def content(number: int) -> bytes:
-    """Return the hash of some tokens, made up."""
+    """Return a made-up hash of a block's tokens."""
     return number.to_bytes(32, "big")
 
 
 def cache(pool: Any, blocks: Iterable[Any], contents: Iterable[int]) -> None:
-    """Enter full blocks into the prefix cache."""
+    """Put full blocks into the prefix cache."""
     for block, number in zip(blocks, contents, strict=True):
         pool._insert_block_hash(make_block_hash_with_group_id(content(number), 0), block, num_tokens=16)
 
@@ -64,7 +64,7 @@ def hits(pool: Any, contents: Iterable[int]) -> list[Any]:
 
 
 def removed(pool: Any) -> list[int]:
-    """Return the contents that the pool has told to be gone since the last call."""
+    """Return the contents that the pool's events have reported as removed since the last call."""
     events = [event for event in pool.take_events() if type(event).__name__ == "BlockRemoved"]
     keys = [key for event in events for key in event.block_hashes]
     return [key if isinstance(key, int) else int.from_bytes(key, "big") for key in keys]

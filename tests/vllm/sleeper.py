@@ -1,4 +1,4 @@
-"""An engine that sleeps, without a model: an elastic scheduler and a real worker's memory on one ledger."""
+"""An engine for tests of sleep mode, without a model: an elastic scheduler and a real worker's memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 
 class Sleeper:
-    """Takes an engine's calls in the order in which vLLM's engine core makes them."""
+    """Makes the calls of vLLM's engine core, in the same order."""
 
     def __init__(self, config: Any, runtime_dir: Path, name: str, **settings: Any) -> None:
         config.instance_id = name
@@ -54,18 +54,18 @@ class Sleeper:
         return int(self.scheduler.kv_memory.granules.blocks_per_granule)
 
     def owner(self) -> OwnerSnapshot:
-        """Return what the ledger shows of this engine."""
+        """Return this engine's slot in a snapshot of the ledger."""
         owners = [owner for device in snapshot(self.runtime) for owner in device.owners]
         return next(owner for owner in owners if owner.slot == self.memory._start.account.slot)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the handles that exist."""
+        """Bytes of the allocation handles that exist."""
         driver: Any = self.memory._opened()
         return int(sum(driver._table.sizes.values()))
 
     def step(self) -> Any:
-        """Run one step, and whatever the supply thread can do after it."""
+        """Run one step, then all work that the supply thread has to do."""
         output = self.scheduler.schedule()
         plan = getattr(output, "kvcached_plan", None)
         if plan is not None:
@@ -79,7 +79,7 @@ class Sleeper:
         return output
 
     def idle(self, beside: Sleeper | None = None) -> None:
-        """Step for as long as the engine says that it has work; one beside it does after each step, too."""
+        """Step while the engine has work. An engine `beside` it is stepped after each step too."""
         for _ in range(400):
             if not self.scheduler.has_requests():
                 return
@@ -89,14 +89,14 @@ class Sleeper:
         raise AssertionError("the engine does not come to rest")
 
     def sleep(self, mode: str = "abort") -> None:
-        """Pause, come to rest, reset the caches, and let the workers sleep."""
+        """Pause, wait for the steps in flight, reset the caches, and put the workers to sleep."""
         self.pause(mode)
         with self.memory.sleep.falling_asleep(TAGS):
             pass
         self.sleeping |= TAGS
 
     def pause(self, mode: str = "abort") -> None:
-        """Pause and reset the caches as a sleep does."""
+        """Pause and reset the caches, as falling asleep does."""
         if mode == "abort":
             self.scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED)
         self.scheduler.set_pause_state(PauseState.PAUSED_ALL if mode == "keep" else PauseState.PAUSED_NEW)
@@ -104,14 +104,14 @@ class Sleeper:
         assert self.scheduler.reset_prefix_cache(reset_running_requests=True)
 
     def discard(self, mode: str = "keep") -> None:
-        """Release the KV cache alone."""
+        """Release the KV cache, and nothing else."""
         self.pause(mode)
         with self.memory.sleep.falling_asleep(("kv_cache",)):
             pass
         self.sleeping |= {"kv_cache"}
 
     def wake(self, tags: list[str] | None = None) -> None:
-        """Wake what sleeps, and go on once all is awake."""
+        """Wake the parts that these tags name; resume the scheduler once all parts are awake."""
         with self.memory.sleep.waking_up(tags):
             pass
         self.sleeping -= TAGS if tags is None else set(tags)
@@ -119,11 +119,11 @@ class Sleeper:
             self.scheduler.set_pause_state(PauseState.UNPAUSED)
 
     def check(self) -> None:
-        """All adds up, on both sides, and the scheduler's granules are the worker's (I5)."""
+        """Assert that scheduler and worker add up, and that both map the same granules (I5)."""
         self.memory.check()
         self.scheduler.kv_memory.check()
         if self.scheduler.kv_memory._scheduler_view.released() > self.scheduler.kv_memory._governor.released:
-            return  # it will look before it plans
+            return  # the scheduler has not noticed the sleep yet; it does so before it plans
         mapped_set = self.scheduler.kv_memory.granules.mapped_set
         live = (
             set(self.pool._arenas.mapped) - self.pool._deferred.granules() - self.pool._premapped.granules()
@@ -138,7 +138,7 @@ class Sleeper:
 
 @contextmanager
 def sleeper(config: Any, runtime_dir: Path, name: str = "one", **settings: Any) -> Iterator[Sleeper]:
-    """An engine that ends with its worker; vLLM is left as it was."""
+    """Run an engine during the block; afterwards end it and restore vLLM."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EngineCoreProc, "_process_input_queue", EngineCoreProc._process_input_queue)
         made = Sleeper(config, runtime_dir, name, **settings)

@@ -1,4 +1,4 @@
-"""The budget changes from another thread as fast as it can, while the engine's thread schedules."""
+"""Another thread changes the budget as fast as it can while the engine's thread schedules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHANGES_A_SECOND = 10_000
 
 
 class LedgerUnderFire:
-    """Limit, asks and grants change between any two reads; grants only rise, up to what is wanted."""
+    """A ledger that changes limit, targets and grants between any two reads. Grants only rise."""
 
     def __init__(self) -> None:
         self.limit = GRANULES
@@ -43,28 +43,28 @@ class LedgerUnderFire:
         return self.made
 
     def granule_limit(self) -> int:
-        """Return the limit of this moment."""
+        """Return the current limit."""
         return self.limit
 
     def target_granules(self) -> int:
-        """Return what others ask for in this moment."""
+        """Return the current target, which other engines set."""
         return self.target
 
     def must_granules(self) -> int:
-        """Return likewise for a floor."""
+        """Return the current target for another engine's floor."""
         return self.must
 
     def refused(self) -> bool:
-        """Say yes or no, as it comes."""
+        """Return a random answer."""
         return self.demand
 
     def publish(self, usage: EngineUsage) -> None:
-        """Keep it for the thread."""
+        """Note the demand, up to which the thread grants."""
         self.usage = usage
 
     @contextmanager
     def firing(self) -> Iterator[None]:
-        """Run the thread, and let threads change places a thousand times as often as usual."""
+        """Run the thread, and make Python switch threads a thousand times as often as usual."""
         interval = sys.getswitchinterval()
         sys.setswitchinterval(5e-6)
         self._thread.start()
@@ -89,7 +89,7 @@ class LedgerUnderFire:
 
 
 class Scheduler:
-    """Does to a pool what vLLM's scheduler does in a step."""
+    """Makes the calls to a block pool that vLLM's scheduler makes in a step."""
 
     def __init__(self, pool: Any) -> None:
         self.pool = pool
@@ -98,7 +98,7 @@ class Scheduler:
         self.served = self.hits = self.preempted = 0
 
     def step(self) -> None:
-        """Let each running request grow by a block, end some, admit some; preempt where there is no room."""
+        """Give each running request a block, end some, admit some; preempt if there is no room."""
         for request in list(self.running):
             self._grow(request)
         for _ in range(self.chance.randrange(4)):
@@ -110,13 +110,13 @@ class Scheduler:
 
     def _grow(self, request: list[Any]) -> None:
         while request in self.running:
-            if self.pool.get_num_free_blocks() >= 1:  # and it is still so when the block is taken:
+            if self.pool.get_num_free_blocks() >= 1:  # still true when the block is taken:
                 request += self.pool.get_new_blocks(1)
                 return
             self.preempt()
 
     def preempt(self) -> None:
-        """Preempt the last one."""
+        """Preempt the latest request."""
         self.pool.free_blocks(reversed(self.running.pop()))
         self.preempted += 1
 
@@ -136,7 +136,9 @@ class Scheduler:
 
 
 def test_no_step_dies_whenever_the_budget_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(governor_module, "FLOOR_GRACE_SECONDS", 0.0)  # nothing stays as it is for longer
+    monkeypatch.setattr(
+        governor_module, "FLOOR_GRACE_SECONDS", 0.0
+    )  # targets change faster than the grace period ends
     for_floors = 0
     pool, ledger = elastic_pool(GRANULES, budget=1), LedgerUnderFire()
     queue, granules = pool.free_block_queue, granules_of(pool)

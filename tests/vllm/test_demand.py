@@ -1,4 +1,4 @@
-"""What a scheduler is thought to need, against what vLLM's own then takes."""
+"""The predicted demand of a scheduler, compared with the blocks that vLLM's scheduler then takes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ BLOCKS = 96
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One configuration for all schedulers here."""
+    """The configuration of every scheduler in this file."""
     return vllm_config(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
 def stock(config: Any) -> Iterator[Any]:
-    """A stock scheduler that has all its memory."""
+    """A stock scheduler with all its memory."""
     made = scheduler(Scheduler, config, BLOCKS)
     yield made
     made.shutdown()
@@ -37,7 +37,7 @@ def used(of: Any) -> int:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_no_step_takes_more_than_was_said(stock: Any, seed: int) -> None:
+def test_no_step_takes_more_blocks_than_predicted(stock: Any, seed: int) -> None:
     chance, demand = random.Random(seed), Demand(stock)
     shared = list(range(100, 180))
     tight = 0
@@ -72,10 +72,13 @@ def test_the_head_of_the_queue_needs_its_whole_prompt_and_the_watermark(stock: A
     assert demand.next_blocks() == 7 + stock.kv_cache_manager.watermark_blocks
 
 
-def test_of_the_queue_what_one_step_prefills_is_needed_before_anything_runs_and_of_two_behind_a_step(
+def test_one_step_of_the_queue_counts_if_nothing_runs_and_two_otherwise(
     stock: Any,
 ) -> None:
-    demand, prompts = Demand(stock), (10, 100, 10, 200)  # 64 tokens a step: the second, and the last
+    demand, prompts = (
+        Demand(stock),
+        (10, 100, 10, 200),
+    )  # 64 tokens a step: one step reads up to the second prompt, two steps up to the last
     for tokens in prompts:
         stock.add_request(request(tokens, 1))
     assert demand.next_blocks() == 1 + 7 + stock.kv_cache_manager.watermark_blocks
@@ -106,13 +109,13 @@ def test_a_step_is_short_if_a_request_could_not_grow(stock: Any) -> None:
     assert not demand.is_short()
 
 
-def test_a_step_is_short_if_the_queue_would_be_admitted_but_for_blocks(stock: Any) -> None:
+def test_a_step_is_short_if_only_blocks_are_missing_to_admit_the_queue(stock: Any) -> None:
     demand, pool = Demand(stock), stock.kv_cache_manager.block_pool
     stock.add_request(request(BLOCK_TOKENS, 10))
     finish_step(stock, stock.schedule())
     for _ in range(3):
         stock.add_request(request(2 * BLOCK_TOKENS, 1))
-    needed = 1 + 2 * 2  # the running one's, and what a step of 64 tokens prefills
+    needed = 1 + 2 * 2  # the running request's, and two prompts that a step of 64 tokens prefills
     held = pool.get_new_blocks(pool.get_num_free_blocks() - needed)
     assert not demand.is_short()
     more = pool.get_new_blocks(1)
@@ -122,7 +125,7 @@ def test_a_step_is_short_if_the_queue_would_be_admitted_but_for_blocks(stock: An
     pool.free_blocks(more + held)
 
 
-def test_who_can_never_fit_is_hopeless_and_who_does_not_fit_alone_is_stuck(stock: Any) -> None:
+def test_requests_over_the_limit_and_over_the_free_blocks_are_found(stock: Any) -> None:
     demand, pool = Demand(stock), stock.kv_cache_manager.block_pool
     head = request(100, 1)
     name = head.request_id
@@ -150,7 +153,7 @@ def test_a_request_with_lookahead_needs_room_for_it_too(stock: Any) -> None:
     assert Demand(stock).request_over_limit(7) is None
 
 
-def test_who_runs_grows_and_who_waits_does_not(stock: Any) -> None:
+def test_running_requests_grow_and_waiting_requests_do_not(stock: Any) -> None:
     demand = Demand(stock)
     stock.add_request(request(100, 9))
     assert demand.growth_blocks() == 0 < demand.next_blocks()

@@ -1,4 +1,4 @@
-"""The choice: the flag, the variable, the keyword arguments; and a process that does not choose."""
+"""Choosing kvcached: by flag, by variable, by keyword arguments; and a process that does not choose it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OURS, STOCK = (WORKER, SCHEDULER), ("auto", None)
 
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undo at the end what `register` wraps and the flag exports."""
+    """After the test, unwrap vLLM's functions and restore the environment."""
     for owner, name in ((EngineArgs, "add_cli_args"), (EngineCoreProc, "_process_input_queue")):
         monkeypatch.setattr(owner, name, owner.__dict__[name])
     for variable in (SWITCH_VARIABLE, vllm_kvcached.RUN_VARIABLE, "KVCACHED_WEIGHT"):
@@ -31,7 +31,7 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def choose(*words: str) -> tuple[Any, Any]:
-    """Parse a command line with vLLM's own parser; return the worker and the scheduler that it names."""
+    """Parse a command line with vLLM's parser; return the worker and scheduler classes."""
     vllm_kvcached.register()
     chosen = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(list(words))
     assert not hasattr(chosen, "kv_cache_backend"), "vLLM would not know what to do with it"
@@ -96,7 +96,7 @@ def test_a_switch_that_is_neither_on_nor_off_is_an_error(
 
 
 @pytest.mark.parametrize("by_flag", [True, False])
-def test_what_cannot_be_had_is_an_error_not_stock(
+def test_an_engine_that_cannot_be_elastic_is_an_error_not_stock(
     by_flag: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(seams, "vllm_version", lambda: "0.29.3")
@@ -143,7 +143,7 @@ def test_an_illegal_setting_of_the_command_line_is_an_error_at_once(
     assert "kvcached.limit='much': expected" in capsys.readouterr().err
 
 
-def test_what_others_have_in_the_additional_config_is_left_to_them() -> None:
+def test_other_keys_of_the_additional_config_are_left_alone() -> None:
     for value in ('{"theirs": 1, "kvcached": {"limit": "1GiB"}}', "theirs"):
         assert choose("--kv-cache-backend", "kvcached", "--additional-config", value) == OURS
 
@@ -163,7 +163,7 @@ def test_a_process_that_does_not_choose_has_no_changed_class() -> None:
     assert EngineCoreProc._process_input_queue is before
 
 
-def test_a_process_that_was_asked_for_looks_after_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_with_the_variable_on_wraps_the_input_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     before = EngineCoreProc._process_input_queue
     monkeypatch.setenv(SWITCH_VARIABLE, "1")
     vllm_kvcached.register()

@@ -1,4 +1,4 @@
-"""Lines through the store where vLLM's ranks have met; nodes that do not fit together."""
+"""Links between nodes through the store of vLLM's ranks, and nodes whose caches differ."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ SETTINGS = config.load({}, {})
 
 @pytest.fixture
 def store() -> Iterator[Any]:
-    """Return the store that rank 0 holds."""
+    """Return the store that rank 0 serves."""
     yield TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=5))
 
 
 def on_node(node: int, store: Any, count: int = 2, local: int = 1) -> Any:
-    """Return the configuration of an engine as a node sees it."""
+    """Return the configuration of an engine on this node."""
     parallel = SimpleNamespace(
         nnodes_within_dp=count, node_rank_within_dp=node, local_world_size=local, world_size=count * local,
         master_addr="127.0.0.1", master_port=store.port if store else 1,
@@ -50,7 +50,7 @@ def test_each_node_has_its_ranks() -> None:
     ]  # fmt: skip
 
 
-def test_an_engine_on_one_node_makes_nothing_of_this(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_on_one_node_makes_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVCACHED_RUNTIME_DIR", str(tmp_path / "run"))
 
     def refuse(*arguments: Any, **options: Any) -> None:
@@ -67,7 +67,7 @@ def test_an_engine_on_one_node_makes_nothing_of_this(tmp_path: Path, monkeypatch
         assert not [thread for thread in threading.enumerate() if thread.name == "kvcached-link"]
 
 
-def test_words_and_bells_go_through_the_store_and_nothing_is_left_at_the_end(
+def test_values_and_rings_go_through_the_store_and_nothing_is_left_at_the_end(
     store: Any, tmp_path: Path
 ) -> None:
     runtimes = [Runtime.open(tmp_path / name) for name in ("home", "far")]
@@ -102,7 +102,7 @@ def test_words_and_bells_go_through_the_store_and_nothing_is_left_at_the_end(
     assert not [thread for thread in threading.enumerate() if thread.name == "kvcached-link"]
 
 
-def test_a_post_waits_again_when_the_store_gives_up_waiting(
+def test_a_transport_waits_again_when_the_store_times_out(
     store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nodes, "_FOR_EVER", timedelta(seconds=0.05))
@@ -139,7 +139,7 @@ def test_a_store_that_has_gone_with_rank_0_is_a_ledger_error() -> None:
     assert [str(error).partition(":")[0] for error in errors] == ["the store of the ranks at 127.0.0.1"]
 
 
-def test_nodes_that_fit_together_meet(store: Any) -> None:
+def test_nodes_with_the_same_cache_find_each_other(store: Any) -> None:
     others = [
         threading.Thread(target=nodes.require_same_cache, args=(on_node(node, store), SETTINGS, node))
         for node in (0, 1)
@@ -151,7 +151,7 @@ def test_nodes_that_fit_together_meet(store: Any) -> None:
         assert not thread.is_alive()
 
 
-def test_a_node_without_the_plugin_is_named_with_what_to_do(store: Any) -> None:
+def test_a_node_without_the_plugin_is_named_with_the_remedy(store: Any) -> None:
     with pytest.raises(
         UnsupportedError, match=r"node 1 has not said within 0\.05 s that .*--kv-cache-backend"
     ):
@@ -161,7 +161,7 @@ def test_a_node_without_the_plugin_is_named_with_what_to_do(store: Any) -> None:
 @pytest.mark.parametrize(
     ("what", "theirs"), [("kvcached-core", "0.0.9"), ("page_size", "3MiB"), ("layout", "engine")]
 )
-def test_a_node_that_does_otherwise_is_named_with_both_values(store: Any, what: str, theirs: str) -> None:
+def test_a_node_with_another_setting_is_named_with_both_values(store: Any, what: str, theirs: str) -> None:
     there = on_node(1, store)
     here = on_node(0, store)
     if what == "kvcached-core":
@@ -170,7 +170,7 @@ def test_a_node_that_does_otherwise_is_named_with_both_values(store: Any, what: 
             with pytest.raises(UnsupportedError):
                 nodes.require_same_cache(
                     there, SETTINGS, 1, seconds=0.05
-                )  # says what it is, and finds nobody
+                )  # announces its own cache, and finds no other node
     else:
         with pytest.raises(UnsupportedError):
             nodes.require_same_cache(there, config.load({what: theirs}, {}), 1, seconds=0.05)

@@ -1,4 +1,4 @@
-"""Where vLLM puts its blocks: vLLM's own description of a buffer, and the segments made of it."""
+"""The segments computed from vLLM's description of its KV cache tensors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_several_tensors_share_segments_or_add_their_own() -> None:
     assert placement(cache(*layers)).starts == (0, 10 * BLOCK, 20 * BLOCK, 30 * BLOCK)
 
 
-def test_a_single_layer_is_both_at_once() -> None:
+def test_a_single_layer_has_one_segment_in_either_order() -> None:
     assert placement(cache(tensor(1, layer_stride=BLOCK, block_stride=BLOCK))) == Placement((0,), BLOCK)
 
 
@@ -87,7 +87,7 @@ def test_every_byte_of_a_block_is_in_exactly_one_segment(layers: int, blocks: in
         (cache(tensor(2, BLOCK, 2 * BLOCK), tensor(2, 9 * BLOCK, BLOCK)), "blocks of different sizes"),
     ],
 )
-def test_what_is_laid_out_unevenly_is_refused(config: Any, sentence: str) -> None:
+def test_an_uneven_layout_is_refused(config: Any, sentence: str) -> None:
     with pytest.raises(UnsupportedError, match=sentence):
         placement(config)
 

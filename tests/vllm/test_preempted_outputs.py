@@ -1,4 +1,4 @@
-"""I12: requests that are preempted for a floor say what they would have said, with steps in flight or not."""
+"""I12: preemption for a floor does not change a request's output, with and without steps in flight."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.vllm.engines import request, vllm_config
 
 
 class Pipeline:
-    """Steps in flight, as with asynchronous scheduling, of a model whose next token depends on the place."""
+    """Steps in flight, as in asynchronous scheduling, of a model whose next token depends on the position."""
 
     def __init__(self, engine: Engine, depth: int) -> None:
         self.engine = engine
@@ -24,16 +24,16 @@ class Pipeline:
 
     @staticmethod
     def token(name: str, place: int) -> int:
-        """Return the token at a place of a request's sequence."""
+        """Return the token at this position of a request."""
         return (int(name.rpartition("-")[2]) * 31 + place * 7) % 500
 
     def step(self) -> None:
-        """Schedule one step; answer the oldest once more than `depth` are in flight."""
+        """Schedule one step; answer the oldest step once more than `depth` are in flight."""
         scheduler = self.engine.scheduler
         output = self.engine.begin_step(grant=not self.engine.memory._governor.target)
         names = list(output.num_scheduled_tokens)
         requests = [scheduler.requests[name] for name in names]
-        # A chunk that ends before the end of what is known samples nothing.
+        # A chunk that ends before the last known token samples no token.
         tokens = [
             [] if each.is_prefill_chunk else [self.token(each.request_id, each.num_computed_tokens)]
             for each in requests
@@ -54,7 +54,7 @@ class Pipeline:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_i12_preempted_requests_say_what_they_would_have_said(
+def test_i12_outputs_of_preempted_requests_do_not_change(
     tmp_path_factory: pytest.TempPathFactory, depth: int
 ) -> None:
     config = vllm_config(tmp_path_factory.mktemp("model"))
@@ -68,7 +68,7 @@ def test_i12_preempted_requests_say_what_they_would_have_said(
         for step in range(2000):
             if not engine.scheduler.has_unfinished_requests():
                 break
-            must = (0, 9, 0, 4, 0, 14, 2)[step // 7 % 7]  # granules; 0: asked no more
+            must = (0, 9, 0, 4, 0, 14, 2)[step // 7 % 7]  # granules; 0: no engine asks
             engine.ask(target=must, must=must)
             engine.now += FLOOR_GRACE_SECONDS / 3
             pipeline.step()

@@ -1,4 +1,4 @@
-"""The elastic free queue in vLLM's own block pool, beside a pool that is all stock."""
+"""The elastic free queue in vLLM's block pool, compared with a stock pool."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.vllm.pools import (
     stock_pool,
 )
 
-CONTENTS = 40  # made-up contents of blocks: more than a pool holds
+CONTENTS = 40  # different blocks: more than a pool holds
 
 
 class TwinMachine(RuleBasedStateMachine):
-    """The same requests on a stock pool and on an elastic one of the same capacity, all of it ready."""
+    """Runs the same requests on a stock pool and on a fully mapped elastic pool of the same capacity."""
 
     steps = 0
     hits = 0
@@ -35,7 +35,7 @@ class TwinMachine(RuleBasedStateMachine):
     @initialize(granules=st.integers(2, 9))
     def start(self, granules: int) -> None:
         self.pools = (stock_pool(granules * SIZE), elastic_pool(granules))
-        granules_of(self.pools[1]).stale_turns = float("inf")  # evicts block by block, as stock does
+        granules_of(self.pools[1]).stale_turns = float("inf")  # evict block by block, as stock does
         self.requests: list[tuple[list[Any], list[Any]]] = []
 
     def _same(self, results: list[Any]) -> Any:
@@ -43,7 +43,7 @@ class TwinMachine(RuleBasedStateMachine):
         return results[0]
 
     def _take(self, pool: Any, contents: list[int], fresh: int) -> list[Any] | None:
-        """Admit a request as the scheduler does: hits that nobody uses need room like new blocks."""
+        """Admit a request as the scheduler does. Cached blocks without users take room like new blocks."""
         found = hits(pool, contents)
         idle = sum(block.ref_cnt == 0 for block in found)
         new = len(contents) - len(found) + fresh
@@ -108,7 +108,7 @@ def test_i9_the_elastic_pool_behaves_as_the_stock_one() -> None:
 
 
 def cached_pool(budget: int = 8, requests: int = 6) -> Any:
-    """Return a pool of 8 granules; contents 0, 1, 2 ... are cached, a granule's worth by each request."""
+    """Return a pool of 8 granules with contents 0, 1, 2 ... cached; each request filled one granule."""
     pool = elastic_pool(8, budget)
     pool.get_new_blocks(SIZE - 1)  # the rest of granule 0
     for request in range(requests):
@@ -119,7 +119,7 @@ def cached_pool(budget: int = 8, requests: int = 6) -> Any:
     return pool
 
 
-def test_kv_events_say_what_was_reclaimed_oldest_first() -> None:
+def test_kv_events_name_evicted_blocks_oldest_first() -> None:
     pool = cached_pool()
     pool.touch(hits(pool, range(4, 8)))
     pool.free_blocks([pool.get_cached_block(content(number), [0])[0] for number in range(4, 8)])
@@ -130,7 +130,7 @@ def test_kv_events_say_what_was_reclaimed_oldest_first() -> None:
     pool.free_block_queue.check()
 
 
-def test_whoever_reads_a_block_is_told_before_it_is_reclaimed() -> None:
+def test_readers_of_a_block_are_notified_before_it_is_evicted() -> None:
     pool = cached_pool()
     told: list[tuple[int, bool]] = []
     (block,) = pool.get_cached_block(content(0), [0])
@@ -173,7 +173,7 @@ def test_cached_blocks_are_kept_until_the_budget_is_full() -> None:
     assert removed(pool) == [0, 1, 2], "the least recently used is evicted first"
 
 
-def test_a_stale_granule_is_evicted_whole_and_what_is_left_of_it_is_handed_out_next() -> None:
+def test_a_stale_granule_is_evicted_whole_and_its_other_blocks_are_handed_out_next() -> None:
     pool = cached_pool(budget=4, requests=3)
     granules_of(pool).stale_turns = 0.5
     taken = pool.get_new_blocks(SIZE + 1)
@@ -186,7 +186,7 @@ def test_a_stale_granule_is_evicted_whole_and_what_is_left_of_it_is_handed_out_n
     pool.free_block_queue.check()
 
 
-def test_iterating_after_a_cursor_goes_on_there_or_begins_anew_if_it_has_left() -> None:
+def test_iteration_continues_after_the_cursor_or_restarts_if_the_cursor_left_the_list() -> None:
     pool = cached_pool(requests=2)
     queue = pool.free_block_queue
     order = list(queue.iter_blocks_after(None))
@@ -220,7 +220,7 @@ def test_the_whole_contract_of_the_queue() -> None:
 
 
 @pytest.mark.parametrize("name", ["num_free_blocks", "num_gpu_blocks", "ref_cnt"])
-def test_check_sees_what_does_not_add_up(name: str) -> None:
+def test_check_reports_counts_that_do_not_add_up(name: str) -> None:
     pool = cached_pool()
     pool.free_block_queue.check()
     if name == "ref_cnt":

@@ -1,4 +1,4 @@
-"""The elastic scheduler while others ask for its memory: who is admitted, who is preempted, what is said."""
+"""The elastic scheduler while other engines ask for its memory: admission, preemption and reports."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from kvcached_core.scheduler.floor_grace import FLOOR_GRACE_SECONDS
 from tests.vllm.elastic import COUNT, GRANULE, SIZE, Engine, running
 from tests.vllm.engines import BLOCK_TOKENS, request, vllm_config
 
-BOUND_SECONDS = 10.0  # for what happens at once
+BOUND_SECONDS = 10.0  # for actions that take milliseconds
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One configuration for all engines here."""
+    """The configuration of every engine in this file."""
     return vllm_config(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
 def engine(config: Any, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """An engine, with the limit that a test asks for by an indirect parameter."""
+    """An engine. An indirect parameter sets its limit."""
     with running(config, getattr(request, "param", COUNT)) as made:
         yield made
 
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What an observer is told."""
+    """The engine's slot, as tools read it from the ledger."""
     heard: list[Any] = []
     monkeypatch.setattr(events.OBSERVERS, "present", lambda: True)
     monkeypatch.setattr(events.OBSERVERS, "tell", heard.append)
@@ -43,7 +43,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def run_some(engine: Engine, requests: list[Any], steps: int) -> None:
-    """Let these requests run for some steps."""
+    """Add these requests and run some steps."""
     for each in requests:
         engine.scheduler.add_request(each)
     for _ in range(steps):
@@ -76,7 +76,7 @@ def test_above_the_target_requests_go_on_and_none_is_admitted(engine: Engine) ->
     assert engine.answers[late.request_id] == 4 and engine.failed == []
 
 
-def test_by_attrition_the_target_is_met_and_what_is_left_is_used(engine: Engine) -> None:
+def test_the_target_is_met_as_requests_end_and_the_rest_of_the_memory_is_used(engine: Engine) -> None:
     run_some(engine, [request(60, 20) for _ in range(3)], 8)
     engine.ask(target=3)
     late = [request(20, 4) for _ in range(3)]
@@ -90,8 +90,8 @@ def test_by_attrition_the_target_is_met_and_what_is_left_is_used(engine: Engine)
     assert engine.scheduler._kv_demand.preemptions == 0
 
 
-def test_a_lone_request_is_admitted_within_what_is_held_though_a_target_cannot_be_met(engine: Engine) -> None:
-    # Blocks that no running request holds, as of a session that waits for its next input.
+def test_a_request_is_admitted_above_the_target_if_no_request_runs(engine: Engine) -> None:
+    # Blocks in use without a running request, like those of a session that waits for input.
     run_some(engine, [request(10, 2)], 3)
     pool = engine.scheduler.kv_cache_manager.block_pool
     session = [block for _ in range(6) for block in (engine.step(), pool.get_new_blocks(1))[1]]
@@ -137,7 +137,7 @@ def test_for_a_floor_the_lowest_priority_and_then_the_latest_is_preempted_after_
 
 
 @pytest.mark.parametrize("engine", [8], indirect=True)
-def test_the_last_request_too_is_preempted_for_a_floor_and_waits_instead_of_failing(engine: Engine) -> None:
+def test_the_last_request_is_preempted_for_a_floor_too_and_waits_instead_of_failing(engine: Engine) -> None:
     alone = request(16 * BLOCK_TOKENS, 20)
     run_some(engine, [alone], 8)
     assert engine.scheduler.running == [alone] and alone.num_output_tokens > 0
@@ -156,7 +156,7 @@ def test_the_last_request_too_is_preempted_for_a_floor_and_waits_instead_of_fail
     assert engine.answers == {alone.request_id: 20} and engine.failed == []
 
 
-def test_a_pause_that_keeps_requests_does_not_keep_another_from_its_floor(engine: Engine) -> None:
+def test_a_paused_engine_frees_another_engines_floor(engine: Engine) -> None:
     kept = request(16 * BLOCK_TOKENS, 20)
     run_some(engine, [kept], 8)
     engine.scheduler.set_pause_state(PauseState.PAUSED_ALL)
@@ -176,12 +176,14 @@ def test_a_pause_that_keeps_requests_does_not_keep_another_from_its_floor(engine
     assert engine.answers == {kept.request_id: 20}
 
 
-def test_an_idle_engine_gives_back_upon_one_bell_and_then_sleeps(engine: Engine, told: list[Any]) -> None:
+def test_an_idle_engine_gives_memory_back_after_one_ring_and_then_sleeps(
+    engine: Engine, told: list[Any]
+) -> None:
     run_some(engine, [request(200, 4) for _ in range(3)], 1)
     engine.run()
     engine.step()
     assert not engine.scheduler.has_requests() and engine.memory.granules.cached_blocks > 8 * SIZE
-    engine.memory._scheduler_view.drain()  # what rang before
+    engine.memory._scheduler_view.drain()  # discard earlier rings
     woken, wakes = threading.Event(), []
 
     def wake() -> None:
@@ -197,7 +199,7 @@ def test_an_idle_engine_gives_back_upon_one_bell_and_then_sleeps(engine: Engine,
     assert engine.worker.held == 3 and len(engine.worker.mapped) == 3
     assert not engine.scheduler.has_requests()
     engine.ask(target=1, must=1)
-    engine.ask(target=2, must=2)  # before the engine has looked
+    engine.ask(target=2, must=2)  # before the engine reads the ledger
     assert engine.scheduler.has_requests()
     engine.step(grant=False)
     assert engine.worker.held == 2 and not engine.scheduler.has_requests() and len(wakes) == 1
@@ -205,7 +207,7 @@ def test_an_idle_engine_gives_back_upon_one_bell_and_then_sleeps(engine: Engine,
     assert sum(data["blocks"] for data in evicted) == engine.memory.queue.evictions > 0
 
 
-def test_a_target_that_cannot_be_met_is_no_reason_to_run(engine: Engine) -> None:
+def test_an_idle_engine_does_not_run_for_a_target_that_it_cannot_meet(engine: Engine) -> None:
     engine.step()
     pool = engine.scheduler.kv_cache_manager.block_pool
     run_some(engine, [request(150, 1)], 2)
@@ -222,7 +224,7 @@ def test_a_target_that_cannot_be_met_is_no_reason_to_run(engine: Engine) -> None
     assert engine.scheduler.has_requests(), "now it can"
 
 
-def test_since_when_the_engine_is_idle_is_told_and_steps_that_only_give_back_do_not_change_it(
+def test_the_idle_since_time_is_published_and_steps_that_only_give_back_do_not_change_it(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[tuple[Any, ...]] = []
@@ -245,8 +247,8 @@ def test_since_when_the_engine_is_idle_is_told_and_steps_that_only_give_back_do_
     assert counted[-1][2:] == (False, int(ended_at * 1000)) and engine.worker.held == 2
 
 
-def test_stock_schedulers_admit_nobody_while_paused_for_new_requests(engine: Engine) -> None:
-    # What the elastic scheduler relies on above its target.
+def test_stock_schedulers_admit_no_request_while_paused_for_new_requests(engine: Engine) -> None:
+    # The elastic scheduler relies on this while it is above its target.
     stock = engine.scheduler
     stock.add_request(request(10, 2))
     stock.set_pause_state(PauseState.PAUSED_NEW)

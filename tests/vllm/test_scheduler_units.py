@@ -1,4 +1,4 @@
-"""The elastic scheduler on its own device: requests, limits, usage, and what it is made from."""
+"""The elastic scheduler alone on a device: requests, limits, usage, and its base classes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from vllm_kvcached.scheduler import ElasticScheduler
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One configuration for all engines here."""
+    """The configuration of every engine in this file."""
     return vllm_config(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
 def engine(config: Any, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """An engine, with the limit that a test asks for by an indirect parameter."""
+    """An engine. An indirect parameter sets its limit."""
     with running(config, getattr(request, "param", COUNT)) as made:
         yield made
 
@@ -52,7 +52,7 @@ def test_requests_end_and_memory_goes_up_and_down(engine: Engine) -> None:
     assert [plan.sequence for plan in engine.worker.plans] == list(range(len(engine.worker.plans)))
 
 
-def test_a_request_waits_for_its_memory_and_says_what_it_wants(engine: Engine) -> None:
+def test_a_request_waits_for_its_memory_and_the_demand_is_published(engine: Engine) -> None:
     engine.scheduler.add_request(request(200, 4))
     output = engine.step(grant=False)
     assert output.total_num_scheduled_tokens == 0 and engine.scheduler.has_unfinished_requests()
@@ -89,7 +89,7 @@ def test_a_request_that_grows_over_the_limit_ends_with_an_error(engine: Engine) 
 
 
 @pytest.mark.parametrize("engine", [8], indirect=True)
-def test_i2_a_lower_limit_preempts_nobody_who_fits_and_the_rest_later(engine: Engine) -> None:
+def test_i2_a_lower_limit_preempts_no_request_that_fits_and_the_others_later(engine: Engine) -> None:
     requests = [request(60, 80) for _ in range(6)]
     for each in requests:
         engine.scheduler.add_request(each)
@@ -98,7 +98,7 @@ def test_i2_a_lower_limit_preempts_nobody_who_fits_and_the_rest_later(engine: En
     assert engine.worker.held <= 8 and engine.scheduler._kv_demand.preemptions > 0
 
 
-def test_usage_is_of_what_can_be_attained(engine: Engine) -> None:
+def test_usage_is_used_over_attainable_blocks(engine: Engine) -> None:
     assert engine.scheduler.get_kv_cache_usage() == 0.0
     engine.scheduler.add_request(request(200, 50))
     for _ in range(6):
@@ -108,7 +108,7 @@ def test_usage_is_of_what_can_be_attained(engine: Engine) -> None:
     assert 0 < usage < 1 and engine.scheduler.make_stats().kv_cache_usage == usage
 
 
-def test_has_requests_is_true_for_memory_only_while_some_is_owed(engine: Engine) -> None:
+def test_has_requests_is_true_without_requests_only_while_memory_is_owed(engine: Engine) -> None:
     engine.scheduler.add_request(request(100, 2))
     engine.run()
     engine.step()
@@ -125,12 +125,14 @@ def test_has_requests_is_true_for_memory_only_while_some_is_owed(engine: Engine)
     assert not engine.scheduler.has_requests(), "never while it shuts down"
 
 
-def test_the_scheduler_is_the_elastic_form_of_the_one_vllm_would_take(engine: Engine, config: Any) -> None:
+def test_the_scheduler_is_the_elastic_form_of_the_one_vllm_would_use(engine: Engine, config: Any) -> None:
     assert isinstance(engine.scheduler, Scheduler) and not isinstance(engine.scheduler, AsyncScheduler)
     assert type(engine.scheduler).__name__ == "ElasticScheduler"
 
 
-def test_an_asynchronous_scheduler_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_asynchronous_scheduler_stays_asynchronous(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(EngineCoreProc, "_process_input_queue", EngineCoreProc._process_input_queue)
     config = vllm_config(tmp_path)
     config.scheduler_config.async_scheduling = True
@@ -141,7 +143,7 @@ def test_an_asynchronous_scheduler_stays_one(tmp_path: Path, monkeypatch: pytest
     worker.leave()
 
 
-def test_what_is_not_supported_is_refused_before_anything_is_made(config: Any) -> None:
+def test_unsupported_options_are_refused_before_anything_is_created(config: Any) -> None:
     config.cache_config.num_gpu_blocks_override = 10
     try:
         with pytest.raises(UnsupportedError, match="num_gpu_blocks_override"):
@@ -150,6 +152,6 @@ def test_what_is_not_supported_is_refused_before_anything_is_made(config: Any) -
         config.cache_config.num_gpu_blocks_override = None
 
 
-def test_a_scheduler_without_its_worker_says_so(config: Any) -> None:
+def test_a_scheduler_without_its_worker_raises_an_error_that_says_so(config: Any) -> None:
     with pytest.raises(LedgerError, match=r"no living worker of instance .* with rank 0"):
         scheduler(ElasticScheduler, config, 64)

@@ -1,4 +1,4 @@
-"""What vLLM must have: each name is looked for, and what is missing is named."""
+"""The seams: each name that vLLM must have is looked up, and a missing name is reported."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def test_the_installed_vllm_has_every_seam() -> None:
         (Seam(QUEUE, "FreeKVCacheBlockQueue.remove", ("self", "block", "why")), "does not take why"),
     ],
 )
-def test_a_seam_that_is_missing_is_named(seam: Seam, sentence: str) -> None:
+def test_a_missing_seam_is_named(seam: Seam, sentence: str) -> None:
     assert sentence in missing(seam)
 
 
 @pytest.mark.parametrize("version", ["0.29.9", "0.8.5.post1", "0.20.0+cu128"])
-def test_an_old_engine_is_refused_with_what_to_do(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_engine_is_refused_with_the_remedy(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "upgrade vLLM, or start without" in VERSIONS.problem(version)
     monkeypatch.setattr(seams, "vllm_version", lambda: version)
     with pytest.raises(UnsupportedError, match=f"needs vLLM 0.30 or newer, and {version.replace('+', '.')}"):
@@ -41,7 +41,7 @@ def test_an_old_engine_is_refused_with_what_to_do(version: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("version", ["0.30.0", "0.31.2rc1", "0.32.0+cpu", "0.33.4", "0.33.0.dev7+g1"])
-def test_a_tested_engine_is_taken_in_silence(
+def test_a_tested_engine_is_accepted_without_a_warning(
     version: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(seams, "vllm_version", lambda: version)
@@ -75,7 +75,7 @@ def test_a_newer_engine_without_a_seam_is_refused_by_its_name(monkeypatch: pytes
     assert "BlockPool.touch does not take who. Upgrade vllm-kvcached" in str(error.value)
 
 
-def test_the_seams_of_another_platform_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seams_of_another_platform_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seams, "vllm_version", lambda: "0.34.0")
     asked: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Sleep mode, scheduler and worker together: what is given back, wanted meanwhile, and there again."""
+"""Sleep mode of scheduler and worker together: memory given back, demand while asleep, and waking."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vllm_kvcached.sleeping import TAGS
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One configuration for all engines here."""
+    """The configuration of every engine in this file."""
     return vllm_config(tmp_path_factory.mktemp("model"))
 
 
@@ -32,7 +32,7 @@ def engine(config: Any, tmp_path: Path) -> Iterator[Sleeper]:
 def serve(
     engine: Sleeper, count: int = 6, prompt: int = 100, answer: int = 20, beside: Sleeper | None = None
 ) -> list[Any]:
-    """Answer as many requests to the end."""
+    """Run this many requests to their end."""
     asked = [request(prompt, answer) for _ in range(count)]
     for one in asked:
         engine.scheduler.add_request(one)
@@ -42,7 +42,7 @@ def serve(
 
 
 def check_asleep(engine: Sleeper) -> None:
-    """Only the null granule is there, and nobody is told that more is wanted."""
+    """Assert that the engine holds the null granule only, and reports no demand."""
     assert not engine.scheduler.has_requests()
     engine.check()
     engine.pool.sleep.take_turn()
@@ -81,7 +81,7 @@ def test_an_engine_that_wakes_answers_as_before_from_an_empty_cache(engine: Slee
 
 
 def test_asleep_and_awake_again_before_the_scheduler_looks(engine: Sleeper) -> None:
-    """The engine's loop may handle both calls without asking its scheduler in between."""
+    """The engine's loop may handle both calls without a call to its scheduler in between."""
     serve(engine)
     engine.sleep()
     engine.wake()
@@ -103,14 +103,14 @@ def test_a_plan_that_was_not_sent_before_the_sleep_is_not_sent_after_it(engine: 
     serve(engine)
 
 
-def test_requests_that_come_while_it_sleeps_wait_and_want_nothing(engine: Sleeper) -> None:
+def test_requests_that_arrive_during_sleep_wait_and_demand_no_memory(engine: Sleeper) -> None:
     engine.sleep()
     queued, aborted = request(200, 5), request(200, 5)
     for one in (queued, aborted):
         engine.scheduler.add_request(one)
     check_asleep(engine)
     engine.scheduler.finish_requests(aborted.request_id, RequestStatus.FINISHED_ABORTED)
-    while engine.scheduler.has_requests():  # the worker is told of a request that has ended
+    while engine.scheduler.has_requests():  # the worker still has to learn that a request has ended
         output = engine.step()
         assert output.total_num_scheduled_tokens == 0 and not hasattr(output, "kvcached_plan")
     check_asleep(engine)
@@ -148,7 +148,7 @@ def test_the_cache_alone_can_be_released_and_the_rest_sleep_later(engine: Sleepe
     serve(engine)
 
 
-def test_what_vllm_raises_leaves_the_engine_as_awake_as_it_was(engine: Sleeper) -> None:
+def test_an_error_from_vllm_leaves_the_engine_as_awake_as_before(engine: Sleeper) -> None:
     serve(engine)
     engine.pause()
     with pytest.raises(ZeroDivisionError), engine.memory.sleep.falling_asleep(TAGS):
@@ -164,7 +164,7 @@ def test_what_vllm_raises_leaves_the_engine_as_awake_as_it_was(engine: Sleeper) 
 
 
 def test_a_sleep_under_requests_that_hold_blocks_is_an_error_and_no_wrong_output(engine: Sleeper) -> None:
-    """Nothing in vLLM does that; a call to the workers past the engine would."""
+    """vLLM never does that. A direct call to the workers could."""
     engine.scheduler.add_request(request(300, 20))
     for _ in range(6):
         engine.step()
@@ -196,7 +196,7 @@ def test_another_engine_has_the_memory_of_one_that_sleeps_and_gives_it_back_when
         for _ in range(2):
             serve(b, 20, 100, 60)
         assert b.held_bytes > 12 * MIB, "mostly cache, which fills what nobody needs"
-        a.memory._start._wait = lambda fd, seconds: b.idle()  # what an idle engine does when it is rung
+        a.memory._start._wait = lambda fd, seconds: b.idle()  # an idle engine acts when its doorbell rings
         a.wake()
         assert b.held_bytes <= 14 * MIB, "the floor of 2 MiB"
         serve(a, 12, 100, 60, beside=b)
@@ -205,7 +205,7 @@ def test_another_engine_has_the_memory_of_one_that_sleeps_and_gives_it_back_when
         b.check()
 
 
-def test_where_there_is_no_room_it_sleeps_on_and_wakes_later(config: Any, tmp_path: Path) -> None:
+def test_an_engine_without_room_stays_asleep_and_wakes_later(config: Any, tmp_path: Path) -> None:
     chosen: Any = {"host_capacity": "32MiB", "limit": "24MiB", "start_seconds": 0.01}
     with (
         sleeper(config, tmp_path / "run", **chosen) as a,
@@ -215,16 +215,16 @@ def test_where_there_is_no_room_it_sleeps_on_and_wakes_later(config: Any, tmp_pa
         a.sleep()
         for _ in range(3):
             serve(b, 20, 100, 60)
-        a.memory._start._bytes_to_wake = 20 * MIB  # weights, had it some
+        a.memory._start._bytes_to_wake = 20 * MIB  # as if weights had been freed
         with pytest.raises(CapacityError, match=r"no room to wake up within 0\.01 s"):
             a.wake()
         check_asleep(a)
-        b.idle()  # it was asked
+        b.idle()  # another engine asked for memory
         a.wake()
         serve(a)
 
 
-def test_what_tools_set_while_it_sleeps_holds_when_it_wakes(engine: Sleeper) -> None:
+def test_controls_set_during_sleep_hold_after_waking(engine: Sleeper) -> None:
     serve(engine)
     engine.sleep()
     runtime = Runtime(engine.runtime.path)

@@ -1,4 +1,4 @@
-"""Requests, sleeps, wakes, limits and another engine's memory, in any order: all adds up after each."""
+"""Requests, sleeps, wakes, limits and another engine's leases in any order: all counts stay consistent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _config: Any = None
 
 
 class SleepMachine(RuleBasedStateMachine):
-    """An engine of 24 granules beside another that takes and gives."""
+    """An engine of 24 granules beside another engine that leases memory and gives it back."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class SleepMachine(RuleBasedStateMachine):
         assert check(device) == []
 
     def teardown(self) -> None:
-        """With the device to itself and awake, it answers all that was not aborted."""
+        """Wake the engine, free the device, and assert that all requests but the aborted are answered."""
         engine = self.engine
         self.other.give_back(granules_released=self.other.ready_bytes // MIB)
         self.other.detach()

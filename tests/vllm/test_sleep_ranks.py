@@ -1,4 +1,4 @@
-"""Sleep mode on several ranks: all count alike afterwards, one that fails fails all, and vLLM's own check."""
+"""Sleep mode on several ranks: equal counts afterwards, failure of one rank, and vLLM's own check."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GRANULE = 2 * PAGE
 
 
 class FakeStart:
-    """What a rank tells the ledger, in the order in which it does."""
+    """Records a rank's calls to the ledger, in order."""
 
     def __init__(self) -> None:
         self.private = SimpleNamespace(absent_bytes=0)
@@ -43,7 +43,7 @@ class FakeStart:
 
 
 class Ranks:
-    """Ranks that hold so many granules each, on threads of their own, and what became of each."""
+    """Ranks that hold these numbers of granules, each on its own thread, and their results."""
 
     def __init__(self, *held: int, broken: int | None = None) -> None:
         self._barrier, self._said = threading.Barrier(len(held)), [None] * len(held)
@@ -100,7 +100,7 @@ def wake(sleep: RankSleep) -> None:
         pass
 
 
-def test_ranks_that_held_different_amounts_count_alike_once_they_sleep() -> None:
+def test_ranks_that_held_different_amounts_report_the_same_count_once_asleep() -> None:
     ranks = Ranks(9, 12, 7)
     for expected in (13, 14):
         ranks.all(fall)
@@ -117,7 +117,7 @@ def test_ranks_that_held_different_amounts_count_alike_once_they_sleep() -> None
     ranks.close()
 
 
-def test_if_one_rank_fails_all_are_told_and_none_runs_on_what_is_gone() -> None:
+def test_if_one_rank_fails_to_sleep_all_ranks_fail_and_none_uses_freed_memory() -> None:
     ranks = Ranks(5, 5, broken=1)
     ranks.all(fall)
     assert all(isinstance(error, KVCachedError) for error in ranks.errors)
@@ -129,7 +129,7 @@ def test_if_one_rank_fails_all_are_told_and_none_runs_on_what_is_gone() -> None:
     ranks.close()
 
 
-def test_what_vllm_frees_is_offered_afterwards_and_claimed_before_it_restores_it() -> None:
+def test_memory_is_offered_after_vllm_frees_it_and_claimed_before_vllm_restores_it() -> None:
     ranks = Ranks(4)
     (sleep,), (start,) = ranks.sleeps, ranks.starts
     with sleep.falling_asleep(TAGS):
@@ -148,8 +148,10 @@ def test_what_vllm_frees_is_offered_afterwards_and_claimed_before_it_restores_it
     ranks.close()
 
 
-def test_others_that_grow_while_it_falls_asleep_are_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    """vLLM asserts that no less is free on the device than before, whoever took it."""
+def test_growth_of_other_processes_during_falling_asleep_is_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """vLLM asserts that free memory on the device has grown, whichever process took memory."""
     assert f'assert freed_bytes >= 0, "{GREW}"' in inspect.getsource(gpu_worker.Worker.sleep)
     with caplog.at_level("INFO"), others_may_grow():
         raise AssertionError(GREW)

@@ -1,4 +1,4 @@
-"""A rank's start in vLLM's terms: who the ledger says it is, what is claimed for it, on which device."""
+"""A rank's start inside vLLM: its identity in the ledger, its claim, and its device."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEVICE = DeviceIdentity("GPU-1", "a device")
 
 
 class Library(ModuleType):
-    """NVML with one device and these processes on it; it answers once it is made ready."""
+    """A fake NVML with one device and these processes. Its calls work after nvmlInit()."""
 
     def __init__(self, *processes: tuple[int, int | None]) -> None:
         super().__init__("pynvml")
@@ -52,7 +52,7 @@ class Library(ModuleType):
 
 
 def use(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make this the library that vLLM brings."""
+    """Replace vLLM's NVML library by this one."""
     import vllm.third_party
 
     monkeypatch.setattr(vllm.third_party, "pynvml", library, raising=False)
@@ -63,7 +63,7 @@ def use(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One configuration for all engines here."""
+    """The configuration of every engine in this file."""
     return vllm_config(tmp_path_factory.mktemp("model"))
 
 
@@ -83,7 +83,7 @@ class Device:
         return self.starts[-1]
 
     def entered(self, device: torch.device = CPU, **chosen: Any) -> VllmRankStart:
-        """Return a start that is in the ledger."""
+        """Return the start of a rank that is attached to the ledger."""
         start = self.start(**chosen)
         start.enter_with(device, DEVICE, CAPACITY, lambda: 0)
         return start
@@ -92,14 +92,14 @@ class Device:
         return MemoryInfo(CAPACITY, CAPACITY)
 
     def owner(self) -> OwnerSnapshot:
-        """Return what the ledger shows of the rank that was started."""
+        """Return the started rank's slot in a snapshot of the ledger."""
         (device,) = snapshot(self.runtime)
         return next(owner for owner in device.owners if owner.name != "other")
 
 
 @pytest.fixture
 def device(described: Any, tmp_path: Path) -> Iterator[Device]:
-    """A device that nobody uses."""
+    """A device without engines."""
     made = Device(described, tmp_path / "run")
     yield made
     for start in made.starts:
@@ -110,7 +110,7 @@ def device(described: Any, tmp_path: Path) -> Iterator[Device]:
     ("served", "setting", "name"),
     [(None, "", None), ("org/chat", "", "chat"), (["a", "b"], "", "a"), ("chat", "mine", "mine")],
 )
-def test_the_ledger_says_who_it_is(
+def test_the_ledger_shows_the_identity_of_the_rank(
     device: Device, served: Any, setting: str, name: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device.described.model_config, "served_model_name", served)
@@ -121,16 +121,16 @@ def test_the_ledger_says_who_it_is(
 
 
 @pytest.mark.parametrize("on_host", [True, False])
-def test_what_it_will_take_is_estimated(device: Device, on_host: bool) -> None:
+def test_memory_that_loading_takes_is_estimated(device: Device, on_host: bool) -> None:
     start = device.start(floor="auto")
-    start.enter_with(CPU, DEVICE, 1 << 50, lambda: 0)  # so large that the system has nothing beside it
+    start.enter_with(CPU, DEVICE, 1 << 50, lambda: 0)  # so large that the machine has no other memory
     start.wait_to_load(lambda: MemoryInfo(1 << 50, 1 << 50), on_host)
     owner, described = device.owner(), device.described
     assert owner.private_peak_bytes == weights.private_bytes(described, on_host)
     assert 0 < weights.longest_request_bytes(described) <= owner.floor_applied < 4 << 20
 
 
-def test_what_is_set_is_not_estimated(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_replaces_its_estimate(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     for estimate in ("private_bytes", "longest_request_bytes"):
         monkeypatch.setattr(weights, estimate, lambda *_: pytest.fail("nobody asked"))
     device.entered(start_size="10GiB", floor="2GiB").wait_to_load(device.memory, on_host=False)
@@ -146,7 +146,9 @@ def test_a_small_share_refuses_a_large_process_on_a_device_only(device: Device) 
     assert device.owner().private_peak_bytes <= CAPACITY - 2 * GIB
 
 
-def test_the_limit_is_the_least_of_what_was_said(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_is_the_least_of_setting_and_vllm_option(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start = device.entered(limit="50%")
     assert start.limit_bytes() == device.owner().limit_applied == CAPACITY // 2
     start.close()
@@ -191,7 +193,7 @@ def test_without_the_library_no_room_is_made(device: Device, monkeypatch: pytest
     ("processes", "beside_bytes"),
     [([(1, 70 * GIB), (os.getpid(), 18 * GIB)], 3 * GIB), ([], 0), ([(os.getpid(), None)], 0)],
 )
-def test_what_torch_holds_counts_and_the_context_where_the_driver_tells(
+def test_private_memory_is_torchs_and_the_context_if_the_driver_reports_it(
     device: Device,
     processes: list[tuple[int, int | None]],
     beside_bytes: int,
@@ -201,12 +203,12 @@ def test_what_torch_holds_counts_and_the_context_where_the_driver_tells(
     assert device.entered(CUDA).private.measure() == 15 * GIB + beside_bytes
 
 
-def test_on_the_host_neither_counts(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_private_memory_is_0_on_the_host(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     use(Library((os.getpid(), 18 * GIB)), monkeypatch)
     assert device.entered(CPU).private.measure() == 0
 
 
-def test_where_there_is_no_library_what_torch_holds_counts(
+def test_private_memory_without_the_library_is_torchs(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = Library((os.getpid(), 18 * GIB))

@@ -1,4 +1,4 @@
-"""What is refused, by its sentence; what is only warned about; where settings come from."""
+"""Options that are refused, features that are warned about, and the sources of settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vllm_kvcached.support import adopt_logging, instance, refuse_unsupported, s
 
 
 def vllm_config(changes: Mapping[str, Any] | None = None) -> Any:
-    """Return a configuration that is supported, with some of its attributes changed (`part.name`)."""
+    """Return a supported configuration with these attributes (`part.name`) changed."""
     config = SimpleNamespace(
         parallel_config=SimpleNamespace(
             worker_cls=WORKER, distributed_executor_backend="mp", enable_elastic_ep=False, enable_dbo=False,
@@ -68,13 +68,15 @@ def _loggers_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("backend", ["mp", "uni", None])
-def test_what_is_supported_passes_in_silence(backend: str | None, caplog: pytest.LogCaptureFixture) -> None:
+def test_supported_options_pass_without_a_warning(
+    backend: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
     refuse_unsupported(vllm_config({"parallel_config.distributed_executor_backend": backend}))
     assert caplog.records == []
 
 
 @pytest.mark.parametrize(("path", "value", "sentence"), REFUSED)
-def test_what_is_not_supported_is_refused_by_its_sentence(path: str, value: Any, sentence: str) -> None:
+def test_each_unsupported_option_is_refused_with_its_reason(path: str, value: Any, sentence: str) -> None:
     with pytest.raises(UnsupportedError) as error:
         refuse_unsupported(vllm_config({path: value}))
     assert str(error.value).startswith("--kv-cache-backend kvcached: ") and sentence in str(error.value)
@@ -91,7 +93,7 @@ def test_several_nodes_pass_and_data_parallelism_over_them_is_refused() -> None:
         )
 
 
-def test_all_reasons_are_told_at_once() -> None:
+def test_all_reasons_are_in_one_error() -> None:
     different = {path: value for path, value, _ in REFUSED}
     with pytest.raises(UnsupportedError) as error:
         refuse_unsupported(vllm_config(different))
@@ -105,7 +107,7 @@ def test_a_stored_plan_of_another_start_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("path", "value", "what"), WARNED)
-def test_what_nobody_has_tried_is_warned_about(
+def test_untested_features_are_warned_about(
     path: str, value: Any, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -116,7 +118,7 @@ def test_what_nobody_has_tried_is_warned_about(
     assert said == [f"kvcached has not been tested with {what}; please report what you see"]
 
 
-def test_our_lines_go_where_vllms_go() -> None:
+def test_our_log_lines_go_to_vllms_handlers() -> None:
     adopt_logging()
     engine = logging.getLogger("vllm")
     for name in ("kvcached_core", "vllm_kvcached"):

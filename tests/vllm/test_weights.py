@@ -1,4 +1,4 @@
-"""What an engine will take, estimated before it loads: from files, from the hub's cache, from parameters."""
+"""Estimates before loading: from weight files, from the hub's cache, and from the parameter count."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vllm_kvcached import weights
 
 
 def safetensors(path: Path, dtype: str, *shapes: list[int], item_bytes: int = 2) -> int:
-    """Write the header of a file of these tensors, with a hole for their data; return the size of these."""
+    """Write a safetensors file with these tensors and a hole for their data; return the data's size."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for number, shape in enumerate(shapes):
@@ -36,7 +36,7 @@ def safetensors(path: Path, dtype: str, *shapes: list[int], item_bytes: int = 2)
 
 @dataclasses.dataclass
 class Model:
-    """What the estimate reads of vLLM's model configuration."""
+    """The fields of vLLM's model configuration that the estimate reads."""
 
     model: str
     dtype: torch.dtype = torch.bfloat16
@@ -71,7 +71,7 @@ def test_floats_count_as_the_dtype_they_are_loaded_in(
     assert weights.weight_bytes(config(Model(str(tmp_path), loaded))) == 64 * 64 * loaded.itemsize
 
 
-def test_quantized_weights_count_as_they_are(tmp_path: Path) -> None:
+def test_quantized_weights_count_as_stored(tmp_path: Path) -> None:
     size = safetensors(tmp_path / "model.safetensors", "I32", [64, 64], item_bytes=4)
     assert weights.weight_bytes(config(Model(str(tmp_path), torch.bfloat16))) == size
     file_bytes = (tmp_path / "model.safetensors").stat().st_size
@@ -100,7 +100,7 @@ def test_a_model_in_the_hubs_cache_is_found(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_without_files_the_parameters_are_counted(tmp_path: Path) -> None:
-    """Embedding, head, per layer four projections, three of the MLP and two norms; one norm at the end."""
+    """Counts embedding, head, a final norm, and per layer four projections, three MLP matrices, two norms."""
     hidden, inner, layers = TINY["hidden_size"], TINY["intermediate_size"], TINY["num_hidden_layers"]
     heads, kv = TINY["num_attention_heads"], TINY["num_key_value_heads"]
     attention = 2 * hidden * hidden + 2 * hidden * hidden * kv // heads
@@ -116,7 +116,7 @@ def test_without_files_the_parameters_are_counted(tmp_path: Path) -> None:
     assert weights.weight_bytes(made) == 4 * count
 
 
-def test_what_cannot_be_estimated_counts_as_nothing_and_is_said(
+def test_a_failed_estimate_counts_as_0_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "model.safetensors").write_bytes((1 << 60).to_bytes(8, "little"))
@@ -132,7 +132,7 @@ def test_more_than_the_weights_is_claimed(tmp_path: Path) -> None:
     assert weights.private_bytes(config(Model(str(tmp_path))), on_host=True) == size + GIB
 
 
-def test_the_longest_request_is_an_upper_bound_of_what_its_blocks_need(tmp_path: Path) -> None:
+def test_the_longest_requests_estimate_is_an_upper_bound_of_its_blocks(tmp_path: Path) -> None:
     made = vllm_config(tmp_path)
     layers, kv = TINY["num_hidden_layers"], TINY["num_key_value_heads"]
     head = TINY["hidden_size"] // TINY["num_attention_heads"]
@@ -142,7 +142,7 @@ def test_the_longest_request_is_an_upper_bound_of_what_its_blocks_need(tmp_path:
     assert weights.longest_request_bytes(made) <= 0.56 * exact
 
 
-def test_a_length_that_is_yet_to_be_chosen_needs_no_floor(tmp_path: Path) -> None:
+def test_a_length_that_vllm_has_not_chosen_yet_needs_no_floor(tmp_path: Path) -> None:
     made = vllm_config(tmp_path)
     made.model_config.original_max_model_len = -1
     assert weights.longest_request_bytes(made) == 0

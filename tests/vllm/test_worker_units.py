@@ -1,4 +1,4 @@
-"""The worker's parts without an engine: what it answers, reserves, maps and gives back; on host memory."""
+"""The parts of the worker without an engine, on host memory: allocation, addresses, mapping, cleanup."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ SETTINGS = {"host_capacity": "256MiB", "limit": "64MiB", "headroom": "0", "spare
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One configuration for all workers here."""
+    """The configuration of every worker in this file."""
     return vllm_config(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
 def memory(config: Any, tmp_path: Path) -> Iterator[WorkerMemory]:
-    """The memory of a worker whose driver is open, in a ledger of its own."""
+    """The memory of a worker with an open driver, in its own ledger."""
     made = worker(config, runtime_dir=str(tmp_path / "run"))
     made.open(CPU)
     yield made
@@ -56,7 +56,7 @@ def worker(config: Any, explicit_bytes: int | None = None, **settings: Any) -> W
 
 
 def kv_config(blocks: int) -> KVCacheConfig:
-    """Return what vLLM makes of as many blocks with the block outermost."""
+    """Return vLLM's cache configuration for this many blocks, with the block outermost."""
     tensor = KVCacheTensor(
         size=blocks * BLOCK_BYTES, layers=list(SPECS), layer_stride=LAYER_BYTES, block_stride=BLOCK_BYTES
     )
@@ -68,7 +68,7 @@ def kv_config(blocks: int) -> KVCacheConfig:
 
 
 def begin(memory: WorkerMemory) -> torch.Tensor:
-    """Take a worker through its start; return its KV cache."""
+    """Run a worker's start to its end; return its KV cache."""
     memory.wait_for_room()
     size = memory.virtual_bytes(SPECS)
     tensor = memory.allocate(kv_config(size // BLOCK_BYTES), size)
@@ -76,7 +76,7 @@ def begin(memory: WorkerMemory) -> torch.Tensor:
     return tensor
 
 
-def test_only_the_allocation_of_the_kv_cache_is_answered() -> None:
+def test_only_the_allocation_of_the_kv_cache_is_replaced() -> None:
     ours = torch.ones(8, dtype=torch.int8)
     with _KVCacheAllocation(1000, lambda: ours) as allocation:
         assert torch.zeros(1000, dtype=torch.int8) is ours
@@ -91,7 +91,7 @@ def test_only_the_allocation_of_the_kv_cache_is_answered() -> None:
     assert torch.zeros(1000, dtype=torch.int8) is not ours
 
 
-def test_vllms_check_at_start_passes_and_the_setting_comes_back() -> None:
+def test_vllms_check_at_start_passes_and_its_setting_is_restored() -> None:
     config: Any = SimpleNamespace(cache_config=SimpleNamespace(gpu_memory_utilization=0.9))
     with pytest.raises(ZeroDivisionError), _modest(config):
         assert config.cache_config.gpu_memory_utilization == 0.01
@@ -99,8 +99,8 @@ def test_vllms_check_at_start_passes_and_the_setting_comes_back() -> None:
     assert config.cache_config.gpu_memory_utilization == 0.9
 
 
-def test_memory_that_others_give_back_is_no_error_while_vllm_profiles() -> None:
-    """vLLM asserts that what was free at first is not less than what is free in the end."""
+def test_memory_that_other_engines_give_back_during_profiling_is_no_error() -> None:
+    """vLLM asserts that free memory does not grow during profiling."""
     snapshot: Any = SimpleNamespace(free_memory=5, total_memory=80)
     with pytest.raises(ZeroDivisionError), _others_may_give_back(snapshot):
         assert snapshot.free_memory >= 80
@@ -116,7 +116,7 @@ def test_memory_that_others_give_back_is_no_error_while_vllm_profiles() -> None:
         (KeyboardInterrupt(), ""),
     ],
 )
-def test_whatever_ends_the_start_the_ledger_is_left_and_the_reason_is_told_once(
+def test_a_failed_start_leaves_the_ledger_and_logs_its_reason_once(
     error: BaseException, line: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Worker:
@@ -150,7 +150,7 @@ def test_a_driver_for_another_device_is_refused(config: Any) -> None:
         worker(config, driver="cuda").open(CPU)
 
 
-def test_layouts_with_the_block_outermost_are_preferred_unless_vllm_is_to_choose(config: Any) -> None:
+def test_layouts_with_the_block_outermost_are_preferred_unless_vllm_chooses(config: Any) -> None:
     names = ["LBHNC", "BLHNC", "LHBNC", "BHLNC"]
     assert worker(config).preferred_layouts(names) == ["BLHNC", "BHLNC", "LBHNC", "LHBNC"]
     assert worker(config, layout="engine").preferred_layouts(names) == names
@@ -166,7 +166,7 @@ def test_layouts_with_the_block_outermost_are_preferred_unless_vllm_is_to_choose
         ({"max_blocks": 1024}, 1024 * BLOCK_BYTES),
     ],
 )
-def test_addresses_are_reserved_for_all_that_may_come(
+def test_the_reserved_addresses_cover_the_limit(
     config: Any, settings: dict[str, Any], size_bytes: int
 ) -> None:
     memory = worker(config, **settings)
@@ -175,7 +175,7 @@ def test_addresses_are_reserved_for_all_that_may_come(
     memory.close()
 
 
-def test_vllms_own_bound_is_a_limit_too(config: Any, tmp_path: Path) -> None:
+def test_kv_cache_memory_bytes_is_a_limit_too(config: Any, tmp_path: Path) -> None:
     memory = worker(config, explicit_bytes=32 * MIB, virtual="1MiB", runtime_dir=str(tmp_path / "run"))
     memory.open(CPU)
     assert memory.virtual_bytes(SPECS) == 32 * MIB
@@ -193,14 +193,16 @@ def test_a_limit_under_one_request_of_the_maximum_length_is_refused(config: Any,
     memory.close()
 
 
-def test_i11_a_worker_maps_what_plans_say_and_leaves_nothing(memory: WorkerMemory, tmp_path: Path) -> None:
+def test_i11_a_worker_maps_as_planned_and_leaves_no_memory_behind(
+    memory: WorkerMemory, tmp_path: Path
+) -> None:
     tensor = begin(memory)
     assert tensor.dtype is torch.int8 and tensor.numel() == 256 * MIB
     (device,) = snapshot(Runtime(tmp_path / "run"))
     owner = device.owners[0]
     assert (owner.live, owner.rank, owner.limit_applied) == (True, 0, 64 * MIB)
     assert 0 < owner.floor_applied <= owner.limit_applied
-    tensor[:BLOCK_BYTES] = 7  # I7: block 0 is there from the beginning
+    tensor[:BLOCK_BYTES] = 7  # I7: block 0 has memory from the start
     memory.apply(Plan(0, (), (), 0))
     memory.check()
     assert memory.stats()["mapped"] >= 1
@@ -214,7 +216,7 @@ def test_i5_memory_that_no_plan_has_mapped_faults(config: Any, tmp_path: Path) -
     memory.open(CPU)
     tensor = begin(memory)
     child = os.fork()
-    if child == 0:  # an own process, for it dies
+    if child == 0:  # the fault kills this child process
         faulthandler.disable()
         tensor[-1] = 1
         os._exit(0)
