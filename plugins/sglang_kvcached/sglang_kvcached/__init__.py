@@ -31,7 +31,7 @@ def register() -> None:
 
 @contextmanager
 def elastic(**options: Any) -> Iterator[None]:
-    """Make engines elastic that are started inside; `options` are settings as in docs/sglang.md.
+    """Make engines that start inside the block elastic; `options` are settings as in docs/sglang.md.
 
     The settings reach the engine's processes as environment variables, which are restored at the end. Raises
     ConfigError for an unknown or illegal setting, UnsupportedError if SGLang cannot be used.

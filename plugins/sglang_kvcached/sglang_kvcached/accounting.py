@@ -99,9 +99,9 @@ class PoolAccounting:
 
     @property
     def busy(self) -> int:
-        """Mapped granules that only the end of requests frees: neither empty nor filled by cached pages.
+        """Mapped granules that stay in use until requests end: neither empty nor filled by cached pages.
 
-        An estimate: cached pages may lie among used ones, which shows only once they are evicted.
+        An estimate: cached pages may share granules with used pages, which shows only after their eviction.
         """
         kept = 0
         for page_pool in self.page_pools:
@@ -133,7 +133,7 @@ class PoolAccounting:
         return any(p.free >= (1 + p.empty) * p.geometry.blocks_per_granule for p in self.page_pools)
 
     def granules_for(self, pages: Sequence[int]) -> int:
-        """Return how many granules, empty or newly mapped, so many more pages of each pool take."""
+        """Return how many granules, empty or newly mapped, these further pages of each pool need."""
         granules = 0
         for page_pool, count in zip(self.page_pools, pages, strict=True):
             size, each = page_pool.geometry.blocks_per_granule, page_pool.ledger_granules_each
@@ -144,9 +144,9 @@ class PoolAccounting:
         return granules
 
     def granules_with(self, pages: Sequence[int]) -> int:
-        """Return how many granules are mapped once so many pages of each pool can be taken.
+        """Return how many granules must be mapped so that these pages of each pool can be taken.
 
-        Nothing is given up for it: a granule that is empty in one pool is no use to another.
+        Counts no granule as unmapped in exchange: an empty granule of one pool does not help another pool.
         """
         return self.mapped + sum(
             page_pool.ledger_granules_towards(count - page_pool.free)
@@ -178,7 +178,7 @@ class PoolAccounting:
         return page_pool.free + page_pool.addable_pages(self.spare)
 
     def missing_pages(self, pages: Sequence[int]) -> list[int]:
-        """Return the pages that each pool lacks if so many of each are to be taken within the budget.
+        """Return how many of these pages each pool lacks within the budget.
 
         The rest of the budget goes to the first pool first.
         """
@@ -190,7 +190,7 @@ class PoolAccounting:
         return missing
 
     def pages_to_evict(self, pages: Sequence[int]) -> list[int]:
-        """Return the pages of each pool to evict so that so many of each can be taken; all 0 if none help.
+        """Return the pages of each pool to evict so that these pages can be taken; all 0 if that cannot help.
 
         If the pools that lack pages have none cached, the other pools evict: that leaves budget to the first.
         """
@@ -214,8 +214,8 @@ class PoolAccounting:
     def shrink(self, granules: int, report_evicted: Callable[[Any], None]) -> None:
         """Unmap until at most `granules` are mapped or every granule left has a page that a request holds.
 
-        Empty granules go first, the highest before the others. Then the prefix cache is evicted, oldest pages
-        first, which may lie in any granule. `report_evicted` gets the evicted pages as a range.
+        Unmaps empty granules first, from the highest down. Then evicts cached pages, oldest first, which may
+        lie in any granule. `report_evicted` gets a range as long as the number of evicted pages.
         """
         factor = 1
         while True:
@@ -239,9 +239,9 @@ class PoolAccounting:
 
     @staticmethod
     def _eviction(page_pool: PagePool, over: int, factor: int) -> int:
-        """Return the pages to evict for `over` granules: `factor` times as many as fill them.
+        """Return how many pages to evict for `over` granules: `factor` times the pages of these granules.
 
-        A part of the cache is likely to be spread over all granules, so the factor grows with each try.
+        The oldest cached pages are probably spread over all granules, so the factor doubles with each try.
         """
         granules = -(-over // page_pool.ledger_granules_each)
         return min(granules * page_pool.geometry.blocks_per_granule * factor, page_pool.cached_pages)

@@ -46,7 +46,7 @@ class MappedFreeList(BudgetedAllocator):
         return self._page_pool
 
     def clear(self) -> None:
-        """As in stock. Mapped memory stays as long as other idle memory."""
+        """As in stock. Mapped memory is kept as long as other idle memory."""
         if self._page_pool is None:
             self._claim()
         super().clear()  # type: ignore[misc]
@@ -65,7 +65,7 @@ class MappedFreeList(BudgetedAllocator):
         return torch.cat([self.free_tensor(), *unlisted])
 
     def map_enough(self, pages: int) -> bool:
-        """Map granules until the free list has so many pages; False if the budget has no memory for them."""
+        """Map granules until the free list has this many pages; False if the budget is too small."""
         page_pool, memory = self.page_pool, process_state.find_scheduler_memory()
         short = pages - self.free_count()
         if short > 0 and memory is not None:

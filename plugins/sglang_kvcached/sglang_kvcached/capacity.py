@@ -1,4 +1,4 @@
-"""An allocator's answers to SGLang's scheduler: may a request begin, does the next step fit."""
+"""An allocator's answers to SGLang's scheduler: whether a request may begin, whether the next step fits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BudgetedAllocator:
         return kind(memory, self, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
 
     def evict_to_free_tokens(self, tree_cache: Any, num_tokens: int) -> None:
-        """Evict until so many tokens can be taken, or no eviction helps."""
+        """Evict cached pages until this many tokens can be taken, or until no eviction helps."""
         if tree_cache is None or not tree_cache.supports_prefix_sharing():
             return
         memory = process_state.scheduler_memory()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-_MAX_WAITING_READ = 64  # requests of the queue; the others are taken to be like them
-_MAX_NEW_TOKENS = 4096  # of one request: SGLang counts on no more
+_MAX_WAITING_READ = 64  # requests of the queue; later requests count like these
+_MAX_NEW_TOKENS = 4096  # SGLang's cap for the tokens that it expects of one request
 
 
 class Demand:
-    """Reads a scheduler's queues. Results are upper bounds: memory that is not needed is let go again."""
+    """Reads a scheduler's queues. Every number is an upper bound: unused memory is given back later."""
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
@@ -46,7 +46,7 @@ class Demand:
         return bool(self.running or self._scheduler.chunked_req is not None)
 
     def growth_pages(self) -> int:
-        """Return the pages that requests that run already may take in the next steps."""
+        """Return the pages that running requests may take in the next steps."""
         pages = self.running * self._pages(1 + self._lookahead)
         chunked = self._scheduler.chunked_req
         if chunked is not None:
@@ -57,8 +57,8 @@ class Demand:
     def next_pages(self) -> int:
         """Return the growth, and the pages of the waiting requests that the next two steps could begin.
 
-        Only one step counts if nothing runs: making the second step's memory would delay the first, and there
-        is time for it while the first is computed.
+        If nothing runs, counts one step only: the first step then does not wait for the second step's memory,
+        which is created while the first computes.
         """
         pages, tokens = self.growth_pages(), 0
         most = (2 if self.is_computing else 1) * self._step_tokens
@@ -73,7 +73,7 @@ class Demand:
     def remaining_pages(self) -> int:
         """Return the pages that all requests may still take until they end, as SGLang estimates it.
 
-        Reads all running requests and the first waiting ones; the other waiting ones count as like these.
+        Reads all running requests and the first waiting requests; later waiting requests count like these.
         """
         ratio = float(self._scheduler.new_token_ratio_tracker.current)
         waiting = self._scheduler.waiting_queue
@@ -94,12 +94,12 @@ class Demand:
         return self._pages(tokens if sampling.ignore_eos else int(tokens * ratio))
 
     def clear_batch_is_full(self) -> None:
-        """Let SGLang look at its queue again, after it found that nothing more fits."""
+        """Clear the flag with which SGLang remembers that no waiting request fits; it then checks again."""
         self._scheduler.running_batch.batch_is_full = False
 
     @property
     def _free_places(self) -> int:
-        """How many more requests SGLang lets run."""
+        """The number of further requests that SGLang allows to run."""
         return max(0, int(self._scheduler.max_running_requests) - self.running)
 
     @property

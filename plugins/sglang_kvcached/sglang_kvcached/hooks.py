@@ -55,7 +55,7 @@ def register() -> None:
 
 
 def _hook(target: str, kind: str, hook: Callable[..., Any]) -> None:
-    """Register a hook once in a process, however often SGLang loads the plugin."""
+    """Register a hook, only once in a process even if SGLang loads the plugin several times."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 
     if target not in _registered:
@@ -117,7 +117,7 @@ def _load_model(original: Callable[..., Any], runner: Any, *args: Any, **kwargs:
 def _virtual_bytes(
     original: Callable[..., int], configurator: Any, pre_model_load_memory: Any, *args: Any, **kwargs: Any
 ) -> int:
-    """Return the bytes of addresses for the KV cache, whatever memory is free now."""
+    """Return the bytes of addresses to reserve for the KV cache, which do not depend on free memory."""
     from sglang_kvcached import starting
 
     support.refuse_model(configurator)

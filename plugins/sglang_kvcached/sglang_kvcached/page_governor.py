@@ -9,7 +9,7 @@ from sglang_kvcached.accounting import PoolAccounting
 
 
 class PageGovernor(Governor):
-    """Computes demand for each page pool: a free page of one pool is no use to another.
+    """Computes demand for each page pool, as a free page of one pool cannot serve another pool.
 
     A token takes a page of every pool, so a demand in blocks is a whole number of pages of every pool.
     """
@@ -31,9 +31,9 @@ class PageGovernor(Governor):
         self._accounting = accounting
 
     def want_at_least(self, pages: Sequence[int]) -> int:
-        """Raise the memory this engine wants until so many pages of each pool can be taken.
+        """Raise the memory that this engine wants so that these pages of each pool can be taken.
 
-        Return the granules that the engine must hold for that.
+        Return the granules that the engine must then hold.
         """
         granules = min(self.limit, self._accounting.granules_with(pages))
         self.enough = max(self.enough, granules)

@@ -51,7 +51,7 @@ class PagePool:
         self.owner: FreeList | None = None
         self.cached_pages = 0  # owned pages that only the prefix cache keeps; set by PrefixCacheView
         self.listed = 0
-        # Empty granules that the last search found; since then: pages taken, and whether any were freed.
+        # The empty granules of the last search; since that search, pages taken, and whether pages were freed.
         self._empty = self._taken = 0
         self._freed = True
         self._page_range = [self._pages_of(g) for g in range(geometry.granule_count)]
@@ -109,19 +109,19 @@ class PagePool:
     def empty(self) -> int:
         """Mapped granules that are certainly empty: a lower bound.
 
-        The last search sorted the free list, and freed pages go before or behind it. So pages are taken in
-        order since, and one empty granule is used up before the next is touched.
+        The last search sorted the free list, and freed pages are added before or after the sorted part. Since
+        then pages are taken in order, so one empty granule is used up before the next is touched.
         """
         return max(
             0, self._empty - -(-self._taken // self._pages_per_granule) - bool(self._partial and self._taken)
         )
 
     def addable_pages(self, ledger_granules: int) -> int:
-        """Return the pages that so many more ledger granules would add."""
+        """Return the pages that this many further ledger granules would add."""
         vacant = self.mapped_set.count - self.mapped_set.mapped
         more = min(vacant, max(0, ledger_granules) // self.ledger_granules_each)
         pages = more * self._pages_per_granule
-        if more == vacant:  # then granules with fewer pages are among them
+        if more == vacant:  # this includes the granules with fewer pages
             mapped = set(self.mapped_set.granules()) if self._partial else set()
             pages -= sum(
                 self._pages_per_granule - self._page_count_of(g) for g in self._partial if g not in mapped
@@ -137,7 +137,7 @@ class PagePool:
         return [torch.nonzero(~listed).flatten().to(device)]
 
     def ledger_granules_for(self, pages: int) -> int | None:
-        """Return the ledger granules that add at least so many pages; None if the pool has fewer."""
+        """Return the ledger granules that add at least this many pages; None if the pool has fewer pages."""
         if pages <= 0:
             return 0
         more = -(-pages // self._pages_per_granule)
@@ -148,15 +148,15 @@ class PagePool:
         return None
 
     def ledger_granules_towards(self, pages: int) -> int:
-        """Return the same, or all unmapped ones of the pool if they have fewer pages."""
+        """Like `ledger_granules_for`, but return all unmapped ledger granules if the pool has fewer pages."""
         granules = self.ledger_granules_for(pages)
         vacant = self.mapped_set.count - self.mapped_set.mapped
         return vacant * self.ledger_granules_each if granules is None else granules
 
-    # -- granules that come and go -----------------------------------------------------------------------
+    # -- mapping and unmapping ---------------------------------------------------------------------------
 
     def map_pages(self, pages: int, ledger_granules: int) -> list[MappedGranule]:
-        """Map the lowest vacant granules until they have so many pages; at most `ledger_granules`."""
+        """Map the lowest vacant granules until this many pages are added; at most `ledger_granules`."""
         each, mapped = self.ledger_granules_each, list[MappedGranule]()
         while pages > 0 and ledger_granules >= each and self.mapped_set.mapped < self.mapped_set.count:
             granule = self.mapped_set.map_lowest()
@@ -169,7 +169,7 @@ class PagePool:
         return mapped
 
     def note_taken(self, pages: int) -> None:
-        """Note that so many free pages were taken."""
+        """Note that this many free pages were taken."""
         self._taken += pages
 
     def note_freed(self) -> None:

@@ -28,7 +28,7 @@ class ReservedBuffers:
 
     @property
     def mem_usage(self) -> float:
-        """Memory that is held now, in GiB: SGLang shows it as the size of its KV cache."""
+        """Memory held now, in GiB. SGLang shows it as the size of its KV cache."""
         reservation = self.kv_reservation
         return self._stock_usage if reservation is None else reservation.rank_memory.held_bytes / GIB
 
@@ -67,7 +67,7 @@ class ReservedBuffers:
 
 
 class ElasticMHATokenToKVPool(ReservedBuffers, MHATokenToKVPool):
-    """K and V of every layer, in as many buffers as the layout has."""
+    """Keys and values of every layer. The layout decides the number of buffers."""
 
     _rows: list[torch.Tensor] | None = None  # buffers that hold keys and values together
 
@@ -100,7 +100,7 @@ class ElasticMHATokenToKVPool(ReservedBuffers, MHATokenToKVPool):
             buffers = self._reserve(k_shape, 2 * self.layer_num, self.page_size)
             self.k_buffer, self.v_buffer = buffers[0::2], buffers[1::2]
             return
-        # The two pools of a model share a physical page size, which rows of many layers would fill badly.
+        # A model's two pools share a physical page size. Rows of many layers would waste parts of a page.
         is_whole = layout == "block" and not self._is_one_of_two
         count, layers = (1, self.layer_num) if is_whole else (self.layer_num, 1)
         self._rows = self._reserve((k_shape[0], layers, 2, *k_shape[1:]), count, self.page_size)

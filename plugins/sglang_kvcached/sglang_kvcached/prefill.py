@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class _BudgetedPrefill(PrefillBudget if TYPE_CHECKING else object):  # type: ignore[misc]
     """Mixin for both prefill budgets of SGLang.
 
-    SGLang asserts that at most one prompt is unfinished. In stock such a prompt takes the whole step
-    or ends in it. Here it may get less, or nothing, and memory may arrive right after; so no request
-    begins behind it.
+    SGLang asserts that at most one prompt is unfinished. In stock such a prompt takes the rest of the step or
+    ends in it. Here the prompt may get less or nothing, and memory may arrive right after that. So no request
+    begins after an unfinished prompt.
     """
 
     def __init__(self, memory: SchedulerMemory, allocator: Any, tree_cache: Any, **kwargs: Any) -> None:
@@ -32,7 +32,7 @@ class _BudgetedPrefill(PrefillBudget if TYPE_CHECKING else object):  # type: ign
 
     @property
     def remaining_total(self) -> float:
-        """Tokens that may still be promised to requests for their whole run."""
+        """Tokens that may still be promised to requests for their whole runtime."""
         if not self._memory.may_admit:
             return 0
         return float(self._memory.attainable_pages(0) * self.page_size - self.total_offset)
@@ -45,7 +45,7 @@ class _BudgetedPrefill(PrefillBudget if TYPE_CHECKING else object):  # type: ign
         return int(pages * self.page_size - self.current_offset)
 
     def has_capacity(self) -> bool:
-        """Say whether SGLang should look at another request; the memory it needs now is checked for each."""
+        """Say whether SGLang should look at another request. Each request's memory is checked separately."""
         return self.remaining_total > 0
 
     def check_prefill(
@@ -106,7 +106,7 @@ class _BudgetedPrefill(PrefillBudget if TYPE_CHECKING else object):  # type: ign
     def _chunk_tokens(self, chunk_limit: int) -> int | None:
         self._memory.prefix_cache.count()
         if self._memory.must_retract and self._memory.demand.running:
-            return None  # a chunk would take the memory that retraction is to free
+            return None  # retraction is freeing memory, which a chunk must not take
         wanted = super().available_chunk_tokens(chunk_limit)
         if wanted is not None and not self._await_memory(self.ceil_paged_tokens(wanted) + self.page_size):
             # All page pools share one budget, so together they may have fewer pages than each alone.
@@ -117,18 +117,18 @@ class _BudgetedPrefill(PrefillBudget if TYPE_CHECKING else object):  # type: ign
         return wanted if wanted is not None and wanted > 0 else None
 
     def _await_memory(self, tokens: int) -> bool:
-        """Say whether memory for so many tokens is here, after a short wait if it is on its way."""
+        """Say whether memory for this many tokens is available; wait briefly if it is on its way."""
         if not any(self._missing_pages(tokens)):
             return True
         self._memory.wait_for_pages(self._pages(tokens))
         return not any(self._missing_pages(tokens))
 
     def _missing_pages(self, tokens: int) -> list[int]:
-        """Return the pages of each pool that are missing for so many tokens."""
+        """Return the pages of each pool that are missing for this many tokens."""
         return self._memory.accounting.missing_pages(self._pages(tokens))
 
     def _pages(self, tokens: int) -> list[int]:
-        """Return the pages of each pool that this step takes with so many more tokens, less cached pages."""
+        """Return the pages of each pool that this step and `tokens` more tokens take, less cached pages."""
         needed = -(-(tokens + self.current_offset) // self.page_size)
         return [
             max(0, int(needed) - page_pool.cached_pages) for page_pool in self._memory.accounting.page_pools
@@ -142,7 +142,7 @@ class _BudgetedPrefill(PrefillBudget if TYPE_CHECKING else object):  # type: ign
         return bool(input_tokens < memory.limit_pages(0) * self.page_size)
 
     def _refuse(self, tokens: int) -> bool:
-        """Note the pages that were missing; SGLang looks again when a request ends or they are attainable."""
+        """Note the missing pages. SGLang looks again when a request ends or these pages are attainable."""
         pages = -(-(tokens + int(self.total_offset)) // self.page_size)
         self._memory.note_refused([pages] + [0] * (len(self._memory.accounting.page_pools) - 1))
         return False

@@ -11,7 +11,7 @@ from sglang_kvcached.page_pool import PagePool
 class PrefixCacheView:
     """Reads `scheduler.tree_cache` for the page pools: full attention first, then the sliding window.
 
-    The only place that evicts and that counts evictions.
+    Only this class evicts cached pages and counts evictions.
     """
 
     def __init__(self, scheduler: Any, page_pools: Sequence[PagePool]) -> None:
@@ -32,7 +32,7 @@ class PrefixCacheView:
             page_pool.cached_pages = min(int(count) // self._page_size, page_pool.owned)
 
     def evict(self, pages: Sequence[int]) -> int:
-        """Evict at least so many cached pages of each pool, least recently used first, if there are as many.
+        """Evict at least this many cached pages of each pool (or all), least recently used first.
 
         Return how many pages became free.
         """

@@ -1,6 +1,6 @@
 """The globals of one SGLang process: this rank's memory and its scheduler's view of it.
 
-SGLang builds pools and allocators itself, so these find the memory here instead of in an argument.
+SGLang creates pools and allocators itself, so they find the memory here and not in an argument.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sglang_kvcached.rank_memory import RankMemory
     from sglang_kvcached.scheduler_memory import SchedulerMemory
 
-# Set in the first process of an engine and inherited by the others: part of its instance in the ledger.
+# Set in the first process of an engine, inherited by its other processes: a part of the instance name.
 RUN_VARIABLE = "_KVCACHED_RUN"
 
 _rank_memory: RankMemory | None = None

@@ -108,7 +108,7 @@ class RankMemory:
     def reserve(self, spec: BufferSpec, is_one_of_two: bool = False) -> Reservation:
         """Reserve addresses for a pool; only its first granule has memory.
 
-        With two pools a ledger granule is one physical page, so granules of both are a whole number of them.
+        With two pools a ledger granule is one physical page: granules of both pools are a multiple of it.
 
         Raises UnsupportedError if no geometry will do, ConfigError if the limit is too low, CapacityError if
         there is no memory for the first granule.
@@ -166,7 +166,7 @@ class RankMemory:
         return self.page_pools.index(page_pool)
 
     def apply(self, plan: Plan, stream: int, also: tuple[int, ...]) -> None:
-        """Carry out a plan; kernels launched on `stream` after this see its memory."""
+        """Map and unmap memory as planned. Kernels launched on `stream` after this call see the change."""
         self.pool.apply(plan, stream, also)
 
     def check(self) -> None:

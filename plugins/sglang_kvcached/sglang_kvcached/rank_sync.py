@@ -1,7 +1,7 @@
 """Keeps the ranks of an engine in step: rank 0 reads the ledger and sends its reading to the others.
 
-Every rank decides for itself from the same numbers. So all ranks must get a reading at the same calls, never
-by their own clocks, and the time is rank 0's too.
+Every rank makes its own decisions from the same numbers. So all ranks must get a reading at the same calls,
+never by their own clocks, and the reading includes rank 0's time.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ class RankSync:
     def wait(self, enough: int, seconds: float, is_coming: Callable[[], bool] = lambda: False) -> None:
         """Wait on rank 0 until `enough` granules were created or the ledger refused; `seconds` at most.
 
-        Rank 0 waits on while `is_coming` says that more is being made. All waits since the last sync() share
-        the `seconds`, and more memory comes while the step runs. Only `created` and `refused` are read anew:
-        requests are admitted in this step under the limit as it was.
+        Rank 0 goes on waiting while `is_coming` says that more memory is being created. All waits since the
+        last sync() share the `seconds`. Only `created` and `refused` are read again: this step's requests
+        were admitted under the earlier limit.
         """
         if self._ledger is not None:
             ledger, left_seconds = self._ledger, seconds - self._waited_seconds
@@ -175,7 +175,7 @@ class RankSync:
         return self.reading.target
 
     def must_granules(self) -> int:
-        """Return the same for another engine's floor; 0 if it is not asked."""
+        """Return the granules to come down to for another engine's floor; 0 if this engine is not asked."""
         return self.reading.must
 
     def refused(self) -> bool:

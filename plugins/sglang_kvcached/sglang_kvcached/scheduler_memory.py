@@ -1,4 +1,4 @@
-"""The memory of a rank as its scheduler uses it: settled between two steps, and while no request runs.
+"""A rank's memory budget for its scheduler, set between two steps and while no request runs.
 
 A budget step goes one way: SchedulerMemory -> PageGovernor -> PoolAccounting -> PrefixCacheView.
 """
@@ -52,7 +52,9 @@ class SchedulerMemory:
         self._rank_sync = rank_sync
         self._waker = waker
         self._streams = streams
-        self._refused_pages: Sequence[int] | None = None  # of each pool, which a refused request needs
+        self._refused_pages: Sequence[int] | None = (
+            None  # the pages of each pool that a refused request needs
+        )
         self._grant_seconds = settings.grant_seconds
         self._search_seconds = self._idle_seconds = settings.idle_seconds
         self._search_at = float("-inf")  # when to search for empty granules again
@@ -94,14 +96,14 @@ class SchedulerMemory:
         return self._violations()
 
     def wait_for_pages(self, pages: Sequence[int]) -> None:
-        """Ask for the memory of so many pages of each pool, and wait briefly if it is on its way.
+        """Ask for the memory of these pages of each pool, and wait briefly if it is on its way.
 
-        Nothing is given up, so pages that were found attainable stay so until they are taken. The memory of
-        later steps comes while this step runs.
+        Gives up no memory, so pages that were attainable before are still attainable. Memory of later steps
+        is created while this step runs.
         """
         governor = self.governor
         enough = governor.want_at_least(pages)
-        # Also above a target: running requests may go on as long as the ledger has not refused.
+        # Also above a target: running requests may go on until the ledger refuses memory.
         if enough > governor.held and not self._rank_sync.refused():
             self._rank_sync.wait(
                 enough + governor.released, self._grant_seconds, self._burst_memory_is_coming
@@ -109,9 +111,9 @@ class SchedulerMemory:
             governor.refresh()
 
     def _burst_memory_is_coming(self) -> bool:
-        """Say whether memory for the rest of a burst's first step is being made.
+        """Say whether memory for the rest of a burst's first step is being created.
 
-        To wait for all of it costs less than to compute beside the supply thread, for Python's lock.
+        Waiting for all of it costs less than computing while the supply thread competes for Python's lock.
         """
         return self._rank_memory.pool.is_at_work and not self.demand.is_computing
 
@@ -143,7 +145,7 @@ class SchedulerMemory:
         self._pages_moved = True
 
     def note_refused(self, pages: Sequence[int]) -> None:
-        """Note that a request was refused that needs so many pages of each pool in all."""
+        """Note that a request was refused, and the pages of each pool that it needs in all."""
         self._refused_pages = pages
 
     def forget_refused(self) -> None:
@@ -162,14 +164,14 @@ class SchedulerMemory:
 
     @property
     def must_bytes(self) -> int:
-        """The bytes this engine must come down to for another engine's floor; 0 if it need not."""
+        """The bytes to which this engine must shrink for another engine's floor; 0 if it need not shrink."""
         return self.governor.must * self.accounting.granule_bytes
 
     @property
     def may_admit(self) -> bool:
         """Say whether a request may begin: not while the engine holds more than its limit or target.
 
-        If nothing runs one may begin all the same: no other request could end and free memory.
+        If nothing runs, a request may begin all the same: no other request could end and free memory.
         """
         return not (self.must_retract or self.governor.over_target) or not self.demand.running
 
@@ -218,10 +220,10 @@ class SchedulerMemory:
     # -- parts -------------------------------------------------------------------------------------------
 
     def _pause_for_supply_thread(self) -> None:
-        """Pause while memory is made or given back, if no running request would wait for it.
+        """Pause while memory is created or given back, if the pause delays no running request.
 
-        SGLang's loop spins then. Each driver call of the supply thread gives Python's lock away, and a loop
-        that spins keeps the lock for a millisecond.
+        SGLang's loop spins while no request runs. Each driver call of the supply thread releases Python's
+        lock, and a spinning loop would then keep the lock for a millisecond.
         """
         if self._rank_memory.pool.is_at_work and not self.demand.running:
             self._rank_sync.pause()
@@ -246,7 +248,7 @@ class SchedulerMemory:
             self._waker.read_deadline_again()
 
     def _find_empty(self, now: float, busy: bool) -> None:
-        """Search for empty granules: when requests have ended, and now and then while they run."""
+        """Search for empty granules when requests have ended, and from time to time while requests run."""
         if busy and (now < self._search_at or not self.accounting.may_have_empty):
             return
         if not self._pages_moved:

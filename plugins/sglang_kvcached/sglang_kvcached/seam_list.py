@@ -1,4 +1,4 @@
-"""Every name of SGLang that this plugin relies on, by what it is for."""
+"""Every name of SGLang that this plugin relies on (a seam), grouped by purpose."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MODEL = "sglang.srt.configs.model_config"
 _CHECK = ("self", "extend_input_len", "total_tokens", "max_new_tokens", "input_tokens",
           "swa_host_hit_length", "chunk_limit", "auxiliary_swa_host_hit_length")  # fmt: skip
 
-# What every process of SGLang has: the flag needs no more, and nothing heavy is imported for it.
+# Names for the flag, checked in every process of SGLang; they import nothing heavy.
 COMMAND_LINE: tuple[Seam, ...] = (
     Seam(_HOOKS, "HookRegistry.register", ("target", "hook", "hook_type", "source")),
     Seam(_HOOKS, "HookRegistry.apply_hooks"),
@@ -34,7 +34,7 @@ COMMAND_LINE: tuple[Seam, ...] = (
 )
 
 ENGINE: tuple[Seam, ...] = (
-    # Hooked beside the command line, and rebound.
+    # Functions that are hooked besides the command line, and allocator names that are rebound.
     Seam(_ENGINE, "_wait_for_scheduler_ready", ("scheduler_pipe_readers", "scheduler_procs")),
     Seam(_SCHEDULER, "Scheduler.__init__", ("self", "server_args", "port_args")),
     Seam(_RUNNER, "ModelRunner.load_model", ("self",)),
@@ -44,7 +44,7 @@ ENGINE: tuple[Seam, ...] = (
     Seam(_SIZES, "TokenToKVPoolAllocator", ("size", "dtype", "device", "kvcache", "need_sort"), "class"),
     Seam(_SIZES, "SWATokenToKVPoolAllocator", ("size", "size_swa", "page_size", "kvcache"), "class"),
     Seam(_SWA, "TokenToKVPoolAllocator", ("size", "kvcache"), "class"),
-    # How a rank learns who it is and what it loads.
+    # Read for a rank's identity and for the model that it loads.
     Seam(_ARGS, "PortArgs.instance_id", kind="attribute"),
     Seam(_ARGS, "ServerArgs.resolved_dict", ("self",)),
     Seam("sglang.srt.runtime_context", "get_parallel"),
@@ -67,7 +67,7 @@ ENGINE: tuple[Seam, ...] = (
     Seam("sglang.srt.layers.attention.qsa.config", "parse_qsa_profile"),
 )  # fmt: skip
 
-# What pools, allocators and budgets override.
+# Names that this plugin's pools, allocators and prefill budgets override.
 MEMORY: tuple[Seam, ...] = (
     Seam(_POOLS, "MHATokenToKVPool._create_buffers", ("self",)),
     Seam(_POOLS, "MHATokenToKVPool._create_buffers_normal", ("self",)),
@@ -126,7 +126,7 @@ MEMORY: tuple[Seam, ...] = (
          "chunk_limit")),
 )  # fmt: skip
 
-# What is read or called of a scheduler, its prefix cache and its sleep.
+# Names of a scheduler, its prefix cache and its sleep that this plugin reads or calls.
 SCHEDULER: tuple[Seam, ...] = (
     *(
         Seam(_SCHEDULER, f"Scheduler.{name}", kind="attribute")

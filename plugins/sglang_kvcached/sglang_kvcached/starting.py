@@ -1,4 +1,4 @@
-"""The start of one rank inside SGLang, until its first request: its turn, its device, its account."""
+"""The start of one rank inside SGLang: its device, its account in the ledger, its wait for memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def current() -> RankStart:
 
 @contextmanager
 def rank(server_args: Any, port_args: Any) -> Iterator[RankStart]:
-    """Start the rank of this process. If anything fails, give everything back and leave the ledger."""
+    """Start the rank of this process. If a step fails, give all memory back and leave the ledger."""
     global _current
     support.adopt_logging()
     options = server_args.resolved_dict()
@@ -70,7 +70,7 @@ def finish(scheduler: Any) -> None:
 
 
 def begin_settling(scheduler: Any, start: RankStart, clock: Callable[[], float] = time.monotonic) -> None:
-    """Make the scheduler memory of a complete scheduler, which maps and unmaps from now on.
+    """Create the scheduler memory of a complete scheduler; from now on memory is mapped and unmapped.
 
     Every rank calls this.
     """
@@ -249,7 +249,7 @@ class RankStart:
         )
 
     def missing_step(self) -> str:
-        """Return a sentence on the step of the start that did not happen, or an empty text."""
+        """Return a sentence that names the skipped step of the start, or an empty text."""
         if self._driver is None:
             return "it loaded its weights without waiting for its turn"
         if not self._virtual_bytes:
@@ -261,7 +261,7 @@ class RankStart:
         self._start.end(0 if self.on_host else estimates.DEVICE_BYTES)
 
     def close(self) -> None:
-        """Give everything back and leave the ledger. A second call does nothing."""
+        """Give all memory back and leave the ledger. A second call does nothing."""
         self._start.close()
 
     # -- parts -------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Options, models and platforms that kvcached refuses, with the remedy, and those it only warns about."""
+"""Options, models and platforms that kvcached refuses, with the remedy, and features it warns about."""
 
 from __future__ import annotations
 

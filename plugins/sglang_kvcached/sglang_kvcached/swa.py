@@ -32,7 +32,7 @@ class ElasticSWAAllocator(BudgetedAllocator, SWATokenToKVPoolAllocator):
         return super().alloc(need_size) if self.new_pages_available(need_size, need_size) else None
 
     def new_pages_available(self, num_full_pages: int, num_swa_pages: int) -> bool:
-        """Map enough for so many pages of both pools; stock asks this before it takes them."""
+        """Map memory for these pages of both pools. Stock calls this before it takes pages."""
         return bool(
             self.full_attn_allocator.map_enough(num_full_pages)
             and self.swa_attn_allocator.map_enough(num_swa_pages)
@@ -48,12 +48,12 @@ class ElasticSWAAllocator(BudgetedAllocator, SWATokenToKVPoolAllocator):
         return super().alloc_decode(seq_lens, seq_lens_cpu, last_loc)
 
     def clear(self) -> None:
-        """As in stock. Mapped memory stays as long as other idle memory."""
+        """As in stock. Mapped memory is kept as long as other idle memory."""
         super().clear()
         if (memory := process_state.find_scheduler_memory()) is not None:
             memory.note_flush()
 
     def get_kvcache(self) -> Any:
-        """Return the pools, with the memory they hold now as their usage."""
+        """Return the pools; their reported usage is the memory that they hold now."""
         self._kvcache.mem_usage = process_state.rank_memory().held_bytes / GIB
         return self._kvcache

@@ -1,4 +1,4 @@
-"""Wakes an idle scheduler when the ledger rings or a deadline passes; costs nothing otherwise."""
+"""Wakes an idle scheduler when the ledger rings its doorbell or a deadline passes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Doorbells(Protocol):
 class Waker:
     """A thread that sleeps on the ledger's doorbells and the governor's deadline.
 
-    A scheduler that sleeps when idle (--sleep-on-idle) is woken through its own poller; one that spins
-    reads a flag.
+    A scheduler that sleeps when idle (--sleep-on-idle) is woken through its own poller. A scheduler that
+    spins reads a flag.
     """
 
     def __init__(
@@ -75,6 +75,6 @@ class Waker:
         self._event = -1
 
     def _ring(self) -> None:
-        # The event is set before the flag, so take_ring() clears it; between the two it wakes once more.
+        # The event is set before the flag, so take_ring() clears both. A poll between the two wakes twice.
         os.eventfd_write(self._event, 1)
         self._has_rung = True

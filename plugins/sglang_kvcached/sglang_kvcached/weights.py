@@ -1,4 +1,4 @@
-"""Estimates, from SGLang's ModelConfig, of the memory a rank will take; made before it loads, in bytes."""
+"""Estimates of the bytes that a rank will take, made from SGLang's ModelConfig before the rank loads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kvcached_core.startup import estimates, weight_files
 
 
 def private_bytes(model: Any, load_format: str, ranks: int, on_host: bool) -> int:
-    """Return the bytes a rank takes outside its KV cache at its peak, without context and communication.
+    """Return a rank's peak bytes outside its KV cache, without CUDA context and communication buffers.
 
     `model` is SGLang's ModelConfig; `ranks` ranks share its weights evenly.
     """
@@ -16,7 +16,7 @@ def private_bytes(model: Any, load_format: str, ranks: int, on_host: bool) -> in
 
 
 def weight_bytes(model: Any, load_format: str) -> int:
-    """Return the bytes of a model's weights: from their files if they are here, else from the parameters."""
+    """Return the bytes of a model's weights: from local weight files, else from the parameter count."""
     is_dummy = load_format == "dummy"
     folder = None if is_dummy else weight_files.model_folder(model.model_path, model.revision)
     return weight_files.weight_bytes(model, folder)
