@@ -96,7 +96,7 @@ class Governor:
     def update(self, now: float, demand_blocks: int, busy: bool, growth_blocks: int = 0) -> None:
         """Set the budget of the next step.
 
-        The budget changes in this call only, in this order:
+        Only `refresh` changes it until the next call. In this order:
 
         1. Read the ledger: memory that came, the limit, and what other engines ask for.
         2. Evict and release what is above the limit or asked for, except blocks that requests hold.
