@@ -45,9 +45,11 @@ def can_draw(encoding: str | None = None) -> bool:
 
 def bar(segments: Iterable[BarSegment], scale_bytes: int, cells: int, markers: Sequence[BarMarker] = (),
         ascii_only: bool = False, open_bytes: int | None = None) -> Text:  # fmt: skip
-    """Return a bar of `cells` cells, which stand for `scale_bytes`. Free cells up to `open_bytes` (default:
-    the scale) are dotted. Each edge is rounded from the sum so far, so rounding errors do not add up. A
-    segment that is not empty gets at least one cell while cells are left."""
+    """Return a bar of `cells` cells, which represent `scale_bytes`.
+
+    Free cells up to `open_bytes` (default: the scale) are dotted. Each edge is rounded from the sum so far,
+    so rounding errors do not add up. A segment that is not empty gets at least one cell while cells are left.
+    """
     shades, dot = (ASCII, ASCII_EMPTY) if ascii_only else (SHADES, EMPTY)
     scale, total = max(scale_bytes, 1), 0
     runs: list[tuple[int, str, str]] = []  # end, sign and style of each
@@ -68,7 +70,7 @@ def bar(segments: Iterable[BarSegment], scale_bytes: int, cells: int, markers: S
 
 
 def _assembled(runs: Sequence[tuple[int, str, str]], markers: dict[int, str]) -> Text:
-    """Return the runs one after the other, with markers instead of the cells at their places."""
+    """Join the runs, with a marker in place of the cell at its position."""
     from rich.text import Span, Text
 
     signs: list[str] = []

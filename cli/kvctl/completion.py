@@ -1,4 +1,4 @@
-"""The words that may come next in a command line, for kvctl's own shell and for other shells' scripts."""
+"""Completion of command lines, for kvctl's own shell and for the completion scripts of other shells."""
 
 from __future__ import annotations
 

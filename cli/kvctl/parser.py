@@ -22,13 +22,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def usage_error(message: str, program: str = "kvctl") -> NoReturn:
-    """Print the message and the way to the help. Raises SystemExit."""
+    """Print the message and how to get help. Raises SystemExit."""
     say(f"{message} (see {program} --help)")
     raise SystemExit(int(ExitCode.USAGE))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line; `run` and `command` are those of the command. Raises SystemExit like argparse."""
+    """Parse a command line; the result also has the command's `run` and `command`. Raises SystemExit."""
     name = argv[0] if argv else ""
     known = [command.name for command in COMMANDS]
     if name and not name.startswith("-") and name not in known:

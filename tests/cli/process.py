@@ -45,7 +45,7 @@ def start(*arguments: str, runtime: Runtime, **more: str) -> subprocess.Popen[by
 
 
 def line_of(stream: IO[bytes] | None) -> str:
-    """Return the next line of a child, waiting for it."""
+    """Wait for the next line of a child and return it."""
     assert stream is not None
     line = b""
     poller = select.poll()  # select() takes no descriptor above 1023, and accounts of other tests hold many

@@ -138,7 +138,7 @@ def test_engines_and_devices_may_come_and_go(runtime: Runtime) -> None:
         await pilot.pause()
         assert any("ended" in line for line in screen(app))
         other.detach()
-        first.detach()  # sweeps the dead
+        first.detach()  # removes the slots of dead engines
         for path in runtime.device("GPU-1").path.iterdir():
             path.unlink()
         runtime.device("GPU-1").path.rmdir()
@@ -200,7 +200,7 @@ def test_a_refresh_costs_less_than_adding_300000_numbers(runtime: Runtime) -> No
             measure.append(_seconds_to_add(300_000))
 
     drive(app, work)
-    # Of the processor, the pilot included; what other work on the machine adds to it is not its own.
+    # CPU seconds, the pilot included, so that other work on the machine does not count.
     assert min(taken) < min(measure), (sorted(taken), sorted(measure))
 
 
@@ -208,7 +208,7 @@ def test_a_refresh_costs_less_than_adding_300000_numbers(runtime: Runtime) -> No
 def test_colours_are_left_out_when_asked(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch, color: str, coloured: bool
 ) -> None:
-    monkeypatch.setenv("NO_COLOR", "")  # which is not set
+    monkeypatch.setenv("NO_COLOR", "")  # an empty value means not set
     accounts = play(runtime)
     app = TopApp(runtime, sampler(runtime), ViewState(), color=color)
     drawn = ""
@@ -274,7 +274,7 @@ def test_a_signal_ends_kvtop_and_watch_and_restores_the_terminal(
 ) -> None:
     accounts = play(runtime)
     pid = tmp_path / "pid"
-    # The process that says its number becomes kvctl.
+    # The shell prints its process id and then becomes kvctl.
     line = f"sh -c 'echo $$ > {pid}; exec {sys.executable} -m kvctl {command}'; echo code $?; stty -a; cat"
     with terminal(line, runtime) as shown:
         shown.wait_for("llama-70b")

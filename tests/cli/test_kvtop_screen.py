@@ -26,7 +26,7 @@ def test_a_device_and_its_engines(runtime: Runtime) -> None:
     assert shown[0] == "kvtop 0.1.0  12:00:00  2 devices  5 ranks"
     assert shown[1].startswith(f"0 {GPUS[0]}  GPU Memory Usage: 64.3 GiB / 80.0 GiB (80.4%)  ")
     bar = shown[2]
-    # 80 cells are 80 GiB: 30.75, 8.22 and 6.31 of the engines, 19 of others.
+    # 80 cells are 80 GiB: the engines have 30.75, 8.22 and 6.31, other processes 19.
     assert (len(bar), bar.count("▞"), bar.count("·")) == (80, 19, 16)
     assert shown[3].split("  ")[1:5] == ["KV 45.3G", "other 19G", "free 15.7G", "outside 1G"]
     name, known, more = shown[4:7]

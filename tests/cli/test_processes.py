@@ -239,7 +239,7 @@ def test_kvctl_starts_fast_and_imports_nothing_heavy(runtime: Runtime) -> None:
     )
     done = _run([sys.executable, "-c", code], runtime)
     seconds, *modules = done.stdout.split()
-    # Of the processor, which other work on the machine does not lengthen.
+    # CPU seconds, so that other work on the machine does not count.
     assert float(seconds) < 0.3
     heavy = {"torch", "vllm", "numpy", "textual", "prompt_toolkit", "prometheus_client", "pluggy", "asyncio"}
     assert not heavy & set(modules)

@@ -1,7 +1,7 @@
 """Lists the names that the plugin changes in a process of SGLang: `python -m tests.sglang.classes`.
 
-Prints, as JSON, the names that are not what they were: once without the choice, and once with it, the late
-rebinds included.
+Prints, as JSON, the names that are bound to other objects than before: once without kvcached, and once with
+kvcached chosen, including the late rebinds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     import sglang.srt.model_executor.model_runner
     from sglang.srt import plugins
 
-    kept: list[Any] = [sglang]  # nothing is collected between two looks: identities stay
+    kept: list[Any] = [sglang]  # keeps all objects alive, so that no identity is reused
     before = picture()
     plugins.load_plugins()
     without = changed(before, picture())

@@ -93,7 +93,7 @@ class Cache:
         return sum(len(slots) for slots in self.lent)
 
     def evict(self, params: Any) -> EvictResult:
-        """Free at least as many slots, if there are as many."""
+        """Free at least this many slots, or all."""
         freed = 0
         while self.lent and freed < params.num_tokens:
             slots = self.lent.pop(0)
@@ -139,7 +139,7 @@ class Engine:
         process_state.use(self.rank_memory)
         self.page_size = page_size
         self.now = 0.0
-        self.limit_granules = 1 << 32  # as it was set last
+        self.limit_granules = 1 << 32  # the limit set last
         self.cache: Any = Cache()
         self.scheduler = scheduler(page_size, self.cache)
 
@@ -153,7 +153,7 @@ class Engine:
         process_state.use(self.rank_memory, self.memory)
 
     def turn(self) -> None:
-        """Run the supply thread until it has nothing left to do."""
+        """Run the supply thread's turns until no work is left."""
         for _ in range(1000):
             if self.rank_memory.pool.supply_thread.turn(self.now) != 0.0:
                 return

@@ -20,7 +20,7 @@ def kind(request: pytest.FixtureRequest) -> Iterator[Kind]:
 
 
 def with_requests(made: Engine, kind: Kind, tokens: int) -> Twins:
-    """Return an engine, and its stock twin, with four requests of so many tokens."""
+    """Return an engine and its stock twin with four requests of this many tokens."""
     twins = Twins(made, kind)
     for _ in range(4):
         twins.begin(tokens)
@@ -153,7 +153,7 @@ def test_flushed_memory_is_reused_at_once_and_given_back_when_idle(kind: Kind, t
         assert made.mapped == made.held() == held > 1
         twins.begin(300)
         twins.check()
-        assert made.memory.stats().created == created  # nothing had to come
+        assert made.memory.stats().created == created  # no memory had to be created
         twins.flush()
         made.idle(IDLE_SECONDS + 0.1)
         assert made.mapped == made.held() == 1

@@ -21,7 +21,7 @@ _ENDLESS: dict[str, Any] = {"extend_input_len": 16, "max_new_tokens": 1, "chunk_
 
 
 def ask(made: Engine, field: str, granules: int) -> None:
-    """Ask the engine to come down to so many granules, as another engine on the device does."""
+    """Ask the engine to shrink to this many granules, as another engine on the device does."""
     account = made.context.account
     with account._membership.exclusive() as file:
         file.set(account.slot, field, granules * account.granule_bytes)
@@ -297,7 +297,7 @@ def test_i9_usage_in_the_ledger_counts_used_and_cached_pages(tmp_path: Path) -> 
         twins = started(made, 3)
         twins.end(0, keep=True)
         twins.decode()
-        twins.decode()  # reports what the first one took
+        twins.decode()  # reports the pages that the first step took
         page_bytes = 16 * 128 * 4
         (device,) = snapshot(made.context.runtime)
         (owner,) = device.owners

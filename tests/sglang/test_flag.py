@@ -25,7 +25,7 @@ _WRAPPED = ((ServerArgs, "add_cli_args"), (ServerArgs, "from_cli_args"), (engine
 
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let nothing but the command line be hooked in this process, and undo it at the end."""
+    """Hook only the command line in this process, and undo it after the test."""
     for owner, name in _WRAPPED:
         monkeypatch.setattr(owner, name, owner.__dict__[name])
     for variable in (SWITCH_VARIABLE, process_state.RUN_VARIABLE, "KVCACHED_WEIGHT"):
@@ -138,7 +138,7 @@ def test_registering_twice_changes_nothing() -> None:
     assert os.environ[process_state.RUN_VARIABLE] == run
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
-    flag.add_flag(None, parser)  # an option of this name that is there already is left alone
+    flag.add_flag(None, parser)  # an existing option of this name is left alone
 
 
 def test_importing_the_package_imports_neither_the_engine_nor_torch() -> None:

@@ -1,4 +1,4 @@
-"""The functions that are hooked in SGLang, no others, and what each hook does."""
+"""The functions that are hooked in SGLang, and the effect of each hook."""
 
 from __future__ import annotations
 

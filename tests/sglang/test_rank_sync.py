@@ -105,7 +105,7 @@ def test_ranks_get_the_same_reading_at_every_call(seed: int) -> None:
 
 @pytest.mark.parametrize("step_seconds", [0.0002, 0.02, 0.1])
 def test_a_new_limit_is_read_within_half_a_second_of_work(step_seconds: float) -> None:
-    """Also if the scheduler was idle before and took a reading only every so many calls."""
+    """Also if the scheduler was idle before, and so took a reading only once in many calls."""
     group, ledger, clock = Threads(1), FakeLedger(), Clock()
     group.join(0)
     rank_sync = RankSync(ledger, group, False, clock)

@@ -157,7 +157,7 @@ def test_the_estimate_of_a_model_follows_its_cache_and_its_ranks(tmp_path: Path)
     assert weights.longest_request_bytes(model, 8, 2) == pytest.approx(1.1 * 2048 * 4 * 576 * 2, abs=1)
 
 
-def test_an_estimate_that_fails_counts_as_nothing_and_is_logged(
+def test_a_failed_estimate_counts_as_0_and_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "sglang_kvcached")

@@ -58,12 +58,12 @@ class SlidingCache(Cache):
         return sum(len(slots) for slots in self.lent)
 
     def swa_evictable_size(self) -> int:
-        """Return the same for the window's pool."""
+        """Return the number of kept slots of the window's pool."""
         mapping = self.allocator.full_to_swa_index_mapping
         return sum(int((mapping[slots] > 0).sum()) for slots in self.lent)
 
     def evict(self, params: Any) -> Any:
-        """Free at least as many slots of either, if there are as many."""
+        """Free at least these numbers of slots in both pools, or all."""
         from sglang.srt.mem_cache.base_prefix_cache import EvictResult
 
         full = sliding = 0

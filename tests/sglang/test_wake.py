@@ -45,7 +45,7 @@ class Bells:
 
 
 def woken(waker: Waker, poller: zmq.Poller) -> bool:
-    """Sleep as SGLang's idle loop does, until the waker has rung; one ring may wake it twice."""
+    """Sleep as SGLang's idle loop does, until the waker has rung. One ring may end the sleep twice."""
     give_up_at = time.monotonic() + BOUND_MS / 1000
     while time.monotonic() < give_up_at:
         if poller.poll(BOUND_MS) and waker.take_ring():

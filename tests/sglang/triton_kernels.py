@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 PAGE, SLOTS = 16, 240
-LENGTHS, NEW = (20, 37), (5, 9)  # of two requests: tokens in the cache, and tokens that are new
+LENGTHS, NEW = (20, 37), (5, 9)  # tokens of two requests: in the cache, and new
 
 
 def filled(kvcache: Any, shape: tuple[int, int]) -> Any:
@@ -29,7 +29,7 @@ def filled(kvcache: Any, shape: tuple[int, int]) -> Any:
 
 
 def tables() -> tuple[torch.Tensor, torch.Tensor]:
-    """Return where the slots of each request begin, and all of them, of pages far apart."""
+    """Return the start of each request's slots, and all slots, whose pages lie far apart."""
     order = torch.randperm(SLOTS // PAGE, generator=torch.Generator().manual_seed(5)) + 1
     slots = (order[:, None] * PAGE + torch.arange(PAGE)).flatten()
     begin = -(-LENGTHS[0] // PAGE) * PAGE
@@ -53,7 +53,7 @@ def decode(kvcache: Any, page_size: int) -> torch.Tensor:
 
 
 def extend(kvcache: Any, page_size: int) -> torch.Tensor:
-    """Let new tokens attend to those in the cache, and to each other."""
+    """Let new tokens attend to the tokens in the cache, and to each other."""
     from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
 
     k, v = kvcache.get_kv_buffer(0)

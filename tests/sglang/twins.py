@@ -14,7 +14,7 @@ from sglang_kvcached.allocators import ElasticPagedAllocator, ElasticTokenAlloca
 from sglang_kvcached.pools import ElasticMHATokenToKVPool, ElasticMLATokenToKVPool
 from tests.sglang.elastic import LAID_PAGE_BYTES, Engine, mha_pool, mla_pool, odd_mla_pool, request, touch
 
-SLOTS = 1500  # 12 granules, the last one not whole
+SLOTS = 1500  # 12 granules, the last one not full
 Make = Callable[[type, int, int], Any]
 
 
@@ -62,7 +62,7 @@ def begun(made: Engine, kind: Kind, slots: int = SLOTS) -> Any:
 
 
 class Twins:
-    """Requests on a stock allocator and on an elastic one, step by step as SGLang's scheduler does it."""
+    """Runs the same requests on a stock and an elastic allocator, with the calls of SGLang's scheduler."""
 
     def __init__(self, made: Engine, kind: Kind) -> None:
         self.engine, self.page_size = made, kind.page_size
@@ -71,7 +71,9 @@ class Twins:
         self.stock = allocator(
             kind.make(kind.stock_pool, slots, kind.page_size), slots, kind.page_size, False
         )
-        self.requests: list[tuple[torch.Tensor, torch.Tensor]] = []  # slots on either
+        self.requests: list[
+            tuple[torch.Tensor, torch.Tensor]
+        ] = []  # slots on the stock and on the elastic allocator
 
     def _each(self, take: Callable[[Any, int], torch.Tensor | None]) -> list[torch.Tensor] | None:
         """Allocate from both, and assert that both succeed or both refuse."""

@@ -1,4 +1,4 @@
-"""SGLang servers that tests share: started when first asked for, ended when the session ends."""
+"""SGLang servers that tests share. Each starts when a test first needs it and ends with the session."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from devkit.process_groups import SHARED_MEMORY
 from devkit.servers import Fleet
 from devkit.sglang_client import SglangClient
 from devkit.sglang_servers import STOCK, SglangServer
-from tests.engine.conftest import (  # their hooks and fixtures serve here as they do there
+from tests.engine.conftest import (  # hooks and fixtures that both engines' tests use
     CAPACITY_BYTES,
     ELASTIC,
     MAIN,
@@ -61,14 +61,14 @@ PAGED = ["--page-size", str(PAGE)]
 TOKENS = [
     "--max-total-tokens",
     str(CAPACITY_BYTES // 4096),
-]  # stock takes what is free: as much as the others
+]  # stock would take all free memory: give it as much as the others
 
 
 @pytest.fixture(scope="session")
 def _main(fleet: Fleet, model: Path, runtime: Path) -> Iterator[KeptAlive[SglangServer]]:
-    """Return what gives the main server; it ends before its ledger."""
+    """Return the holder of the main server, which ends before its ledger."""
     settings = SETTINGS | {"KVCACHED_NAME": MAIN, "SGLANG_RIG": "saboteur"}
-    # asleep when idle: another server in these tests has the core to itself
+    # sleep when idle, so that another server in these tests has the CPU core to itself
     flags = [*MODEL_FLAGS, *PAGED, *ELASTIC, "--sleep-on-idle"]
     start = partial(SglangServer, "sglang-main", model, runtime, flags, settings)
     with closing(KeptAlive(fleet, start)) as kept:
@@ -80,8 +80,8 @@ def stock(
     fleet: Fleet, model: Path, _main: KeptAlive[SglangServer], prompts: list[Prompt],
     extra_prompts: dict[str, list[Prompt]],
 ) -> Answers:  # fmt: skip
-    """Return what stock SGLang, without any plugin, answers."""
-    _main.begin()  # beside stock: most of a start is one thread's work
+    """Return the answers of stock SGLang without any plugin."""
+    _main.begin()  # starts at the same time as stock: a start mostly uses one thread
     with tempfile.TemporaryDirectory(prefix="kvt-run-", dir=SHARED_MEMORY) as folder:
         server = SglangServer("sglang-stock", model, Path(folder), [*MODEL_FLAGS, *PAGED, *TOKENS], STOCK)
         return answers_of(fleet, server, SglangClient, prompts, extra_prompts)
@@ -89,7 +89,7 @@ def stock(
 
 @pytest.fixture
 def elastic(_main: KeptAlive[SglangServer], runtime: Path) -> SglangServer:
-    """Return the main server, with its limit lifted, nothing cached and no memory but the first granule."""
+    """Return the main server at rest: no limit, an empty cache, and only the first granule held."""
     server = _main.ready()
     bring_to_rest(runtime, SglangClient(server.url))
     return server

@@ -1,4 +1,4 @@
-"""A limit that never rests."""
+"""A limit that changes every second."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _EVERY_SECONDS = 1.0
 
 
 class Moves:
-    """How often a limit was moved so far."""
+    """Counts the changes of a limit."""
 
     def __init__(self) -> None:
         self._made = 0
@@ -22,7 +22,7 @@ class Moves:
 
     @property
     def made(self) -> int:
-        """Return the count; raises what has ended the moves."""
+        """Return the count; raise the error that ended the changes, if any."""
         if self._failure is not None:
             raise self._failure
         return self._made
@@ -42,7 +42,7 @@ class Moves:
 
 @contextmanager
 def moving_limit(runtime: Path, name: str, limits_bytes: Sequence[int], last_bytes: int) -> Iterator[Moves]:
-    """Move the limit for as long as the block runs; then set the last one."""
+    """Change the limit during the block; then set the last limit."""
     moves, stop = Moves(), threading.Event()
     thread = threading.Thread(target=moves.make, args=(runtime, name, limits_bytes, stop))
     thread.start()

@@ -1,4 +1,4 @@
-"""A vLLM and an SGLang server on one host budget, out of phase: memory goes to the one that has requests."""
+"""A vLLM and an SGLang server with one budget of host memory, which goes to the server with requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.engine
 
 OTHER = "vllm"
 HALF_BYTES = (CAPACITY_BYTES - HEADROOM_BYTES) // 2
-# vLLM is in an environment of its own, which `make setup` makes.
+# `make setup` creates vLLM's own environment.
 VLLM = Path(os.environ.get("TEST_VLLM_BIN") or ROOT / ".venv" / "bin") / "vllm"
 
 

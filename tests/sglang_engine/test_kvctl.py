@@ -1,4 +1,4 @@
-"""kvctl and the start scripts with a real SGLang server: the tests are vLLM's."""
+"""kvctl and the start scripts with a real SGLang server, by the same tests as for vLLM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.sglang_engine.conftest import MODEL_FLAGS, PAGED
 __all__ = ["port"]
 pytestmark = pytest.mark.engine
 
-# What the rig needs on a CPU; with a GPU nothing of it is said.
+# Options that the rig needs on a CPU; with a GPU there are none.
 _FLAGS = [
     "--attention-backend",
     "torch_native",
@@ -28,7 +28,7 @@ _FLAGS = [
 
 @pytest.fixture(scope="module")
 def engine() -> str:
-    """Return what the scripts are told to run."""
+    """Return the name of the engine that the scripts start."""
     return "sglang"
 
 
@@ -36,7 +36,7 @@ def engine() -> str:
 def served(
     engine: str, fleet: Fleet, port: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Runtime]:
-    """Run start_server.sh; yields the runtime directory."""
+    """Run start_server.sh; yield the runtime directory."""
     folder = tmp_path_factory.mktemp("start") / "run"
     with script(engine, fleet, folder, port, [*MODEL_FLAGS, *PAGED, *_FLAGS], **ENVIRONMENT) as runtime:
         yield runtime

@@ -1,4 +1,4 @@
-"""Memory follows the load; a flush and a limit give back; what is held is what SGLang reports."""
+"""Memory follows the load, a limit gives memory back, and SGLang reports the memory that is held."""
 
 from __future__ import annotations
 
@@ -22,13 +22,11 @@ pytestmark = pytest.mark.engine
 
 
 def _reported_bytes(client: SglangClient) -> float:
-    """Return what SGLang says its KV cache takes; it rounds to a thousandth of a GiB."""
+    """Return the size of the KV cache that SGLang reports, rounded to a thousandth of a GiB."""
     return float(client.state()["memory_usage"]["kvcache"]) * (1 << 30)
 
 
-def test_the_lines_at_start_say_what_is_reserved_and_what_is_held(
-    elastic: SglangServer, runtime: Path
-) -> None:
+def test_the_log_lines_at_start_name_reserved_and_held_memory(elastic: SglangServer, runtime: Path) -> None:
     lines = [line for line in elastic.text().splitlines() if "kvcached backend:" in line]
     assert len(lines) == 1
     size = r"[\d.]+ [KMG]iB"
@@ -43,7 +41,7 @@ def test_the_lines_at_start_say_what_is_reserved_and_what_is_held(
     assert re.search(rf"KV Cache is reserved \(kvcached\): #tokens: \d+, {size} of addresses", elastic.text())
 
 
-def test_memory_grows_with_the_load_and_an_idle_server_gives_back_unasked(
+def test_memory_grows_with_the_load_and_an_idle_server_gives_it_back_by_itself(
     client: SglangClient, runtime: Path, prompts: list[Prompt]
 ) -> None:
     assert is_at_rest(runtime, MAIN)
@@ -53,7 +51,7 @@ def test_memory_grows_with_the_load_and_an_idle_server_gives_back_unasked(
     granule_bytes = owner(runtime, MAIN).granule_bytes
     assert watch.peak_ready_bytes[MAIN] > 20 * granule_bytes
 
-    # No request comes any more: the spare granules go all the same, and what is cached stays.
+    # Without any further request the spare granules are given back; cached pages stay.
     def spare_is_gone() -> bool:
         now = owner(runtime, MAIN)
         return now.ready_bytes == now.mapped_bytes and now.spare_bytes < granule_bytes

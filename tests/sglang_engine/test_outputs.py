@@ -1,4 +1,4 @@
-"""I12: what an elastic SGLang answers is what stock answers, at both kinds of page size."""
+"""I12: an elastic SGLang gives the same answers as stock, with pages of one slot and of several slots."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_i12_outputs_equal_stock_with_a_page_for_each_token_and_each_layers_keys
 def test_i12_outputs_equal_stock_while_requests_are_retracted(
     client: SglangClient, runtime: Path, stock: Answers, extra_prompts: dict[str, list[Prompt]]
 ) -> None:
-    # Eight requests that begin with 1 MiB and end with 3, in room for 9: not all that start can stay.
+    # Eight requests that begin with 1 MiB and end with 3 MiB, in room for 9: some must be retracted.
     opened = Runtime.open(runtime)
     changes = set_limit(opened, MAIN, 10 * MIB)
     assert all(outcome.holds for outcome in wait_until_holds(opened, changes, 5.0))

@@ -1,4 +1,4 @@
-"""Two ranks, one budget that both agree on: outputs equal stock, and the budget is kept under load."""
+"""Two ranks with the same budget: outputs equal stock, and both ranks keep the budget under load."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def stock_pair(fleet: Fleet, model: Path, place: Path, prompts: list[Prompt]) -> Answers:
-    """Return what stock SGLang answers with two ranks: sums in another order than with one."""
+    """Return stock SGLang's answers with two ranks, which add numbers in another order than one rank."""
     server = SglangServer("sglang-stock-pair", model, place, [*BOTH, *TOKENS], THREADS | STOCK)
     with fleet.running(server):
         server.wait_ready()
@@ -51,7 +51,7 @@ def stock_pair(fleet: Fleet, model: Path, place: Path, prompts: list[Prompt]) ->
 
 @pytest.fixture(scope="module")
 def pair(fleet: Fleet, model: Path, place: Path) -> Iterator[SglangServer]:
-    """Return an elastic server of two ranks, started the other way."""
+    """Return an elastic server of two ranks."""
     settings = SETTINGS | THREADS | {"KVCACHED_NAME": NAME, "KVCACHED_LAYOUT": "engine"}
     server = SglangServer("sglang-pair", model, place, [*BOTH, *ELASTIC, "--sleep-on-idle"], settings, SERVE)
     with fleet.running(server):
@@ -60,7 +60,7 @@ def pair(fleet: Fleet, model: Path, place: Path) -> Iterator[SglangServer]:
 
 
 def _held(place: Path) -> list[int]:
-    """Return what each rank holds, by rank."""
+    """Return the bytes that each rank holds, by rank."""
     return [owner.ready_bytes for owner in sorted(owners(place, NAME), key=lambda owner: owner.rank)]
 
 
@@ -90,7 +90,7 @@ def test_i12_outputs_of_two_ranks_equal_stock(
 
 
 def _load(client: SglangClient, prompts: list[Prompt], stop: threading.Event) -> list[Answers]:
-    """Ask for all of them, and again until told to stop."""
+    """Send all of these requests, again and again until told to stop."""
     found = [client.all_at_once(prompts, 24)]
     while not stop.is_set():
         found.append(client.all_at_once(prompts, 24))

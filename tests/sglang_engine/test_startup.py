@@ -1,4 +1,4 @@
-"""Asked for and not possible: an error at start that says why, never silently stock; and turns at start."""
+"""If a server cannot be elastic as asked, it fails at the start with the reason and never runs as stock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything at once: 120 requests at a time, shared prefixes, aborts, and a limit that never rests."""
+"""120 requests at a time, shared prefixes, aborts and a constantly changing limit, all at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_stress_all_invariants_hold_and_outputs_equal_stock(
         ThreadPoolExecutor(AT_ONCE + 8) as pool,
         moving_limit(runtime, MAIN, LIMITS_BYTES, CAPACITY_BYTES) as limit,
     ):
-        while limit.made < LEAST_MOVES:  # once on a slow machine
+        while limit.made < LEAST_MOVES:  # one pass on a slow machine
             answers = [pool.submit(client.ids, prompt) for prompt in prompts]
             aborts = [pool.submit(client.abort, prompt, 2) for prompt in prompts[::5]]
             found.append({prompt: each.result() for prompt, each in zip(prompts, answers, strict=True)})

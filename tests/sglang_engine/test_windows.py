@@ -1,7 +1,7 @@
 """A model with sliding windows: both of its pools are elastic, and it answers as stock does.
 
-SGLang's attention on the CPU reads a window's pool by the numbers of the other one, so stock and elastic both
-have the test rig's attention here; all else is SGLang's.
+SGLang's attention on the CPU reads a window's pool at slot numbers of the other pool. So stock and elastic
+servers both use the test rig's attention here; everything else is SGLang's.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def longer(prompts: list[Prompt]) -> list[Prompt]:
-    """Return requests below, over and far over the window's length; some begin alike."""
+    """Return requests below, over and far over the window's length; some share a prefix."""
     return [*prompts[:40], *long_prompts(8, 5 * WINDOW, 48), *long_prompts(4, 12 * WINDOW, 24)]
 
 
 @pytest.fixture(scope="module")
 def stock_windows(fleet: Fleet, place: Path, longer: list[Prompt]) -> Answers:
-    """Return what stock SGLang answers with the rig's attention."""
+    """Return stock SGLang's answers with the rig's attention."""
     settings = RIG | {"SGLANG_PLUGINS": "rig"}
     server = SglangServer("sglang-stock-windows", windowed_model(), place, [*FLAGS, *TOKENS], settings)
     with fleet.running(server):
@@ -69,7 +69,7 @@ def windows(fleet: Fleet, place: Path, stock_windows: Answers) -> Iterator[Sglan
 
 
 def _resting(place: Path) -> OwnerSnapshot | None:
-    """Return what the ledger shows if all memory that exists is mapped, else None."""
+    """Return the server's slot in the ledger if all its memory is mapped, else None."""
     now = owner(place, NAME)
     return now if now.ready_bytes == now.mapped_bytes == now.leased_bytes else None
 
@@ -84,7 +84,7 @@ def test_i12_windows_outputs_equal_stock_while_a_limit_moves_and_both_pools_give
         idle_bytes = owner(place, NAME).ready_bytes
         answers: list[Answers] = []
         with watching(place) as watch, moving_limit(place, NAME, LIMITS_BYTES, CAPACITY_BYTES) as limit:
-            while limit.made < len(LIMITS_BYTES):  # once on a slow machine
+            while limit.made < len(LIMITS_BYTES):  # one pass on a slow machine
                 answers.append(client.all_at_once(longer, AT_ONCE))
         assert not [wrong for each in answers for wrong in differences(each, stock_windows)]
         assert watch.peak_used_bytes[NAME] > 8 * MIB

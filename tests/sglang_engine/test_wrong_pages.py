@@ -1,4 +1,4 @@
-"""Negative controls: a page with wrong contents, or one unmapped too early, does not pass unseen."""
+"""Negative controls: the tests detect a page with wrong contents, and a page unmapped too early."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.engine
 
 
 def _sabotage(server: SglangServer, which: signal.Signals, sentence: str) -> None:
-    """Have the rig do what must never happen, and wait until it is done."""
+    """Make the rig damage the cache, and wait until it has done so."""
     before = server.text().count(sentence)
     (scheduler,) = server.schedulers()
     os.kill(scheduler, which)
@@ -48,7 +48,7 @@ def test_i5_a_page_unmapped_too_early_crashes_its_scheduler_and_leaves_a_clean_l
         request = pool.submit(client.ids, endless)
         seen(lambda: owner(runtime, MAIN).used_bytes > 2 * owner(runtime, MAIN).granule_bytes, [request])
         _sabotage(elastic, signal.SIGUSR1, "granules unmapped")
-        # If it ended just before, its pages are those of the prefix cache: the same again reads them.
+        # If the request ended just before, the prefix cache has its pages: the same request reads them.
         failure = request.exception(60) or pool.submit(client.ids, endless).exception(60)
         assert isinstance(failure, httpx.HTTPError)
     until(lambda: not owners(runtime), 1.0, "nobody holds a slot after the crash")
