@@ -14,7 +14,7 @@ import pytest
 
 from devkit.report import record
 from kvcached_core.ledger import EngineUsage
-from kvcached_core.scheduler import governor as governor_module
+from kvcached_core.scheduler import floor_grace
 from kvcached_core.scheduler.governor import Governor
 from tests.vllm.pools import SIZE, cache, elastic_pool, granules_of, hits
 
@@ -137,7 +137,7 @@ class Scheduler:
 
 def test_no_step_dies_whenever_the_budget_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        governor_module, "FLOOR_GRACE_SECONDS", 0.0
+        floor_grace, "FLOOR_GRACE_SECONDS", 0.0
     )  # targets change faster than the grace period ends
     for_floors = 0
     pool, ledger = elastic_pool(GRANULES, budget=1), LedgerUnderFire()
