@@ -39,7 +39,8 @@ class Step(NamedTuple):
 
 # Steps that a change of the driver may break come first.
 STEPS = {
-    "driver": Step("vllm", 120, "pytest", "-q -p no:cacheprovider tests/core/test_driver_cuda.py",
+    "driver": Step("vllm", 120, "pytest",
+                   "-q -p no:cacheprovider tests/core/test_driver_cuda.py tests/core/test_driver_gpu.py",
                    logs=False),
     "burst": Step("vllm", 60, "benchmarks.micro.burst", logs=False),
     "vllm_outputs": Step("vllm", 240, "benchmarks.engine.outputs", "--engine vllm --rounds 4"),

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from kvcached_core.driver.base import DeviceIdentity, MemoryInfo, side_by_side
 from kvcached_core.driver.handle_table import HandleTable
-from kvcached_core.errors import BusyError, CapacityError, InvariantError
+from kvcached_core.errors import CapacityError, InvariantError
 
 OWN_STREAM = 1 << 20
 
@@ -207,102 +205,3 @@ class FakeDriver:
     def _waited_for(self, work: int) -> int:
         """Return the zeroing that is complete if the engine's work up to this number is."""
         return max((own for at, own in self._gates if at <= work), default=0)
-
-
-class FakeAccount:
-    """An account in a ledger of one. `busy` counts down: that many calls find it locked."""
-
-    def __init__(self, granule_bytes: int, limit_bytes: int, notify_at: int = 0) -> None:
-        self.reached = threading.Event()  # set when `notify_at` granules have been created
-        self._notify_at = notify_at
-        self.granule_bytes = granule_bytes
-        self.limit_bytes = limit_bytes
-        self.wanted_bytes = 0
-        self.leased_bytes = self.ready_bytes = 0
-        self.created_granules = self.released_granules = self.created_most = 0
-        self.demand_bytes = 0
-        self.published = (0, 0)
-        self.maps = self.unmaps = 0
-        self.acknowledged = 0
-        self.busy = 0
-        self.denied = False
-        self.leases = 0
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-    def want(self, granules: int) -> None:
-        """Write the wish and ring."""
-        self.wanted_bytes = granules * self.granule_bytes
-        os.eventfd_write(self._bell, 1)
-
-    def fileno(self) -> int:
-        """Return the bell."""
-        return self._bell
-
-    def drain(self) -> None:
-        """Empty the bell."""
-        try:
-            os.eventfd_read(self._bell)
-        except BlockingIOError:
-            return
-
-    def acknowledge(self) -> None:
-        """Count."""
-        self._lock()
-        self.acknowledged += 1
-
-    def lease(self, want_bytes: int, memory: MemoryInfo) -> int:
-        """Grant whole granules below the limit and below what is free and not promised."""
-        self._lock()
-        self.leases += 1
-        room = min(self.limit_bytes, memory.free_bytes + self.ready_bytes) - self.leased_bytes
-        granted = (
-            0 if self.denied else max(0, min(want_bytes, room)) // self.granule_bytes * self.granule_bytes
-        )
-        self.demand_bytes = max(want_bytes, self.wanted_bytes - self.leased_bytes) - granted
-        self.leased_bytes += granted
-        return granted
-
-    def created(self, granules: int) -> None:
-        """Count granules."""
-        self._lock()
-        self.created_granules += granules
-        self.ready_bytes += granules * self.granule_bytes
-        if self.created_granules >= self._notify_at:
-            self.reached.set()
-
-    def give_back(self, bytes_never_ready: int = 0, granules_released: int = 0,
-                  granules_withdrawn: int = 0) -> None:  # fmt: skip
-        """Lower the promise."""
-        self._lock()
-        self.released_granules += granules_released
-        self.created_granules -= granules_withdrawn
-        gone = (granules_released + granules_withdrawn) * self.granule_bytes
-        self.ready_bytes -= gone
-        self.leased_bytes -= gone + bytes_never_ready
-
-    def recount(self, granules: int) -> None:
-        """Count."""
-        self.created_granules += granules
-        self.released_granules += granules
-
-    def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0,
-                map_times: Sequence[int] = ()) -> None:  # fmt: skip
-        """Keep."""
-        self._lock()
-        assert mapped_bytes <= self.ready_bytes, "I2"
-        self.maps, self.unmaps = self.maps + maps, self.unmaps + unmaps
-        self.published = (mapped_bytes, private_now_bytes)
-
-    def refuse(self, unmet_bytes: int) -> None:
-        """Keep."""
-        self._lock()
-        self.demand_bytes = unmet_bytes
-
-    def close(self) -> None:
-        """Give the bell back."""
-        os.close(self._bell)
-
-    def _lock(self) -> None:
-        if self.busy:
-            self.busy -= 1
-            raise BusyError("fake: locked")

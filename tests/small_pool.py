@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from kvcached_core.geometry import make_geometry
 from kvcached_core.worker.pool import ROW_PAGES, ElasticPool
-from tests.fakes import FakeAccount, FakeDriver
+from tests.fake_account import FakeAccount
+from tests.fakes import FakeDriver
 from tests.faults import FaultyDriver
 
 PAGE, COUNT = 128, 100

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fakes import FakeAccount
+from tests.fake_account import FakeAccount
 from tests.small_pool import COUNT, PAGE
 
 

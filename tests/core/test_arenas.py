@@ -11,7 +11,8 @@ from kvcached_core.errors import CapacityError, InvariantError
 from kvcached_core.geometry import Geometry, make_geometry
 from kvcached_core.plan import Plan
 from kvcached_core.worker.pool import ElasticPool
-from tests.fakes import FakeAccount, FakeDriver
+from tests.fake_account import FakeAccount
+from tests.fakes import FakeDriver
 
 PAGE = 64
 

@@ -14,7 +14,7 @@ from kvcached_core.errors import CapacityError, InvariantError
 from kvcached_core.geometry import make_geometry
 from kvcached_core.plan import Plan
 from kvcached_core.worker.pool import ElasticPool
-from tests.fakes import FakeAccount
+from tests.fake_account import FakeAccount
 
 PAGES = 16  # the capacity of each driver
 SMALLEST_PAGE_BYTES = 64 << 10

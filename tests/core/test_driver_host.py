@@ -6,30 +6,19 @@ import ctypes
 import errno
 import mmap
 import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pluggy
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from devkit.report import record
-from kvcached_core import hooks
 from kvcached_core.driver.base import Driver, MemoryInfo
 from kvcached_core.driver.host import HostDriver, SystemCalls
-from kvcached_core.driver.machine import Machine
-from kvcached_core.driver.registry import open_driver
-from kvcached_core.errors import CapacityError, ConfigError, DriverError, InvariantError
+from kvcached_core.errors import CapacityError, DriverError, InvariantError
 
 PAGE = 16 * mmap.PAGESIZE
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -57,38 +46,6 @@ def test_it_is_a_driver_and_says_which_device(driver: HostDriver) -> None:
     assert driver.identity().uuid == "host" and driver.identity().name
     assert driver.granularity_bytes == mmap.PAGESIZE
     assert 0 < driver.max_mappings < int(Path("/proc/sys/vm/max_map_count").read_text())
-
-
-STRAY_ACCESS = """
-import ctypes
-from kvcached_core.driver.host import HostDriver
-driver = HostDriver(1 << 20)
-address, handle = driver.reserve(1 << 16), driver.create(1 << 14)
-driver.map(address, 1 << 14, [handle])
-ctypes.memset(address, 1, 1 << 14)
-{then}
-print("touching", flush=True)
-ctypes.memset(address{offset}, 1, 1)
-print("survived", flush=True)
-"""
-
-
-@pytest.mark.parametrize(
-    ("then", "offset", "dies"),
-    [
-        ("", "", False),
-        ("driver.unmap(address, 1 << 14)", "", True),
-        ("", " + (1 << 14)", True),
-        ("driver.unmap(address, 1 << 14); driver.map(address, 1 << 14, [handle])", "", False),
-        ("driver.close()", "", True),
-    ],
-    ids=["mapped", "unmapped", "never mapped", "mapped again", "closed"],
-)
-def test_a_touch_of_an_unmapped_page_faults(then: str, offset: str, dies: bool) -> None:
-    code = STRAY_ACCESS.format(then=then, offset=offset)
-    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert child.stdout == ("touching\n" if dies else "touching\nsurvived\n"), child.stderr
-    assert child.returncode == (-signal.SIGSEGV if dies else 0)
 
 
 def test_a_mapped_page_reads_zero_also_after_use(driver: HostDriver) -> None:
@@ -293,73 +250,6 @@ def test_i8_a_row_that_fails_half_way_is_undone() -> None:
     record("driver.injected_failures", system.injected)
 
 
-class HostMachine(RuleBasedStateMachine):
-    """Any legal order of verbs: contents, free bytes and backing are what they should be."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.driver = HostDriver(16 * PAGE)
-        self.base = self.driver.reserve(8 * PAGE)
-        self.idle: list[int] = []
-        self.mapped: dict[int, int] = {}
-
-    @rule()
-    def create(self) -> None:
-        if len(self.idle) + len(self.mapped) == 16:
-            with pytest.raises(CapacityError):
-                self.driver.create(PAGE)
-        else:
-            self.idle.append(self.driver.create(PAGE))
-
-    @precondition(lambda self: self.idle)
-    @rule(data=st.data(), clean=st.booleans())
-    def release(self, data: st.DataObject, clean: bool) -> None:
-        handle = self.idle.pop(data.draw(st.integers(0, len(self.idle) - 1)))
-        if clean:
-            self.driver.clean(handle)
-        self.driver.release(handle)
-
-    @precondition(lambda self: self.idle)
-    @rule(data=st.data(), slot=st.integers(0, 7), clean=st.booleans())
-    def map(self, data: st.DataObject, slot: int, clean: bool) -> None:
-        if slot in self.mapped:
-            return
-        handle = self.idle.pop(data.draw(st.integers(0, len(self.idle) - 1)))
-        if clean:
-            self.driver.clean(handle)
-        address = self.base + slot * PAGE
-        self.driver.map(address, PAGE, [handle])
-        self.mapped[slot] = handle
-        assert ctypes.string_at(address, PAGE) == bytes(PAGE)
-        ctypes.memset(address, 1 + slot, PAGE)
-
-    @precondition(lambda self: self.mapped)
-    @rule(data=st.data())
-    def unmap(self, data: st.DataObject) -> None:
-        slot = data.draw(st.sampled_from(sorted(self.mapped)))
-        address = self.base + slot * PAGE
-        assert ctypes.string_at(address, PAGE) == bytes([1 + slot]) * PAGE, "no other code wrote here"
-        self.driver.unmap(address, PAGE)
-        self.idle.append(self.mapped.pop(slot))
-
-    @rule()
-    def i1_bytes_add_up(self) -> None:
-        held = (len(self.idle) + len(self.mapped)) * PAGE
-        assert backed_bytes(self.driver) == held
-        assert self.driver.memory().free_bytes == 16 * PAGE - held
-
-    def teardown(self) -> None:
-        watch = os.dup(self.driver._fd)
-        self.driver.close()
-        assert os.fstat(watch).st_blocks == 0, "I11"
-        os.close(watch)
-        self.driver.unreserve(self.base, 8 * PAGE)
-
-
-HostMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
-TestHostMachine = HostMachine.TestCase
-
-
 def test_two_threads_create_and_release_together(driver: HostDriver) -> None:
     failures: list[BaseException] = []
 
@@ -380,69 +270,3 @@ def test_two_threads_create_and_release_together(driver: HostDriver) -> None:
         thread.join(60)
     assert not failures
     assert (backed_bytes(driver), driver._held_bytes) == (0, 0)
-
-
-def write_tree(root: Path, files: dict[str, str]) -> Machine:
-    """Return a machine whose /proc and control groups are these files."""
-    meminfo = "MemTotal:       1000 kB\nMemFree:  100 kB\nMemAvailable:    600 kB\nHugePages_Total:       0\n"
-    for name, text in {"proc/meminfo": meminfo, **files}.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return Machine(root)
-
-
-def test_memory_is_the_least_of_system_group_and_capacity(tmp_path: Path) -> None:
-    kib = 1024
-    bare = write_tree(tmp_path / "bare", {"proc/sys/vm/max_map_count": "1000\n"})
-    assert bare.memory() == MemoryInfo(600 * kib, 1000 * kib)
-    assert bare.max_mappings() == 500
-    v2 = {
-        "proc/self/cgroup": "0::/a/b\n",
-        "sys/fs/cgroup/a/b/memory.max": "max\n",
-        "sys/fs/cgroup/a/b/memory.current": "1\n",
-        "sys/fs/cgroup/a/memory.max": f"{500 * kib}\n",
-        "sys/fs/cgroup/a/memory.current": f"{300 * kib}\n",
-        "sys/fs/cgroup/a/memory.stat": f"anon 5\ninactive_file {50 * kib}\n",
-    }
-    assert write_tree(tmp_path / "v2", v2).memory() == MemoryInfo(250 * kib, 500 * kib)
-    v1 = {
-        "proc/self/cgroup": "3:cpu:/x\n4:memory:/not/visible/inside\n",
-        "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{400 * kib}",
-        "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{500 * kib}",
-    }
-    machine = write_tree(tmp_path / "v1", v1)
-    assert machine.memory() == MemoryInfo(0, 400 * kib)
-    full, capped = HostDriver(100 * kib, machine=machine), HostDriver(300 * kib, machine=bare)
-    with pytest.raises(CapacityError):
-        full.create(4096)
-    assert capped.memory() == MemoryInfo(300 * kib, 300 * kib)
-    full.close()
-    capped.close()
-
-
-def test_drivers_are_opened_by_name_and_plugins_may_add_theirs() -> None:
-    opened = open_driver("host", capacity_bytes=PAGE)
-    assert isinstance(opened, HostDriver) and opened.memory().total_bytes == PAGE
-    opened.close()
-
-    class Mine:
-        @hooks.hookimpl
-        def kvcached_driver(self, name: str) -> object | None:
-            return "mine" if name == "mine" else None
-
-    manager: pluggy.PluginManager = hooks.new_plugin_manager()
-    manager.register(Mine(), "mine")
-    assert open_driver("mine", manager=manager) == "mine"  # type: ignore[comparison-overlap]
-    with pytest.raises(ConfigError, match="'rocm' is not known: expected one of cuda, host, mine"):
-        open_driver("rocm", manager=manager)
-    assert hooks.plugin_manager() is hooks.plugin_manager()
-
-
-def test_hooks_import_nothing_heavy() -> None:
-    code = (
-        "import sys, kvcached_core.hooks as h; h.plugin_manager(); import kvcached_core.worker.pool;"
-        "print([m for m in ('torch', 'cupy', 'cuda', 'numpy') if m in sys.modules])"
-    )
-    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert child.stdout.strip() == "[]", child.stderr

@@ -14,7 +14,8 @@ from kvcached_core.plan import Plan
 from kvcached_core.worker.lease_account import MappingStats
 from kvcached_core.worker.supply_thread import SupplyThread
 from kvcached_core.worker.supply_turn import StatsPublisher, SupplyTurn
-from tests.fakes import FakeAccount, FakeDriver
+from tests.fake_account import FakeAccount
+from tests.fakes import FakeDriver
 from tests.small_pool import ready
 
 BOUND_SECONDS = 10.0

@@ -15,7 +15,8 @@ from kvcached_core.plan import Plan
 from kvcached_core.worker.backoff import FIRST_RETRY_SECONDS
 from kvcached_core.worker.pool import ElasticPool
 from kvcached_core.worker.pool_stats import PoolStats
-from tests.fakes import FakeAccount, FakeDriver
+from tests.fake_account import FakeAccount
+from tests.fakes import FakeDriver
 from tests.faults import FaultyDriver
 from tests.small_pool import ROW, offsets, ready
 

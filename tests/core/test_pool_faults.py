@@ -14,7 +14,8 @@ from kvcached_core.errors import CapacityError, DriverError, InvariantError, KVC
 from kvcached_core.geometry import Geometry, make_geometry
 from kvcached_core.plan import Plan
 from kvcached_core.worker.pool import ElasticPool
-from tests.fakes import FakeAccount, FakeDriver
+from tests.fake_account import FakeAccount
+from tests.fakes import FakeDriver
 from tests.faults import FaultyDriver
 
 PAGE = 8192

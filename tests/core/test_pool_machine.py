@@ -16,7 +16,8 @@ from kvcached_core.geometry import make_geometry
 from kvcached_core.plan import Plan
 from kvcached_core.worker.backoff import LAST_RETRY_SECONDS
 from kvcached_core.worker.pool import ElasticPool
-from tests.fakes import FakeAccount, FakeDriver
+from tests.fake_account import FakeAccount
+from tests.fakes import FakeDriver
 from tests.faults import FaultyDriver
 
 GRANULES = 12

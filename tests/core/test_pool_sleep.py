@@ -8,7 +8,8 @@ from kvcached_core.driver.base import Driver
 from kvcached_core.errors import DriverError, InvariantError
 from kvcached_core.plan import Plan
 from kvcached_core.worker.pool import ElasticPool
-from tests.fakes import FakeAccount, FakeDriver
+from tests.fake_account import FakeAccount
+from tests.fakes import FakeDriver
 from tests.faults import FaultyDriver
 from tests.small_pool import COUNT, GEOMETRY, PAGE, ready
 

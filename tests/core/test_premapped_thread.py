@@ -15,7 +15,8 @@ from kvcached_core.plan import Plan
 from kvcached_core.worker.backoff import FIRST_RETRY_SECONDS
 from kvcached_core.worker.handle_growth import SLICE_GRANULES
 from kvcached_core.worker.pool import ElasticPool
-from tests.fakes import OWN_STREAM, FakeAccount, FakeDriver
+from tests.fake_account import FakeAccount
+from tests.fakes import OWN_STREAM, FakeDriver
 from tests.faults import FaultyDriver
 from tests.small_pool import COUNT, GEOMETRY, PAGE, offsets, ready
 

@@ -14,7 +14,8 @@ from vllm.v1.worker import gpu_worker
 from kvcached_core.errors import CapacityError, DriverError, InvariantError, KVCachedError
 from kvcached_core.plan import Plan
 from kvcached_core.worker.pool import ElasticPool
-from tests.fakes import FakeAccount, FakeDriver
+from tests.fake_account import FakeAccount
+from tests.fakes import FakeDriver
 from tests.faults import FaultyDriver
 from tests.small_pool import COUNT, PAGE, ready
 from vllm_kvcached.sleeping import GREW, TAGS, RankSleep, others_may_grow
