@@ -52,9 +52,7 @@ class SchedulerMemory:
         self._rank_sync = rank_sync
         self._waker = waker
         self._streams = streams
-        self._refused_pages: Sequence[int] | None = (
-            None  # the pages of each pool that a refused request needs
-        )
+        self._refused_pages: Sequence[int] | None = None  # of each pool: a refused request needs them
         self._grant_seconds = settings.grant_seconds
         self._search_seconds = self._idle_seconds = settings.idle_seconds
         self._search_at = float("-inf")  # when to search for empty granules again
