@@ -8,11 +8,11 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from devkit import polling
 from kvcached_core.ledger import Runtime
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,12 +59,9 @@ def line_of(stream: IO[bytes] | None) -> str:
     return line.decode().rstrip("\n")
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Poll until a condition holds. Raises AssertionError, which names it, after BOUND_SECONDS."""
-    end = time.monotonic() + BOUND_SECONDS
-    while not condition():
-        assert time.monotonic() < end, f"not in {BOUND_SECONDS} s: {what}"
-        select.select([], [], [], 0.01)
+def until(condition: Callable[[], bool], what: str | Callable[[], str]) -> None:
+    """Poll until a condition holds. Raises TimeoutError with `what` after BOUND_SECONDS."""
+    polling.until(condition, BOUND_SECONDS, what, poll_seconds=0.01)
 
 
 class OwnerProcess:

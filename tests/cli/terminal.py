@@ -62,10 +62,7 @@ class Terminal:
             seen = self.screen()
             return all(text in seen for text in texts)
 
-        try:
-            until(there, f"{texts} on the screen")
-        except AssertionError as error:
-            raise AssertionError(f"{error}:\n{seen}") from None
+        until(there, lambda: f"{texts} on the screen:\n{seen}")
         return seen
 
 
