@@ -29,7 +29,7 @@ BUILT_INS = {
 
 
 class Specs:
-    """The hooks, of which a plugin implements any. Register a driver's plugin under the driver's name."""
+    """The hooks; a plugin implements one or more. Register a driver's plugin under the driver's name."""
 
     @hookspec(firstresult=True)
     def kvcached_driver(self, name: str, device_index: int, capacity_bytes: int) -> Driver | None:

@@ -66,7 +66,7 @@ class LazyVacancies(Vacancies):
         return self._fresh if self._fresh < self._end else None
 
     def add(self, granule: int) -> None:
-        """Note that a granule was unmapped; may be told more than once."""
+        """Note that a granule was unmapped; may be called twice for the same granule."""
         if granule < self._fresh and granule not in self._in_heap:
             self._in_heap.add(granule)
             heappush(self._returned, granule)

@@ -113,7 +113,7 @@ class Account:
         """Empty the doorbell."""
         drain_bell(self._slot.bell_fd)
 
-    # -- what tools and the scheduler have set -----------------------------------------------------------
+    # -- set by tools and the scheduler ------------------------------------------------------------------
 
     @property
     def limit_bytes(self) -> int:
@@ -136,7 +136,7 @@ class Account:
         return self._slot.get("created_most")
 
     def acknowledge(self) -> None:
-        """Apply what tools have set, and rejoin a ledger that was lost. Never waits for the lock."""
+        """Apply the values that tools set, and rejoin a ledger that was lost. Never waits for the lock."""
         self._controls.acknowledge()
 
     # -- starting ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A worker's side of limit, floor and weight: apply what tools have set, and acknowledge it."""
+"""A worker's side of limit, floor and weight: apply the values that tools set, and acknowledge them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AppliedControls:
         self._membership = membership
 
     def acknowledge(self) -> None:
-        """Apply what tools have set, and rejoin a ledger that was lost. Never waits for the lock."""
+        """Apply the values that tools set, and rejoin a ledger that was lost. Never waits for the lock."""
         member = self._membership
         member.slot.require_own_process()
         with member.mutex:

@@ -84,7 +84,7 @@ class Leasing:
                                    free_bytes=memory.free_bytes)  # fmt: skip
 
     def _lease_among_all(self, file: LedgerFile, rows: Mapping[int, Row], want: int, free_bytes: int) -> int:
-        """Grant what this worker may have now, and reclaim the rest from others."""
+        """Grant the memory that this worker may have now, and reclaim the rest from other engines."""
         member, own, granule_bytes = self._membership, self._own, self._own["granule_bytes"]
         room, now_ms = room_for(member, file, rows, free_bytes), member.now_ms()
         # A large demand is leased in slices, but other engines see all of it and are asked for all of it.

@@ -104,9 +104,9 @@ class OwnedSlot:
         return self._file
 
     def is_current(self) -> bool:
-        """Return whether the ledger, the slot in it and its files are still those that were claimed.
+        """Return whether the ledger, the claim and the slot's files are still this worker's.
 
-        As long as no name in their folder was made, renamed or removed, they are not looked at again.
+        The files are looked at again only after a name in their folder was made, renamed or removed.
         """
         file, folder = self._file, self.folder.state()
         if file is None or not file.is_intact() or file.get(self.index, "claim") != self.claim:

@@ -53,11 +53,10 @@ class StartQueue:
             rows = file.rows()
             ahead = self._ahead(rows, now_ms)
             now, peak = self._own["private_now_bytes"], self._own["private_peak_bytes"]
-            promised = max(0, peak - now)  # no room for others, but for this worker
+            promised = max(0, peak - now)  # room for this worker, not for others
             room = room_for(member, file, rows, memory.free_bytes).of_device + promised
             claim = max(0, private_bytes - now) + max(0, floor_bytes - self._own["leased_bytes"])
-            # A worker that needs no more than its promise waits for nobody, even if outsiders took the
-            # memory.
+            # A worker that needs no more than its promise does not wait, even if outsiders took the memory.
             missing = claim - room if claim > promised else 0
             if missing <= 0 and not ahead:
                 self._admit(file, private_bytes, floor_bytes, claim, now_ms)

@@ -19,7 +19,7 @@ from kvcached_core.scheduler.floor_grace import FloorGrace
 from kvcached_core.scheduler.idle_surplus import IdleSurplus
 from kvcached_core.scheduler.plan_writer import PlanWriter
 
-# An idle engine gives back so much with one plan: its workers begin while the scheduler evicts the rest.
+# An idle engine gives back this much per plan: its workers begin while the scheduler evicts the rest.
 IDLE_SLICE_GRANULES = 128
 
 
@@ -210,7 +210,7 @@ class Governor:
         return max(1, min(self.limit, not_empty + self._granules_for(demand_blocks)))
 
     def _granules_for(self, demand_blocks: int) -> int:
-        """Return how many granules, empty or new ones, so many more blocks take."""
+        """Return how many granules, empty or new, `demand_blocks` more blocks take."""
         missing = max(0, demand_blocks - self.granules.stranded_blocks)
         return -(-missing // self.granules.blocks_per_granule)
 

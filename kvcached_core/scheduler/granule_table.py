@@ -50,7 +50,7 @@ class GranuleTable(Generic[BlockT]):
         # Blocks lent in all, and that number at the time when the last used block of a granule left.
         self._lent_blocks = 0
         self._rested_at = [0] * self.granule_count
-        # An idle granule is evicted whole once so many times all cached blocks were lent since its last use.
+        # An idle granule is evicted whole once stale_turns * cached_blocks were lent since its last use.
         self.stale_turns = 1.25
         self._open: list[int] = []  # heap: every granule with a clean block, and some that are unmapped
         self._empties = EmptyGranules(self.granule_count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-POLL_SECONDS = 0.0005  # short against a step, long against a look at the ledger
+POLL_SECONDS = 0.0005  # much shorter than a step, much longer than one read of the ledger
 
 
 def poll_while(

@@ -57,7 +57,7 @@ class HandlePool:
         self.release_target = 0  # plans let so many granules go; released <= release_target once none is owed
         self._freeing: list[int] = []  # handles of the one granule that is being freed
         self.unreported = Unreported(account)
-        self.asleep = False  # then no memory is wanted
+        self.asleep = False  # while asleep, no memory is wanted
 
     @property
     def owed(self) -> int:
@@ -126,7 +126,7 @@ class HandlePool:
         return [self.spare.popleft() for _ in range(min(most, len(self.spare)))]
 
     def put(self, granules: Sequence[Handles], clean: bool = True) -> None:
-        """Make granules spare again that were counted as cleaning, after cleaning them."""
+        """Clean granules that are counted in `cleaning`, then make them spare."""
         try:
             for handle in chain.from_iterable(granules) if clean else ():
                 self._driver.clean(handle)
@@ -158,7 +158,7 @@ class HandlePool:
             self.unreported.withdrawn += 1
 
     def report(self) -> None:
-        """Report to the ledger; what it is too busy for waits for the next call."""
+        """Report to the ledger; counts that a busy ledger refuses wait for the next call."""
         self.unreported.report()
 
     @property
@@ -167,9 +167,9 @@ class HandlePool:
         return self.unreported.is_empty
 
     def recount(self, created: int) -> None:
-        """Count as though `created` granules had ever been created, the missing ones released at once.
+        """Raise the count of created granules to `created`, and count the added ones as released.
 
-        Everything is reported before. Raises InvariantError if more were created.
+        Call it only when all counts have been reported. Raises InvariantError if more were created.
         """
         more = created - self.created
         if more < 0:

@@ -1,4 +1,4 @@
-"""What a pool needs of its account in the ledger."""
+"""The part of a ledger account that a pool uses."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class LeaseAccount(Protocol):
 
     def publish(self, mapped_bytes: int, private_now_bytes: int, maps: int = 0, unmaps: int = 0,
                 map_times: Sequence[int] = ()) -> None:  # fmt: skip
-        """Show observers the mapped bytes, the memory used besides, the maps and unmaps since the last call
-        and the histogram of all maps' times."""
+        """Show observers the mapped bytes, the bytes used outside the KV cache, the granules mapped and
+        unmapped since the last call, and the histogram of all map times."""
 
     def refuse(self, unmet_bytes: int) -> None:
         """Note demand that was not met; 0 clears it."""

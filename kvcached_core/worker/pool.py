@@ -31,7 +31,7 @@ from kvcached_core.worker.supply_turn import StatsPublisher, SupplyTurn
 if TYPE_CHECKING:
     import torch
 
-ROW_PAGES = 8  # mapped in one call: a step waits for so many at most, 0.3 ms on a GPU
+ROW_PAGES = 8  # mapped in one call: a step waits for at most one such call, 0.3 ms on a GPU
 
 
 class ElasticPool:

@@ -20,7 +20,7 @@ class _Row:
 
 
 class Premapped:
-    """Guesses that the scheduler maps the lowest vacant granule next, and maps it before.
+    """Maps the lowest vacant granule early, on the guess that the scheduler maps it next.
 
     A wrong guess costs one unmap later. Premapped granules are mapped in the arena, and no kernel but their
     zeroing has touched them. The caller holds the pool's lock.
@@ -31,7 +31,7 @@ class Premapped:
         self._driver = driver
         self._arenas = arenas
         self._zeroed: dict[int, _Row] = {}
-        self._rows = 0  # so far
+        self._rows = 0  # mapped so far
         self._vacancies = LazyVacancies(first, end, arenas.mapped)
         self._end = end
 
@@ -63,7 +63,7 @@ class Premapped:
         """
         claimed = [granule for granule in granules if granule in self._zeroed]
         if claimed:
-            # Rows are zeroed in order: a fence after the latest is after all. So a step pays for one fence.
+            # Rows are zeroed in order, so one fence after the latest row covers all of them.
             fence = self._fence(max((self._zeroed[g] for g in claimed), key=lambda row: row.number))
             if not self._driver.passed(fence):
                 self._driver.follow(stream, fence)

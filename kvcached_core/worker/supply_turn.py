@@ -56,8 +56,8 @@ class SupplyTurn:
         self._growth = growth
         self._mapping = mapping
         self._publisher = publisher
-        self.device_failed = False  # then this rank gives back no more memory
-        self._may_premap = True  # until it fails; again with the next ring of the doorbell
+        self.device_failed = False  # if so, this rank gives back no more memory
+        self._may_premap = True  # False after a failure, until the doorbell rings
 
     def run(self, now: float, rung: bool) -> float | None:
         """Do all that can be done now; return the seconds until the next turn, or None if none is needed."""

@@ -1,4 +1,4 @@
-"""What has become of leases and handles and is not in the ledger yet."""
+"""Changes to leases and handles that the ledger has not recorded yet."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def tell(call: Callable[..., Any], *arguments: int) -> bool:
 
 
 class Unreported:
-    """Counts of granules, each until the ledger has them. Until then the ledger counts too much memory
-    as taken, never too little."""
+    """Counts that the ledger has not recorded yet. Meanwhile it counts too much memory as taken, never too
+    little."""
 
     def __init__(self, account: LeaseAccount) -> None:
         """Start with nothing to report to this account."""
@@ -30,11 +30,11 @@ class Unreported:
 
     @property
     def is_empty(self) -> bool:
-        """Say whether the ledger has everything."""
+        """Say whether the ledger has recorded everything."""
         return not (self.created or self.never_ready_bytes or self.released or self.withdrawn)
 
     def report(self) -> None:
-        """Report everything to the ledger; what it is too busy for waits for the next call."""
+        """Report everything to the ledger; counts that a busy ledger refuses wait for the next call."""
         if self.created and tell(self._account.created, self.created):
             self.created = 0
         if self.created:

@@ -1,4 +1,4 @@
-"""What tests of the pool share."""
+"""Fixtures for the tests of the pool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GPU of fake modules: they record what the cuda driver calls of CuPy and cuda.bindings, and fail it."""
+"""A fake GPU: fake CuPy and cuda.bindings modules that record the cuda driver's calls and can fail them."""
 
 from __future__ import annotations
 
@@ -78,17 +78,17 @@ class FakeGpu:
         return handle
 
     def map(self, address: int, size: int, offset: int, handle: int, flags: int) -> None:
-        """Map, strictly."""
+        """Map a page; fail on any misuse."""
         assert handle in self.handles and address not in self.mapped
         self.mapped[address] = handle
 
     def unmap(self, address: int, size: int) -> None:
-        """Unmap pages in a row, strictly."""
+        """Unmap pages in a row; fail on any misuse."""
         for page in range(address, address + size, PAGE):
             del self.mapped[page]
 
     def release(self, handle: int) -> None:
-        """Release, strictly."""
+        """Release a handle; fail on any misuse."""
         self.handles.remove(handle)
 
 

@@ -1,4 +1,4 @@
-"""An engine without an engine: granules, their governor, what a worker did, and a ledger one can bend."""
+"""A stand-in for an engine: granules, their governor, a worker's mapped set, and a fake ledger."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE, COUNT, SPARE, IDLE_SECONDS = 4, 12, 2, 2.0
 
 @dataclass
 class FakeLedger:
-    """What a scheduler sees of two ranks: the least of what they created counts."""
+    """The ledger as a scheduler sees it, with two ranks: the lower count of created granules is used."""
 
     ranks: list[int] = field(default_factory=lambda: [1, 1])
     limit: int = COUNT
@@ -26,7 +26,7 @@ class FakeLedger:
     told: list[EngineUsage] = field(default_factory=list)
 
     def created(self) -> int:
-        """Return the least of the ranks."""
+        """Return the lower count of the two ranks."""
         return min(self.ranks)
 
     def granule_limit(self) -> int:
@@ -34,30 +34,30 @@ class FakeLedger:
         return self.limit
 
     def target_granules(self) -> int:
-        """Return what it is asked to hold at most."""
+        """Return the most granules that other engines leave to this one."""
         return self.target
 
     def must_granules(self) -> int:
-        """Return likewise for a floor."""
+        """Return the same for another engine's floor."""
         return self.must
 
     def refused(self) -> bool:
-        """Return what the test says."""
+        """Return the answer that the test has set."""
         return self.is_refused
 
     def publish(self, usage: EngineUsage) -> None:
-        """Keep it."""
+        """Keep the usage for the test to look at."""
         self.told.append(usage)
 
     def grant(self, granules: int = COUNT, rank: int | None = None) -> None:
-        """Create on the ranks, never more than is wanted."""
+        """Create granules on the ranks, never more than the engine wants."""
         wanted = self.told[-1].wanted_granules + self.told[-1].released_granules if self.told else 1
         for each in range(len(self.ranks)) if rank is None else (rank,):
             self.ranks[each] = max(self.ranks[each], min(self.ranks[each] + granules, wanted))
 
 
 class Engine:
-    """Granules, their governor and what a worker has carried out."""
+    """Granules, their governor, and the granules that its worker has mapped."""
 
     def __init__(self, spare: int = SPARE, cache_seconds: float = 0.0) -> None:
         self.remaining_granules = 0  # granules that requests may still take
@@ -82,7 +82,7 @@ class Engine:
         self.events.append((kind, data))
 
     def take(self, count: int) -> None:
-        """Take blocks as an engine does: what is cached is evicted last."""
+        """Take blocks as an engine does: clean ones first, then evict cached ones."""
         taken = self.granules.take(count)
         evicted, self.cached = self.cached[: count - len(taken)], self.cached[count - len(taken) :]
         self.granules.hold(evicted)
@@ -90,7 +90,7 @@ class Engine:
         assert len(taken) + len(evicted) == count
 
     def put(self, count: int, cached: bool) -> None:
-        """Put back the oldest blocks."""
+        """Return the blocks that were taken first, as cached or clean."""
         blocks, self.used = self.used[:count], self.used[count:]
         if cached:
             self.granules.lend(blocks)
@@ -99,7 +99,7 @@ class Engine:
             self.granules.free(blocks)
 
     def send_plan(self) -> Plan | None:
-        """Let the worker carry out a plan; I5: it has a handle for each granule it is to map."""
+        """Let the worker carry out a plan; the worker needs a handle for each granule it maps (I5)."""
         plan = self.governor.take_plan()
         if plan is not None:
             assert plan.sequence == len(self.plans)
@@ -115,7 +115,7 @@ class Engine:
 
 
 def serving(blocks: int) -> Engine:
-    """Return an engine that holds as many blocks, with all granted that it wanted."""
+    """Return an engine that holds this many blocks and was granted all that it wanted."""
     engine = Engine()
     engine.governor.update(0.0, blocks, busy=True)
     engine.ledger.grant()

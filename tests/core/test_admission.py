@@ -1,4 +1,4 @@
-"""Waiting for one's turn to start, on a clock of the test; what is shown while an engine loads."""
+"""Waiting to start, on a fake clock; and the memory that an engine shows in the ledger while it loads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MEMORY = MemoryInfo(3 * GIB, 80 * GIB)
 
 
 class Waiter:
-    """An account that answers as it is told, with a clock that moves only while it waits."""
+    """An account that gives prepared answers, with a clock that moves only while it waits."""
 
     def __init__(self, answers: Iterator[Turn | Exception], bell: Callable[[float], bool]) -> None:
         self.now = 0.0
@@ -178,7 +178,7 @@ def test_the_floor_is_set_as_soon_as_the_ledger_is_not_busy() -> None:
 
 
 class Shown:
-    """An account that notes what it is told."""
+    """An account that records the calls it gets."""
 
     def __init__(self, fails: bool = False) -> None:
         self.told: list[tuple[int, int]] = []

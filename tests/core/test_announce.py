@@ -1,4 +1,4 @@
-"""What a rank tells the ledger and the log about its KV cache."""
+"""The description of a rank's KV cache in the ledger and the log."""
 
 from __future__ import annotations
 

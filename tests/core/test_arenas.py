@@ -27,7 +27,7 @@ WIDE, NARROW = arena(4, 6), arena(2, 10)  # granules 0 to 5 are four ledger gran
 
 
 def pool_of(driver: FakeDriver, account: FakeAccount, held: int = 6) -> ElasticPool:
-    """Return a pool of both that holds so many ledger granules."""
+    """Return a pool of both arenas that holds this many ledger granules."""
     pool = ElasticPool(driver, WIDE, account, pages_per_ledger_granule=1)
     pool.add(NARROW)
     account.want(held)

@@ -1,4 +1,4 @@
-"""Settings: read once, checked by name, refused with what is legal."""
+"""Settings are read once and checked; an error names the option and its legal values."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_an_illegal_value_names_itself_and_what_is_legal(name: str, given: Any) 
     with pytest.raises(ConfigError) as from_option:
         load({name: given}, {})
     assert str(from_option.value) == f"kvcached.{name}={str(given)!r}: expected {legal}"
-    if given != "":  # an empty variable is as good as none
+    if given != "":  # an empty variable counts as unset
         variable = f"KVCACHED_{name.upper()}"
         with pytest.raises(ConfigError) as from_variable:
             load({}, {variable: str(given)})

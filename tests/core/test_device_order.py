@@ -11,7 +11,7 @@ from kvcached_core.startup.rank_start import in_device_order
 
 
 class Ranks:
-    """Threads that speak to each other as ranks do."""
+    """Threads that exchange values as the ranks of an engine do."""
 
     def __init__(self, devices: list[str]) -> None:
         self._devices = devices

@@ -1,4 +1,4 @@
-"""What every driver promises, tested through its verbs alone. `--driver NAME` chooses the driver."""
+"""The contract of every driver, tested only through its verbs. `--driver NAME` chooses the driver."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def driver() -> Iterator[HostDriver]:
 
 
 def backed_bytes(driver: HostDriver) -> int:
-    """Return what the system has given the driver's file."""
+    """Return the bytes of memory that back the driver's file."""
     return os.fstat(driver._fd).st_blocks * 512
 
 

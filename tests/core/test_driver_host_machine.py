@@ -16,7 +16,7 @@ from tests.core.test_driver_host import PAGE, backed_bytes
 
 
 class HostMachine(RuleBasedStateMachine):
-    """Any legal order of verbs: contents, free bytes and backing are what they should be."""
+    """Calls verbs in any legal order and checks contents, free bytes and backed bytes."""
 
     def __init__(self) -> None:
         super().__init__()

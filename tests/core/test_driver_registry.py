@@ -22,7 +22,7 @@ class Plugin:
 
 
 def manager(**device_types: str | None) -> Any:
-    """Return a manager with the built-in drivers and these."""
+    """Return a manager with the built-in drivers and these plugins."""
     made = new_plugin_manager()
     for name, device_type in device_types.items():
         plugin: Any = Plugin()

@@ -1,4 +1,4 @@
-"""Events reach every observer, and nothing of an observer reaches who emits them."""
+"""Events reach every observer, and an observer's error never reaches the code that reports the event."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvcached_core.hooks import hookimpl, new_plugin_manager, plugin_manager
 
 
 class Observer:
-    """Keeps what it is told."""
+    """An observer that keeps every event."""
 
     def __init__(self) -> None:
         self.seen: list[Event] = []
@@ -40,7 +40,7 @@ class Wrapper:
 
 
 class Counter:
-    """An observer that looks at nothing."""
+    """An observer that only counts events."""
 
     count = 0
 

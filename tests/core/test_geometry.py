@@ -18,7 +18,7 @@ UNIT = 2 * MIB
 
 @st.composite
 def geometries(draw: st.DrawFn) -> Geometry:
-    """Return geometries with small numbers, so that straddling blocks of all kinds occur."""
+    """Return geometries with small numbers, in which blocks cross page boundaries in every way."""
     unit = draw(st.sampled_from([1, 4, 16]))
     page = unit * draw(st.integers(1, 24))
     stride = draw(st.integers(1, 48))

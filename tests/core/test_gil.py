@@ -1,4 +1,4 @@
-"""The interpreter lock is waited for shortly while memory moves, and as long as before otherwise."""
+"""Threads wait briefly for the interpreter lock while memory moves, and as long as usual otherwise."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_an_interval_that_is_shorter_already_stays() -> None:
 
 
 def test_a_step_waits_shortly_while_it_carries_out_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It makes driver calls, too: beside a thread that unpacks requests each could cost it 5 ms."""
+    """A step makes driver calls too: while another thread unpacks requests, each call could cost it 5 ms."""
     driver, seen = FakeDriver(1 << 20), list[float]()
     pool, place = ready(FakeAccount(256, 1 << 20), driver, 3), driver.map
 

@@ -123,7 +123,7 @@ def test_a_lower_limit_is_obeyed_at_once_and_counted_once() -> None:
     engine.ledger.limit = 3
     engine.governor.update(0.1, 0, busy=False)
     assert (engine.granules.mapped, engine.governor.held, engine.governor.released) == (3, 3, held - 3)
-    # Granule 0 is in use; the two that came to rest last are left, the last of them with one block.
+    # Granule 0 is in use. The two granules that were used last are left; one of them has one cached block.
     assert len(engine.cached) == (SIZE - 1) + SIZE + 1
     assert engine.governor.plan_gives_back
     plan = engine.send_plan()
@@ -152,11 +152,11 @@ def test_surplus_is_let_go_after_idle_seconds_and_only_the_least_of_the_window()
     held = engine.governor.held
     engine.governor.update(10.0, 0, busy=False)
     assert engine.governor.deadline == 10.0 + IDLE_SECONDS and engine.governor.released == 0
-    engine.governor.update(11.0, 5 * SIZE, busy=False)  # for a moment five more are needed
+    engine.governor.update(11.0, 5 * SIZE, busy=False)  # for a moment the engine needs five granules more
     engine.governor.update(11.9, 0, busy=False)
     assert engine.governor.released == 0, "not before the window has passed"
     engine.governor.update(12.0, 0, busy=False)
-    # Granule 0, and five for the 17 blocks that it could not give.
+    # Granule 0, and five more for the 17 blocks that do not fit into granule 0.
     assert engine.governor.held == 1 + 5 and engine.governor.released == held - 6
     engine.governor.update(14.0, 0, busy=False)
     assert engine.governor.held == 1 and engine.governor.deadline is None
@@ -231,7 +231,7 @@ def test_what_is_cached_and_not_used_for_the_age_limit_is_evicted_and_its_memory
         engine.put(2 * SIZE, cached=True)
         engine.send_plan()
     engine.governor.update(40.0, 0, busy=False)
-    # Granule 0 is never idle, and the last block of the first lot shares granule 2 with younger ones.
+    # Granule 0 is never idle, and the last block of the first batch shares granule 2 with newer blocks.
     left = [block for block in engine.cached if block.block_id // SIZE != 1]
     engine.governor.update(59.9, 0, busy=False)
     engine.governor.update(59.9 + 2 * IDLE_SECONDS, 0, busy=False)

@@ -1,4 +1,4 @@
-"""The governor of an engine that others ask to hold less: what it gives at once, later, and never."""
+"""The governor when other engines ask for memory: memory it gives at once, later, and never."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def busy_granules(engine: Engine) -> set[int]:
 
 
 class AskedMachine(GovernorMachine):
-    """As the other machine, and others ask for memory, change their minds and find it has gone."""
+    """GovernorMachine, with other engines that ask for memory and withdraw their requests."""
 
     given = refused_to_give = preempted = 0
     over_since: float | None = None
@@ -123,14 +123,14 @@ def test_i2_i5_i9_hold_whatever_others_ask_for() -> None:
 def ask(
     engine: Engine, now: float, target: int = 0, must: int = 0, busy: bool = False, growth: int = 0
 ) -> None:
-    """Let others ask, and the engine look."""
+    """Let other engines ask for memory, then update the governor."""
     engine.ledger.target, engine.ledger.must = target, must
     engine.governor.update(now, growth, busy, growth)
 
 
 def test_what_is_asked_for_is_given_at_once_spare_first_and_cached_last() -> None:
     engine = serving(6 * SIZE)
-    engine.put(3 * SIZE, cached=True)  # granules 0 to 3 lose a block or all; 0 keeps block 0
+    engine.put(3 * SIZE, cached=True)  # granules 0 to 3 lose at least one used block; granule 0 keeps block 0
     engine.put(2 * SIZE, cached=False)
     assert (engine.governor.held, engine.granules.mapped, engine.granules.empty) == (9, 7, 1)
     cached = list(engine.cached)

@@ -1,4 +1,4 @@
-"""Granules against a plain model: what each block is, and what each granule may do."""
+"""Granules against a plain model: the state of each block and the moves of each granule."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from kvcached_core.errors import InvariantError
 from kvcached_core.scheduler.granules import Granules
 
-# (page, stride) in bytes: no waste; a straddler after each page, in some granules only; one block a page.
+# (page, stride) in bytes: no waste; a block across every page boundary, across some; one block a page.
 PAGES = [(32, 8), (10, 4), (14, 4), (16, 5), (16, 16), (100, 9)]
 
 
 @dataclass
 class Block:
-    """All that granules ask of a block."""
+    """The one attribute of a block that granules use."""
 
     block_id: int
 

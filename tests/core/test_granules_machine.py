@@ -1,4 +1,4 @@
-"""Granules against a plain model, over any history."""
+"""Granules against a plain model, over random sequences of operations."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class GranuleMachine(RuleBasedStateMachine):
         return {self.state[block] for block in self.members[granule]}
 
     def _next_granule(self) -> int:
-        """Map another granule in the model if it must be; return the one that has to give, or -1."""
+        """Map another granule in the model if no block is clean; return the granule to take from, or -1."""
         clean = [self.home[block] for block in self._all("clean")]
         if clean:
             return min(clean)

@@ -10,7 +10,7 @@ import pytest
 
 from kvcached_core.scheduler.idle_waker import IdleWaker
 
-BOUND_SECONDS = 10.0  # for what happens at once
+BOUND_SECONDS = 10.0  # enough for anything that happens at once
 
 
 class Idle:
@@ -31,7 +31,7 @@ class Idle:
         os.eventfd_read(self.bell)
 
     def wake(self) -> None:
-        """Count."""
+        """Count the call."""
         self.wakes += 1
         self.woken.set()
 
@@ -109,4 +109,4 @@ def test_stopping_ends_the_thread_and_may_be_repeated(idle: Idle) -> None:
     idle.waker.stop()
     assert "kvcached-idle-waker" not in {thread.name for thread in threading.enumerate()}
     idle.waker.stop()
-    idle.waker.read_deadline_again()  # an engine that ends may still settle its budget
+    idle.waker.read_deadline_again()  # an engine that is ending may still update its budget

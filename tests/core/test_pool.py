@@ -1,4 +1,4 @@
-"""The pool, with fences and memory in the test's hands."""
+"""The pool, with fences and free memory set by the test."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_i6_page_is_unmapped_only_after_its_fences(account: FakeAccount) -> None
 
 
 def test_i6_a_fence_that_passed_is_not_asked_for_again_and_the_next_plans_is(account: FakeAccount) -> None:
-    """Each question gives Python's lock away, beside an engine that works on."""
+    """Each query releases Python's lock, and the engine's loop may then keep it."""
     driver = FakeDriver(1 << 20)
     faulty = FaultyDriver(driver)
     pool = ready(account, faulty, 1 + 3 * ROW)
@@ -127,7 +127,7 @@ def test_what_a_busy_ledger_was_not_told_is_told_in_the_next_turn(account: FakeA
     driver.complete_own(driver.own.launched)
     account.want(2)
     pool.apply(Plan(0, (), (), 2))
-    account.busy = 3  # acknowledge, the telling of the release, publish
+    account.busy = 3  # acknowledge, the report of the release, publish
     assert pool.supply_thread.turn(0.0) == FIRST_RETRY_SECONDS
     assert (driver.held_bytes(), account.leased_bytes) == (512, 1024), "over-counted, not under-counted"
     assert pool.supply_thread.turn(FIRST_RETRY_SECONDS, rung=False) is None
@@ -140,7 +140,7 @@ def test_i8_a_failed_create_keeps_whole_granules_and_becomes_demand(account: Fak
     pool = ElasticPool(faulty.driver, two_segments(), account)
     account.want(4)
     assert pool.supply_thread.turn(0.0) == FIRST_RETRY_SECONDS
-    # 1 + 1 granules of 2 pages; the 6th page failed and took the 5th with it
+    # 1 + 1 granules of 2 pages; the 6th page failed, so the 5th was freed again
     assert driver.held_bytes() == 2 * 256
     assert (account.leased_bytes, account.ready_bytes, account.demand_bytes) == (512, 512, 512)
     assert pool.supply_thread.turn(0.001, rung=False) == pytest.approx(FIRST_RETRY_SECONDS - 0.001)
@@ -149,7 +149,7 @@ def test_i8_a_failed_create_keeps_whole_granules_and_becomes_demand(account: Fak
 
 
 class WithdrawingAccount(FakeAccount):
-    """Its scheduler wants nothing more as soon as it has leased for the `at`-th time."""
+    """An account whose scheduler wants nothing more after the `at`-th lease."""
 
     at = 2
 

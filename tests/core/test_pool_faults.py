@@ -24,12 +24,12 @@ OTHER_VERBS = ("tensor", "record", "passed", "synchronize", "close")
 
 
 def no_room() -> KVCachedError:
-    """Return what a driver raises without room."""
+    """Return the error of a driver that has no room."""
     return CapacityError("injected: no room")
 
 
 def broken() -> KVCachedError:
-    """Return what a driver raises when it is broken."""
+    """Return the error of a driver that is broken."""
     return DriverError("injected", 999, "broken")
 
 
@@ -39,17 +39,17 @@ def geometry() -> Geometry:
 
 
 def host() -> Driver:
-    """Return real memory."""
+    """Return a driver of real memory."""
     return HostDriver(64 * PAGE)
 
 
 def fake() -> Driver:
-    """Return the strict fake, whose fences pass when asked for the third time."""
+    """Return the strict fake driver, whose fences pass at the third query."""
     return FakeDriver(64 * PAGE, patience=2)
 
 
 class Life:
-    """A worker's life: start, warm-up, growth, steps, shrinking, end; goes on after a typed error."""
+    """A worker's life: start, warm-up, growth, steps, shrinking, end. It goes on after a driver's error."""
 
     def __init__(self, driver: Driver) -> None:
         self.faulty = FaultyDriver(driver)
@@ -59,7 +59,7 @@ class Life:
         self.now = 0.0
 
     def attempt(self, call: Callable[[], Any]) -> None:
-        """Call; after an injected error, once more without faults: it must have changed nothing."""
+        """Make a call. If an injected error stops it, repeat it without faults: the error changed nothing."""
         try:
             call()
         except (CapacityError, DriverError) as error:
@@ -70,7 +70,7 @@ class Life:
         self.check()
 
     def check(self) -> None:
-        """Hold the pool's books, and the number of handles, to account."""
+        """Check the pool's counts and the number of live handles."""
         if self.pool is None:
             return
         self.pool.check()
@@ -85,7 +85,7 @@ class Life:
         return sizes.sizes  # type: ignore[attr-defined,no-any-return]
 
     def turns(self, count: int) -> None:
-        """Let the supply thread's work be done, by this thread."""
+        """Take turns of the supply thread in this thread."""
         assert self.pool is not None
         for _ in range(count):
             self.now += 1.0
@@ -97,7 +97,7 @@ class Life:
         self.pool = ElasticPool(self.faulty.driver, geometry(), self.account)
 
     def apply(self, plan: Plan) -> None:
-        """Apply a plan, unless it cannot be: one before it, or growth, failed for good."""
+        """Apply a plan, unless an earlier plan or growth failed for good and the plan is no longer legal."""
         assert self.pool is not None
         stats, plans = self.pool.stats(), self.pool._plans
         budget = stats.created - plan.released
@@ -106,7 +106,7 @@ class Life:
             self.attempt(lambda: self.pool.apply(plan, stream=1))  # type: ignore[union-attr]
 
     def live(self) -> None:
-        """Live it."""
+        """Go through all stages but the end."""
         self.attempt(self.start)
         if self.pool is None:
             return
@@ -114,7 +114,7 @@ class Life:
         self.attempt(pool.begin_warm_up)
         self.attempt(pool.end_warm_up)
         if pool._arenas.is_warming_up:
-            return  # the warm-up could not be ended: an engine does not start so
+            return  # the warm-up could not be ended, so the engine would not start
         self.account.want(5)
         self.turns(2)
         self.apply(Plan(0, (), (1, 2, 3), 0))
@@ -128,7 +128,7 @@ class Life:
         self.turns(4)
 
     def end(self) -> None:
-        """Close, and see that nothing is left (I11)."""
+        """Close the pool and check that nothing is left (I11)."""
         if self.pool is not None:
             try:
                 self.pool.close()
@@ -143,7 +143,7 @@ class Life:
 
 
 def fault_free(make: Callable[[], Driver]) -> Life:
-    """Live a life without faults and return it."""
+    """Return a life that has run to its end without faults."""
     life = Life(make())
     life.live()
     life.end()

@@ -18,7 +18,7 @@ PAGE, COUNT = 64 * 1024, 32
 
 
 def shown(runtime: Runtime) -> OwnerSnapshot:
-    """Return what everybody sees of the owner."""
+    """Return the ledger's snapshot of the owner."""
     return snapshot(runtime)[0].owners[0]
 
 
@@ -52,7 +52,7 @@ def test_the_thread_grows_and_shrinks_by_the_doorbell(tmp_path: Path) -> None:
 
     pool.apply(Plan(0, (), tuple(range(1, 9)), 0))
     pool.tensor[: 9 * PAGE].fill_(1)
-    # The wish falls before the plan arrives; else the thread would make anew what it has just freed.
+    # The scheduler wants less before the plan arrives; else the thread would create the freed memory again.
     view.publish(engine_usage(needed_granules=1, wanted_granules=3, released_granules=6))
     pool.apply(Plan(1, tuple(range(3, 9)), (), 6))
     wait_until(view, lambda: account.leased_bytes == 3 * PAGE)

@@ -22,19 +22,19 @@ from tests.faults import FaultyDriver
 
 GRANULES = 12
 
-# Which call of the driver fails, counted from now; None: none does.
+# (verb, n): the n-th next call of this verb fails; None: no call fails.
 FAULTS = st.none() | st.tuples(
     st.sampled_from(["map", "unmap", "record", "passed", "own_stream", "follow"]), st.integers(1, 4)
 )
 
 
 def broken() -> DriverError:
-    """Return what a driver raises when it is broken."""
+    """Return the error of a driver that is broken."""
     return DriverError("injected", 999, "broken")
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """A scheduler that keeps to its budget, and a world that does not care."""
+    """A scheduler that keeps to its budget, while faults, limits and outsiders come at any time."""
 
     @initialize(segments=st.sampled_from([1, 2]))
     def build(self, segments: int) -> None:
@@ -54,7 +54,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.last: Plan | None = None
 
     def attempt(self, call: Callable[[], object], fault: tuple[str, int] | None) -> bool:
-        """Make a call in which the driver may fail; say whether it did not."""
+        """Make a call in which the driver may fail; return whether the call succeeded."""
         if fault is not None:
             self.faulty.verb, self.faulty.nth = fault[0], self.faulty.calls[fault[0]] + fault[1]
         try:
@@ -88,11 +88,11 @@ class PoolMachine(RuleBasedStateMachine):
         self.live = kept | set(new)
         self.sequence += 1
         self.last = plan
-        # Zero before use: the fake looks whether the step follows the zeroing of what it touches.
+        # Zero before use: the fake checks that the step waits for the zeroing of every page it touches.
         self.driver.launch((o for g in self.live for o in self.geometry.ranges(g)), stream=1)
 
     def counted_on(self) -> int:
-        """Return how many granules the scheduler counts on; it lifts its order once the surplus is gone."""
+        """Return how many granules the scheduler counts on; lift its cap once the surplus is gone."""
         account = self.account
         if account.created_granules <= account.created_most:
             account.created_most = 0
@@ -195,7 +195,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.pool.stats().deferred == 0)
     @rule()
     def with_room_and_calm_every_wish_is_met(self) -> None:
-        """I10, the other half: enough turns with enough memory, and the wish is there."""
+        """I10, the other half: with enough turns and memory, the rank gets all that its scheduler wants."""
         self.driver.capacity_bytes = self.account.limit_bytes = 4 * GRANULES * self.unit
         self.driver.complete_own(self.driver.own.launched)
         self.account.busy = 0

@@ -1,4 +1,4 @@
-"""A pool that sleeps: what it holds, what it does not do, and that all ranks count alike afterwards."""
+"""A pool that sleeps: it holds one granule and leases nothing; afterwards all ranks have equal counts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def account_of(granules: int = COUNT) -> FakeAccount:
 
 
 def check_empty(pool: ElasticPool, account: FakeAccount, driver: FakeDriver) -> None:
-    """Granule 0 is all there is, and all say so."""
+    """Check that granule 0 is all that is left, by every count."""
     pool.check()
     stats = pool.stats()
     assert (stats.mapped, stats.deferred, stats.premapped, stats.spare, stats.moving) == (1, 0, 0, 0, 0)
@@ -110,7 +110,7 @@ def test_granules_are_counted_as_made_and_freed_so_that_all_ranks_agree() -> Non
 
 
 def test_a_growth_that_is_under_way_is_given_back_too() -> None:
-    """The supply thread may be making granules, on its own thread, as the engine falls asleep."""
+    """The supply thread may be creating granules while the engine falls asleep."""
     driver, account = FakeDriver(COUNT * GRANULE), FakeAccount(GRANULE, COUNT * GRANULE, notify_at=8)
     pool = ElasticPool(driver, GEOMETRY, account)
     pool.start()

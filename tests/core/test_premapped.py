@@ -56,7 +56,7 @@ def test_a_claimed_granule_costs_no_driver_map_in_apply(account: FakeAccount) ->
 
 
 def test_granules_in_a_row_are_one_call_in_each_segment(account: FakeAccount) -> None:
-    """A call gives Python's lock away, for which its thread and the engine's loop compete."""
+    """Each call releases Python's lock, and its thread and the engine's loop then compete for it."""
     driver = FakeDriver(1 << 20, patience=0)
     faulty = FaultyDriver(driver)
     pool = ready(account, faulty, 1 + 4 * ROW)
@@ -119,7 +119,7 @@ def test_i5_a_step_waits_for_zeroing_if_all_handles_are_ahead(account: FakeAccou
 
 
 def test_nothing_is_mapped_ahead_while_a_step_waits_for_handles(account: FakeAccount) -> None:
-    """Else the thread could map the very granule for which the step is waiting."""
+    """Otherwise the thread could use up the handle that the step waits for."""
     driver = FakeDriver(1 << 20, patience=6)
     pool = ready(account, driver, 3)
     pool.background.premap()
@@ -220,7 +220,7 @@ MOVE = st.sampled_from(["place", "map", "unmap", "withdraw", "claim"])
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(MOVE, st.integers(0, 11))))
 def test_the_guess_is_the_lowest_vacant_granule(moves: list[tuple[str, int]]) -> None:
-    """Whatever was mapped by others, and the memory of what was unmapped stays bounded."""
+    """True whichever granules other code maps; the list of unmapped granules stays bounded."""
     driver = FakeDriver(1 << 20, patience=0)
     arena = Arenas(driver, PAGE, 1)
     arena.add(make_geometry(PAGE, PAGE, (0,), 12, 64), 12 * PAGE)

@@ -22,14 +22,14 @@ from tests.small_pool import COUNT, GEOMETRY, PAGE, offsets, ready
 
 
 def at_last(condition: Callable[[], bool]) -> None:
-    """Wait until another thread has got somewhere, 10 seconds at most."""
+    """Wait until another thread has made the condition true, 10 seconds at most."""
     end = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < end, "the other thread did not get there"
 
 
 class ForgetfulLedger(FakeAccount):
-    """A ledger that is busy whenever it is told of new handles."""
+    """A ledger that is busy whenever new handles are reported to it."""
 
     deaf = True
 
@@ -153,7 +153,7 @@ def test_the_thread_stands_behind_a_step_that_waits(account: FakeAccount, work: 
     pool.apply(Plan(1, (1,), (), 0))
     before, lock = pool.stats(), WatchedLock()
     pool._lock.step_first = lock  # type: ignore[assignment]
-    with lock:  # as a step does from before it has `changed` until its plan is applied
+    with lock:  # a step holds it from before it takes `changed` until its plan is applied
         lock.asked.clear()
         thread = threading.Thread(target=getattr(pool.background, work))
         thread.start()
@@ -186,7 +186,7 @@ def test_i11_close_while_the_thread_maps_ahead_leaves_nothing(account: FakeAccou
 def test_the_ledger_hears_of_the_first_granules_at_once_and_of_many_seldom(
     segments: int, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But always after as much work as a step should wait for."""
+    """A batch is never more work than a step should wait for."""
     told: list[int] = []
     account = FakeAccount(64 * segments, 1 << 20)
     created = account.created

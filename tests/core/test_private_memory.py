@@ -1,4 +1,4 @@
-"""What a process takes outside its KV cache, and what NVML says of devices."""
+"""The memory of a process outside its KV cache, and NVML's readings of devices."""
 
 from __future__ import annotations
 

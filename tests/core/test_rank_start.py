@@ -1,4 +1,4 @@
-"""A rank's way into the ledger: what it claims, when it is refused, what others see meanwhile."""
+"""A rank's start in the ledger: its claims, refusals, and the figures that others see meanwhile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEVICE = DeviceIdentity("GPU-1", "a device")
 
 
 def no_private_memory() -> PrivateMemory:
-    """A process that takes nothing."""
+    """Return the private memory of a process that uses none."""
     return PrivateMemory(None, lambda: 0, lambda: 0)
 
 
@@ -65,7 +65,7 @@ class Device:
 
     @contextlib.contextmanager
     def other(self, leased_bytes: int, **arguments: Any) -> Iterator[Account]:
-        """An engine that is there before, with memory that exists."""
+        """Attach another engine first, with memory that exists."""
         account = Account.attach(
             self.runtime, DEVICE, CAPACITY, 0, instance="other", rank=0, name="other", **arguments
         )
@@ -80,7 +80,7 @@ class Device:
         account.detach()
 
     def owner(self) -> OwnerSnapshot:
-        """Return what the ledger shows of the engine that was started."""
+        """Return the ledger's snapshot of the engine that was started."""
         (device,) = snapshot(self.runtime)
         return next(owner for owner in device.owners if owner.name != "other")
 
@@ -96,7 +96,7 @@ def device(tmp_path: Path) -> Iterator[Device]:
 
 def test_what_was_promised_at_the_start_is_seen_by_all(device: Device) -> None:
     start = device.entered()
-    start.wait_for_room(device.memory, 10 * GIB, GIB, on_host=False)  # a floor that is set counts
+    start.wait_for_room(device.memory, 10 * GIB, GIB, on_host=False)  # the floor that was set is used
     owner = device.owner()
     assert (owner.private_peak_bytes, owner.floor_applied) == (10 * GIB, 2 * GIB), (
         "a floor that is set counts"
@@ -187,7 +187,7 @@ def test_an_engine_that_can_never_fit_is_refused_at_once(device: Device) -> None
 @pytest.mark.parametrize(
     ("machine_bytes", "claimed"),
     [
-        (CAPACITY + 20 * GIB, 0),  # enough beside what engines share
+        (CAPACITY + 20 * GIB, 0),  # the rest of the machine is enough: nothing is claimed
         (CAPACITY + 4 * GIB, 6 * GIB),
         (CAPACITY // 2, 10 * GIB),
     ],

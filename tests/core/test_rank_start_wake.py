@@ -13,7 +13,7 @@ from kvcached_core.startup.rank_start import RankStartup
 from kvcached_core.units import GIB
 from tests.core.test_rank_start import CAPACITY, DEVICE, GRANULE, Device
 
-PRIVATE = 20 * GIB  # weights and activations; what is left of them asleep is the context
+PRIVATE = 20 * GIB  # weights, activations and context; asleep, only the context is left
 CONTEXT = GIB
 
 
@@ -130,7 +130,7 @@ def test_a_floor_that_was_set_while_it_slept_is_the_one_that_is_waited_for(devic
 
 
 def test_an_engine_alone_wakes_with_a_floor_of_the_whole_device(device: Device) -> None:
-    """What it holds already of its floor is not waited for."""
+    """The engine does not wait for the part of its floor that it already holds."""
     engine = Engine(device)
     engine.start.account.describe(
         page_bytes=GRANULE, granule_bytes=GRANULE, granule_count=CAPACITY // GRANULE, blocks_per_granule=8,

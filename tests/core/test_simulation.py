@@ -1,4 +1,4 @@
-"""The simulation of many owners: its parts, and short scenes in which what the ledger promises must hold."""
+"""The simulation of many owners: its parts, and short scenarios that check the ledger's guarantees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A touch of an unmapped page faults."""
+"""An access to an unmapped page faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules for engines on one ledger: each step of a worker or scheduler is made in the model too."""
+"""Rules for engines on one ledger: the model repeats each step of a worker or scheduler."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _someone_starts(machine: EngineRules) -> bool:
 
 
 class EngineRules(RuleBasedStateMachine):
-    """What engines do. The clock is the world's."""
+    """The steps of engines. They use the model's clock."""
 
     examples = 0
 
@@ -115,7 +115,7 @@ class EngineRules(RuleBasedStateMachine):
             return
         expected = self.world.lease(party, want)
         assert party.account.lease(want * GRANULE, self.memory()) == expected * GRANULE
-        # Every promise that was not broken by outsiders can be kept, and so can every peak.
+        # Unless outsiders took memory, all leases and private peaks fit at once.
         assert not expected or self.world.unleased >= 0, "I1"
 
     @precondition(some_live)
@@ -143,7 +143,7 @@ class EngineRules(RuleBasedStateMachine):
         self._give_back(self.pick(who), count)
 
     def _give_back(self, party: Party, count: int) -> None:
-        """What is only promised goes first."""
+        """Give back granules: leases without memory first, then memory that exists."""
         unready = min(count, party.leased - party.ready)
         released = min(count - unready, party.ready)
         party.account.give_back(unready * GRANULE, released)
@@ -215,8 +215,8 @@ class EngineRules(RuleBasedStateMachine):
         self._obey(self.pick(who), requests_end)
 
     def _obey(self, party: Party, requests_end: bool) -> None:
-        """Give down to the target what no request holds; to what must be by preemption."""
-        party.view.created()  # finds the slot again, if its file was lost
+        """Give memory that no request holds, down to the target; preempt requests down to `must`."""
+        party.view.created()  # finds the slot again if its file was lost
         must, target = party.view.must_granules(), party.view.target_granules()
         asked = self.world.now_ms < party.asked_until_ms
         assert (target, must) == ((party.target, party.must) if asked else (0, 0))

@@ -28,7 +28,7 @@ def pour(total: int | Fraction, bounds: Sequence[tuple[Fraction, Fraction, int]]
     above = next(at for at, amount in enumerate(amounts) if amount >= total)
     if amounts[above] == total:
         return poured(marks[above])
-    # Between two marks the amount is a straight line.
+    # Between two marks the amount is linear in the level.
     part = (total - amounts[above - 1]) / (amounts[above] - amounts[above - 1])
     return poured(marks[above - 1] + part * (marks[above] - marks[above - 1]))
 
@@ -38,7 +38,7 @@ def as_fractions(bounds: Sequence[Bound]) -> list[tuple[Fraction, Fraction, int]
 
 
 def entitled(claims: Sequence[Claim], total: int) -> dict[int, Levels]:
-    """Return the three levels of each claim, not rounded."""
+    """Return the shares of each claim on the three levels, not rounded."""
     needs = [Fraction(min(claim.needed, claim.limit)) for claim in claims]
     wants = [Fraction(min(claim.wanted, claim.limit)) for claim in claims]
     weights = [claim.weight for claim in claims]
@@ -55,13 +55,13 @@ def entitled(claims: Sequence[Claim], total: int) -> dict[int, Levels]:
 
 
 def short(claim: Claim, level: int | Fraction) -> int:
-    """Return how many units a waiting owner lacks of what it is entitled to; fractions are nobody's."""
+    """Return how many units of its share a waiting owner lacks; a fraction of a unit is not counted."""
     return max(0, min(claim.unmet, int(level) - claim.leased))
 
 
 def allowed(mine: Claim, want: int, room: int, others: Sequence[Claim],
             of: Mapping[int, Sequence[int | Fraction]]) -> int:  # fmt: skip
-    """Return how much a lease may get: unit by unit, as long as those with a higher claim keep theirs."""
+    """Return how much a lease may get, unit by unit, without the memory that others wait for first."""
     granted = 0
     while granted < want and granted < room:
         holds = mine.leased + granted + 1
@@ -77,7 +77,7 @@ def allowed(mine: Claim, want: int, room: int, others: Sequence[Claim],
 
 def reclaims(claims: Sequence[Claim], of: Mapping[int, Sequence[int | Fraction]], unleased: int,
           order: Sequence[int]) -> dict[int, tuple[int, int]]:  # fmt: skip
-    """Return what each is asked to give, and of that must: unit by unit; spare, then cache, then the rest."""
+    """Return (give, must) by slot, in units: givers give spare memory first, then cache, then the rest."""
     by_slot = {claim.slot: claim for claim in claims}
     givers = [by_slot[slot] for slot in order]
     floors, need, fair = (sum(short(claim, of[claim.slot][level]) for claim in claims) for level in range(3))
@@ -94,7 +94,7 @@ def reclaims(claims: Sequence[Claim], of: Mapping[int, Sequence[int | Fraction]]
 
 def _take(given: dict[int, int], givers: Sequence[Claim], of: Mapping[int, Sequence[int | Fraction]],
           missing: int, kept_give: Sequence[str]) -> None:  # fmt: skip
-    """Raise `given` unit by unit until nothing is missing; who is kept gives `kept_give` only."""
+    """Raise `given` unit by unit until nothing is missing; a giver with `kept` gives `kept_give` only."""
     for kind in ("spare", "cache", "used"):
         for giver in givers:
             if giver.kept and kind not in kept_give:

@@ -22,7 +22,7 @@ HOST = DeviceIdentity("host", "host")
 PLENTY = MemoryInfo(CAPACITY, CAPACITY)
 _BOUND_SECONDS = 30.0
 _ROOT = Path(__file__).resolve().parents[2]
-ATTACHED: list[Account] = []  # by the running test in this process; its end closes their descriptors
+ATTACHED: list[Account] = []  # attached by the running test; their descriptors are closed when it ends
 
 
 def engine_usage(
@@ -34,7 +34,7 @@ def engine_usage(
     released_granules: int = 0,
     spare_granules: int = 0,
 ) -> EngineUsage:
-    """Return what a scheduler publishes; `spare_granules` are the part of those wanted that can wait."""
+    """Return the usage that a scheduler publishes; `spare_granules` of the wanted ones can wait."""
     return EngineUsage(
         used_blocks=used_blocks,
         cached_blocks=cached_blocks,
@@ -68,7 +68,7 @@ def attach(
     weight: int = 100,
     clock: Callable[[], float] = time.monotonic,
 ) -> Account:
-    """Attach and describe."""
+    """Return an attached account with its geometry described."""
     account = Account.attach(
         runtime, device, capacity_bytes, headroom_bytes, instance=instance, rank=rank, name=name,
         engine="test 1", model="tiny", limit_bytes=limit_bytes, floor_bytes=floor_bytes,
@@ -80,7 +80,7 @@ def attach(
 
 
 def readable(*descriptors: int, seconds: float = 0.0) -> int:
-    """Return how many of these can be read, waiting at most `seconds` for the first.
+    """Return how many of these descriptors can be read, waiting at most `seconds` for the first.
 
     select() cannot take descriptors above 1024, poll() can.
     """
@@ -104,19 +104,19 @@ def leave(account: Account) -> None:
 
 
 def picture(runtime: Runtime) -> DeviceSnapshot:
-    """Return the only device."""
+    """Return a snapshot of the only device."""
     (device,) = snapshot(runtime)
     return device
 
 
 def files(runtime: Runtime, device: DeviceIdentity = HOST) -> set[str]:
-    """Return the names of a device's files but those of its history, which outlives the engines."""
+    """Return the names of a device's files, except its history, which outlives the engines."""
     folder = runtime.device(device.uuid)
     return set(os.listdir(folder.path)) - {folder.history.name, folder.old_history.name}
 
 
 class Child:
-    """A Python process that runs `body` after the imports below; it prints lines."""
+    """A child process that runs `body` after the imports below and prints lines."""
 
     def __init__(self, runtime: Runtime, body: str, instance: str = "child") -> None:
         head = f"""
@@ -135,12 +135,12 @@ class Child:
         )
 
     def has_output(self, seconds: float) -> bool:
-        """Wait at most `seconds` until it prints something or ends."""
+        """Wait at most `seconds` until the child prints something or ends."""
         assert self.process.stdout is not None
         return readable(self.process.stdout.fileno(), seconds=seconds) > 0
 
     def read_line(self) -> str:
-        """Return the next line, or what there is at its end."""
+        """Return the next line, or the rest of the output if the child has ended."""
         assert self.process.stdout is not None
         line = b""
         while not line.endswith(b"\n"):
@@ -152,13 +152,13 @@ class Child:
         return line.decode().strip()
 
     def resume(self) -> None:
-        """Let it go on: it waits for a line."""
+        """Send the line that the child waits for."""
         assert self.process.stdin is not None
         self.process.stdin.write(b"\n")
         self.process.stdin.flush()
 
     def kill(self) -> None:
-        """kill -9, and wait until it is gone."""
+        """Kill the child with SIGKILL and wait until it has ended."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(_BOUND_SECONDS)
 
@@ -173,7 +173,7 @@ class Child:
 
 @contextlib.contextmanager
 def child(runtime: Runtime, body: str, instance: str = "child") -> Iterator[Child]:
-    """Run a child for the length of the block."""
+    """Run a child process while the block runs."""
     process = Child(runtime, body, instance)
     try:
         yield process
@@ -182,5 +182,5 @@ def child(runtime: Runtime, body: str, instance: str = "child") -> Iterator[Chil
 
 
 def die(account: Account) -> None:
-    """Close an account's descriptors, as death does; its slot stays as it is."""
+    """Close an account's descriptors, as the death of its process would; its slot stays as it is."""
     account._slot.close()

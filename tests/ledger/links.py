@@ -14,11 +14,11 @@ from kvcached_core.ledger.remote.agent import NodeAgent
 from kvcached_core.ledger.remote.link import NodeLink
 from tests.ledger.helpers import attach
 
-AHEAD_SECONDS = 5000.0  # of the remote node's clock, before the scheduler's
+AHEAD_SECONDS = 5000.0  # the remote node's clock is ahead of the scheduler's
 
 
 class Wire:
-    """One way of a link: messages that were sent and have not arrived."""
+    """One direction of a link: messages that were sent and have not arrived."""
 
     def __init__(self) -> None:
         self.messages: deque[bytes] = deque()
@@ -93,19 +93,19 @@ class TwoNodes:
         self.view = SchedulerView.find(self.runtimes[0], self._instances[0], 2, clock, self.link.slots)
 
     def new_agent(self) -> NodeAgent:
-        """Return an agent that begins now."""
+        """Return a new agent."""
         return NodeAgent(
             FakeTransport(self.up, self.down), self.runtimes[1], self._instances[1], {1}, self.clocks[1]
         )
 
     def send_update(self) -> None:
-        """Send the agent what the scheduler has set, after the messages that were under way."""
+        """Deliver all messages to the agent, then an update with the fields that the scheduler has set."""
         self.down.messages.append(self.link.next_update())
         while self.down.messages:
             self.agent.handle(self.down.messages.popleft())
 
     def deliver_reports(self) -> None:
-        """Let all reports arrive that are on their way to the scheduler."""
+        """Deliver all reports that are on their way to the scheduler."""
         while self.up.messages:
             self.link.handle(self.up.messages.popleft())
 
@@ -116,7 +116,7 @@ class TwoNodes:
         self.deliver_reports()
 
     def close(self) -> None:
-        """Let the files go; the accounts are the test's."""
+        """Close link, view and agent; the test closes the accounts."""
         self.link.close()
         self.view.close()
         self.agent.close()

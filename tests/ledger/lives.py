@@ -1,4 +1,4 @@
-"""Whole lives of owners in forked processes, which are killed on the way; run by a child process."""
+"""Owners in forked processes that are killed at a chosen or random point; run by a child process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _grow(account: Account, granules: int) -> None:
 
 
 def _obey(account: Account, view: SchedulerView) -> None:
-    """Give back down to what others ask for."""
+    """Give memory back, down to the target that others ask for."""
     held, target = account.ready_bytes // GRANULE, view.target_granules()
     if target and held > target:
         account.publish(0, 0, unmaps=1)
@@ -33,7 +33,7 @@ def _obey(account: Account, view: SchedulerView) -> None:
 
 
 def _in_the_file(account: Account, act: Callable[[], T]) -> T:
-    """Do what needs the account's words in the file, which other lives may have deleted just now."""
+    """Call `act`, which needs the account's slot; retry if another process has just deleted the file."""
     for _ in range(100):
         account.acknowledge()
         with contextlib.suppress(LedgerError):
@@ -42,7 +42,7 @@ def _in_the_file(account: Account, act: Callable[[], T]) -> T:
 
 
 def live(runtime: Runtime, instance: str, lose_the_file: bool) -> None:
-    """Start, share a full device with a rival and with whoever else is there, obey tools, and leave."""
+    """Start, share a full device with a rival and other engines, obey tools, and leave."""
     begun = time.monotonic()
 
     def clock() -> float:
@@ -56,10 +56,10 @@ def live(runtime: Runtime, instance: str, lose_the_file: bool) -> None:
     view = _in_the_file(account, lambda: SchedulerView.find(runtime, instance, 1, clock=clock))
     view.publish(engine_usage(1, 1, 1, 1, 9, 2))
     view.count(1, 1, False, 5)
-    account.lease(CAPACITY, PLENTY)  # more than there is: others are asked for it
+    account.lease(CAPACITY, PLENTY)  # more than the device has, so others are asked to give
     account.created(min(20, (account.leased_bytes - account.ready_bytes) // GRANULE))
     rival = attach(runtime, f"{instance}-rival", name="rival", floor_bytes=2 * GRANULE, clock=clock)
-    rival.ask_to_start(4 * GRANULE, 2 * GRANULE, PLENTY)  # waits, and asks
+    rival.ask_to_start(4 * GRANULE, 2 * GRANULE, PLENTY)  # it must wait, so others are asked to give
     account.give_back(bytes_never_ready=account.leased_bytes - account.ready_bytes)
     _obey(account, view)
     rival.ask_to_start(4 * GRANULE, 2 * GRANULE, PLENTY)
@@ -80,7 +80,7 @@ def live(runtime: Runtime, instance: str, lose_the_file: bool) -> None:
 
 
 def _life(n: int, microseconds: int, act: Callable[[], None]) -> int:
-    """Fork one that dies at its n-th write point (0: at none) or after so long (0: never), or ends well."""
+    """Fork a process for `act`; it is killed at its n-th write point or after `microseconds` (0: neither)."""
     pid = os.fork()
     if pid:
         return pid
@@ -109,7 +109,7 @@ def _life(n: int, microseconds: int, act: Callable[[], None]) -> int:
 
 
 def serve(runtime: Runtime) -> None:
-    """Read lines of lives to live at once, `n:microseconds:lose` each; say for each how it ended."""
+    """Run the lives of each input line at once, `n:microseconds:lose` each; print how each one ended."""
     for line in sys.stdin:
         pids = []
         for number, order in enumerate(line.split()):

@@ -1,4 +1,4 @@
-"""Any history of a ledger: engines, tools, deaths, outsiders that take memory, files that vanish, a clock."""
+"""Random histories of a ledger: engines, tools, deaths, outside processes, lost files, and time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SETTLING_TICKS = 48  # six seconds
 
 
 class LedgerMachine(EngineRules):
-    """All that happens on one device, held against the model after each step; at the end nobody starves."""
+    """Everything on one device, compared with the model after each step; at the end no engine starves."""
 
     steps = 0
     settled = 0
@@ -79,9 +79,9 @@ class LedgerMachine(EngineRules):
     @precondition(some_live)
     @rule(who=WHO, which=st.sampled_from(["ledger", "lock", "everything", "slot-00.owner", "slot-01.worker"]))
     def files_vanish(self, who: int, which: str) -> None:
-        """Nobody gets anything until all who live have written their part again."""
+        """No engine is granted memory until every living engine has written its slot again."""
         living = self.world.living
-        for party in living:  # what tools set just before is lost with the file
+        for party in living:  # else a value that a tool has just set is lost with the file
             party.account.acknowledge()
             party.apply_controls()
         folder = self.runtime.device(HOST.uuid)
@@ -137,7 +137,7 @@ class LedgerMachine(EngineRules):
         if not hasattr(self, "world"):
             return
         try:
-            if sys.exc_info()[0]:  # a step has failed: what follows would only hide it
+            if sys.exc_info()[0]:  # a step has failed: later checks would only hide the failure
                 return
             self.settle()
             self.i1_to_i4_hold_and_the_words_are_those_of_the_model()
@@ -152,7 +152,7 @@ class LedgerMachine(EngineRules):
             shutil.rmtree(self.folder)
 
     def settle(self) -> None:
-        """Nothing changes any more: after a bounded time everybody has what it is entitled to."""
+        """Stop all changes: after a bounded time every engine has its share."""
         type(self).settled += 1
         for party in self.world.living:
             party.account.acknowledge()
@@ -163,7 +163,7 @@ class LedgerMachine(EngineRules):
                 if party.start:
                     self._ask_to_start(party)
                 else:
-                    if party.leased < party.goal:  # who asks has requests
+                    if party.leased < party.goal:  # an engine that asks has requests
                         party.busy, party.idle_since_ms = True, 0
                         self._publish(party)
                     self._lease(party, max(0, party.goal - party.leased))
@@ -176,7 +176,7 @@ class LedgerMachine(EngineRules):
         claims = self.world.claims()
         unleased = self.world.unleased
         of = self.world.entitled(claims, unleased)
-        # The granule with block 0 is never given (I7), so somebody may hold one granule above its share.
+        # The granule with block 0 is never given (I7), so an engine may hold one granule above its share.
         stuck = sum(claim.leased > int(of[claim.slot][2]) for claim in claims if claim.leased == 1)
         waits = [party for party in self.world.living if party.start or party.leased < party.goal]
         for party in self.world.living:

@@ -1,4 +1,4 @@
-"""An owner of layout 1.0, which knows the words up to `busy`, or of 1.1, which knows `reclaims` too."""
+"""An owner of layout 1.0, which writes the fields up to `busy`, or of 1.1, which writes `reclaims` too."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_old_file(runtime: Runtime) -> None:
 
 
 class OldOwner:
-    """Claims, leases and leaves as that version does; sizes in granules."""
+    """Claims, leases and leaves as the older version does; sizes are granules."""
 
     def __init__(self, runtime: Runtime, instance: str, minor: int = 0) -> None:
         self._fields = _FIELDS[minor]
@@ -63,7 +63,7 @@ class OldOwner:
         self._file.set(self.slot, name, value)
 
     def lease(self, want: int) -> int:
-        """Return what it gets: first come, first served."""
+        """Return the granules granted: first come, first served."""
         with self._lock.held():
             file = self._file
             taken = [slot for slot, claim in enumerate(file.claims()) if claim != FREE]
@@ -88,6 +88,6 @@ class OldOwner:
         self.close()
 
     def close(self) -> None:
-        """What death does."""
+        """Close the files, as the death of the process would."""
         os.close(self._owner_fd)
         self._file.close()

@@ -1,4 +1,4 @@
-"""One device, a few accounts, in order."""
+"""A few accounts on one device, used one after the other."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TOTAL = CAPACITY // GRANULE
 
 
 def rung(account: Account) -> bool:
-    """Say whether the worker's bell was rung, and silence it."""
+    """Return whether the worker's doorbell was rung, and empty it."""
     ready = readable(account.fileno())
     account.drain()
     return bool(ready)
@@ -87,9 +87,9 @@ def test_i2_lease_create_publish_release(runtime: Runtime) -> None:
         (TOTAL, 0, TOTAL, 0, TOTAL - 10),  # the other has leased 10, of which 6 are ready
         (TOTAL, 3, TOTAL, 0, TOTAL - 13),
         (5, 0, TOTAL, 0, 5),
-        (TOTAL, 0, 20, 0, 16),  # 4 of the free are promised to the other
+        (TOTAL, 0, 20, 0, 16),  # 4 of the free granules are promised to the other account
         (TOTAL, 3, 20, 0, 13),
-        (TOTAL, 0, 20, 7, 9),  # and 7 it may still take outside its cache
+        (TOTAL, 0, 20, 7, 9),  # and it may still take 7 outside its KV cache
         (TOTAL, 0, 4, 0, 0),
         (TOTAL, 0, 0, 0, 0),
     ],

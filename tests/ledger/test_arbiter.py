@@ -37,7 +37,7 @@ class Engine:
     def holds(
         self, used: int, cached: int = 0, spare: int = 0, missing: int = 0, busy: bool = True
     ) -> Engine:
-        """Hold and say so; `missing` is what requests are about to take."""
+        """Hold these granules and publish the usage; requests are about to take `missing` more."""
         held = used + cached + spare
         if held * GRANULE > self.account.leased_bytes:
             hold(self.account, held - self.account.leased_bytes // GRANULE)
@@ -172,7 +172,7 @@ def test_memory_just_granted_is_taken_back_only_for_a_floor(runtime: Runtime, cl
 
 
 def test_i10_a_granule_that_is_nobodys_share_is_lent(runtime: Runtime, clock: Clock) -> None:
-    """Two need all of 63, which is 31.5 each: nobody waits for half a granule."""
+    """Two engines need all of 63 granules, 31.5 each: neither waits for half a granule."""
     third = Engine(runtime, "third", clock).holds(1, busy=False)
     a, b = (Engine(runtime, name, clock).holds(31, missing=20) for name in "ab")
     assert (a.ask(20), b.ask(20)) == (1, 0)
@@ -190,7 +190,7 @@ def test_outsiders_that_took_promised_memory_do_not_slow_a_floor_down(runtime: R
 
 
 class FirstSlotFirst:
-    """A policy as a plugin may bring one."""
+    """A policy from a plugin."""
 
     @hookimpl
     def kvcached_givers(self, claims: Sequence[Claim]) -> Sequence[int]:
@@ -238,7 +238,7 @@ def test_memory_is_not_kept_for_a_dead_waiter(runtime: Runtime, clock: Clock) ->
 
 
 def test_a_large_demand_is_shown_whole_while_it_is_leased_in_slices(runtime: Runtime, clock: Clock) -> None:
-    """The giver is busy and wants all; what it lets go for the taker is not taken back between two slices."""
+    """The giver is busy and wants all memory; it may not lease back memory that the taker waits for."""
     giver = Engine(runtime, "giver", clock).holds(10, cached=44, missing=10)
     taker = Engine(runtime, "taker", clock).holds(0, missing=40)
     assert taker.ask(10) == 10

@@ -55,7 +55,7 @@ def test_i3_a_tool_cannot_raise_floors_over_the_capacity(runtime: Runtime) -> No
     a, b = attach(runtime, "a", name="a", floor_bytes=40 * GRANULE), attach(runtime, "b", name="b")
     set_floor(runtime, "a", 10 * GRANULE)
     with pytest.raises(CapacityError, match="does not fit on host"):
-        set_floor(runtime, "b", 30 * GRANULE)  # a goes by 40 as long as it has not acknowledged 10
+        set_floor(runtime, "b", 30 * GRANULE)  # engine a keeps its floor of 40 until it acknowledges 10
     a.acknowledge()
     set_floor(runtime, "b", 54 * GRANULE)
     b.acknowledge()
@@ -73,7 +73,7 @@ def test_a_weight_is_acknowledged(runtime: Runtime) -> None:
 
 
 class Clock:
-    """Time in which something happens at each sleep."""
+    """A clock that calls a function at each sleep."""
 
     def __init__(self, *events: object) -> None:
         self.now = 0.0

@@ -10,7 +10,7 @@ from kvcached_core.ledger.file import layout
 from tests.ledger.helpers import CAPACITY, PLENTY, attach, child, files, leave, picture
 
 PROCESSES = 8
-LEASES = 3000  # of each process
+LEASES = 3000  # in each process
 
 LEASING = f"""
 import random

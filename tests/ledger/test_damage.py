@@ -193,7 +193,7 @@ CHANGES: dict[str, Callable[[DeviceFolder], None]] = {
 def test_i4_a_change_in_a_folder_that_was_quiet_is_noticed(
     runtime: Runtime, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A quiet folder costs one look; every look gives Python's lock away."""
+    """An unchanged folder costs one stat(); each stat() releases Python's lock."""
     account, folder = attach(runtime, "a"), runtime.device("host")
     hold(account, 5)
     os.utime(folder.path, (0, 0))
@@ -221,7 +221,7 @@ def test_i4_a_change_in_a_folder_that_was_quiet_is_noticed(
 
 
 def test_a_folder_that_has_just_changed_is_checked_in_full(runtime: Runtime) -> None:
-    """The clock of its file system might not tell the next change from that one."""
+    """A change within the same tick of the file system's clock would go unnoticed."""
     folder = runtime.device("host")
     account = attach(runtime, "a")
     assert folder.state() is None

@@ -36,7 +36,7 @@ def test_i1_no_flipped_bytes_crash_the_parser_or_show_more_than_the_capacity(run
     while flips < FLIPS:
         data = bytearray(clean)
         for _ in range(1 + parses % FLIPS_AT_ONCE):
-            # three in four where the words are that count
+            # three flips in four hit the header and the used slots
             at = chance.randrange(used) if chance.random() < 0.75 else chance.randrange(len(data))
             data[at] ^= 1 << chance.randrange(8) if parses % 2 else chance.randrange(1, 256)
             flips += 1

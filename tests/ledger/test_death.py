@@ -22,7 +22,7 @@ SERVE = "from tests.ledger.lives import serve\nserve(runtime)"
 
 
 def ask(mortals: Child, *orders: str) -> list[str]:
-    """Let lives be lived at once; returns how each ended, in the order of their ends."""
+    """Run these lives at once; return how each one ended, in the order of their ends."""
     assert mortals.process.stdin is not None
     mortals.process.stdin.write(f"{' '.join(orders)}\n".encode())
     mortals.process.stdin.flush()
@@ -30,7 +30,7 @@ def ask(mortals: Child, *orders: str) -> list[str]:
 
 
 def nothing_is_lost(runtime: Runtime, survivor: Account, where: str) -> None:
-    """Whoever died has left a ledger that is sound, a lock that is free, and all of its memory to others."""
+    """Check that the dead left a sound ledger, a free lock, and all of their memory to others."""
     assert [wrong for device in snapshot(runtime) for wrong in check(device)] == [], where
     survivor.acknowledge()
     assert check(picture(runtime)) == [], where
@@ -102,7 +102,7 @@ each_point = pytest.mark.parametrize(("point", "act"), POINTS)
 
 
 def stopped_at(point: str, act: str) -> str:
-    """A child that holds 4 granules and stops at a write point of what it does next, under the lock."""
+    """Return code of a child that holds 4 granules, then stops under the lock at a write point of `act`."""
     return f"""
 from tests.ledger.helpers import CAPACITY
 account = attach(runtime, instance)
@@ -122,7 +122,7 @@ finally:
 
 
 class Clock:
-    """Time that passes by sleeping in it."""
+    """A clock that moves only in sleep()."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -159,13 +159,13 @@ def test_i8_a_holder_that_is_stopped_stalls_growth_only(runtime: Runtime, point:
             account.lease(GRANULE, PLENTY)
         assert 1.0 <= clock.now < 1.1
         assert picture(runtime) == before
-        account.give_back(granules_released=1)  # what falls needs no lock
+        account.give_back(granules_released=1)  # giving back needs no lock
         account.publish(0, 0)
         account.acknowledge()
         account.check()
         assert check(picture(runtime)) == []
         os.kill(holder.process.pid, signal.SIGCONT)
-        # Before it has read what others hold, it sees the granule that was given back meanwhile.
+        # If it stopped before it read the other slots, it also sees the granule given back meanwhile.
         leased = 4 if act == START else 25 if point == "free_bytes" else 24
         assert holder.read_line() == f"leased {leased}"
         account.lease(GRANULE, PLENTY)
@@ -238,7 +238,7 @@ def test_i4_a_child_process_does_not_keep_a_dead_owner_alive(runtime: Runtime, h
         try:
             assert picture(runtime).owners[0].live
             owner.kill()
-            os.kill(grandchild, 0)  # it lives on
+            os.kill(grandchild, 0)  # the grandchild is still alive
             assert not picture(runtime).owners[0].live
         finally:
             os.kill(grandchild, signal.SIGKILL)

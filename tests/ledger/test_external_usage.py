@@ -43,7 +43,7 @@ def test_lasting_growth_above_the_headroom_is_reported_once(
 def test_growth_that_ends_within_two_seconds_is_not_reported(
     runtime: Runtime, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As after the death of an engine: its slot is free a moment before its memory is."""
+    """This happens when an engine dies: its slot is free a moment before its memory is."""
     owner = attach(runtime, "a", headroom_bytes=HEADROOM, clock=clock)
     for seconds, outside in ((0, 1), (1, 30), (1.9, 30), (0.2, 1), (5, 30), (1.9, 2)):
         clock.now += seconds

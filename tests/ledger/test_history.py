@@ -1,4 +1,4 @@
-"""The history of a device: bounded, in whole lines, and never a hindrance."""
+"""The history of a device: bounded, in whole lines, and never in an engine's way."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_full_disk_costs_events_and_nothing_else(folder: DeviceFolder) -> None
     history.append(event(1))
     with files_of_at_most(folder.history.stat().st_size + 30):
         history.append(event(2))  # cut
-        history.append(event(3))  # nothing of it is written
+        history.append(event(3))  # no part of it is written
     assert folder.history.stat().st_size == len(folder.history.read_bytes().splitlines()[0]) + 31
     history.append(event(4))
     history.append(event(5))

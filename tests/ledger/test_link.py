@@ -15,7 +15,7 @@ from tests.ledger.links import AHEAD_SECONDS, TwoNodes
 
 
 class Clock:
-    """Moves when it is told to."""
+    """A clock that the test moves."""
 
     now = 100.0
 

@@ -1,4 +1,4 @@
-"""Any history of an engine on two nodes: messages late or lost; ranks grow, free, sleep; files vanish."""
+"""Random histories of an engine on two nodes: late or lost messages, growth, frees, sleep, lost files."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class LinkMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="kvt-link-"))
         self.now = 100.0
         self.nodes = TwoNodes(self.folder, lambda: self.now)
-        self.released = 0  # by the scheduler
-        self.plans: list[list[int]] = [[], []]  # sent and not carried out
+        self.released = 0  # ordered by the scheduler so far
+        self.plans: list[list[int]] = [[], []]  # sent to each rank and not carried out yet
         self.ordered = [0, 0]
         for account in self.nodes.accounts:
             hold(account, 1)
@@ -54,18 +54,18 @@ class LinkMachine(RuleBasedStateMachine):
     def freed(self, rank: int) -> int:
         return self.nodes.accounts[rank]._own["released_granules"]
 
-    # -- what workers do ---------------------------------------------------------------------------------
+    # -- workers -----------------------------------------------------------------------------------------
 
     @rule(rank=RANKS, count=FEW)
     def grow(self, rank: int, count: int) -> None:
         account = self.nodes.accounts[rank]
         count = min(count, TOTAL - account.leased_bytes // GRANULE)
-        if count and not account.created_most:  # as PageSupply.grow
+        if count and not account.created_most:  # as HandleGrowth.grow does
             account.created(account.lease(count * GRANULE, PLENTY) // GRANULE)
 
     @rule(rank=RANKS, count=st.integers(0, 12))
     def give_back(self, rank: int, count: int) -> None:
-        """Carry out the next plan; free some of what is owed, then of what is not counted on."""
+        """Carry out the next plan: free granules that the plans released, then surplus above the cap."""
         if self.plans[rank]:
             self.ordered[rank] = max(self.ordered[rank], self.plans[rank].pop(0))
         account, owed = self.nodes.accounts[rank], self.ordered[rank] - self.freed(rank)
@@ -79,7 +79,7 @@ class LinkMachine(RuleBasedStateMachine):
 
     @rule(rarely=RARELY)
     def sleep(self, rarely: bool) -> None:
-        """All give back all but one granule by themselves, and agree on the counts."""
+        """Let every rank give back all but one granule without a plan, and set equal counts."""
         if not rarely:
             return
         for plans in self.plans:
@@ -90,7 +90,7 @@ class LinkMachine(RuleBasedStateMachine):
             account.recount(created - self.created(rank))
             self.ordered[rank] = self.freed(rank)
 
-    # -- what others do ----------------------------------------------------------------------------------
+    # -- other engines, tools and time -------------------------------------------------------------------
 
     @rule(rank=RANKS, granules=st.integers(0, 12), seconds=st.sampled_from([0.0, 1.0]))
     def ask_for_memory(self, rank: int, granules: int, seconds: float) -> None:
@@ -156,9 +156,9 @@ class LinkMachine(RuleBasedStateMachine):
     # -- the scheduler -----------------------------------------------------------------------------------
 
     def held(self) -> int:
-        """Look as the governor does before each step."""
+        """Read the ledger as the governor does before each step; return the granules held."""
         view = self.nodes.view
-        self.released = max(self.released, view.released())  # they slept
+        self.released = max(self.released, view.released())  # the ranks may have slept
         view.granule_limit()
         view.target_granules()
         return view.created() - self.released
@@ -196,8 +196,8 @@ class LinkMachine(RuleBasedStateMachine):
             self.all_is_reported_in_the_end()
 
     def all_is_reported_in_the_end(self) -> None:
-        """Once no message is lost any more, each side knows what the other has written."""
-        self.now += 2.0  # nothing is asked any more
+        """Once no message is lost any more, each side knows every field that the other has written."""
+        self.now += 2.0  # every request for memory has lapsed
         for _ in range(3):
             self.nodes.exchange()
             self.held()

@@ -23,7 +23,7 @@ BOUND_SECONDS = 20.0
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait until it holds; threads are at work."""
+    """Wait until the condition holds: the link's threads make it true."""
     give_up_at = time.monotonic() + BOUND_SECONDS
     while not condition():
         assert time.monotonic() < give_up_at
@@ -31,7 +31,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 class RunningLink:
-    """Both sides at work."""
+    """Both sides of a link, with their threads running."""
 
     def __init__(self, folder: Path, acknowledge_seconds: int = 60) -> None:
         self.runtimes = [Runtime.open(folder / "local"), Runtime.open(folder / "remote")]
@@ -55,12 +55,12 @@ class RunningLink:
         assert not any(thread.is_alive() for thread in (*self.link._threads, *self.agent._threads))
 
     def want_more(self) -> None:
-        """Publish something; the link may be known to have ended before that returns."""
+        """Publish a new usage; the link may fail during the call."""
         with contextlib.suppress(LedgerError):
             self.view.publish(engine_usage(wanted_granules=2))
 
     def ends_with(self, sentence: str) -> None:
-        """Expect that an idle scheduler is rung, and the error it gets."""
+        """Check that an idle scheduler is rung, and that its next call raises this error."""
         assert readable(self.link.slots[1].bell_fd, seconds=BOUND_SECONDS) == 1
         until(lambda: bool(self.link.failure))
         for call in (self.view.created, self.view.released, lambda: self.view.publish(engine_usage())):
@@ -93,7 +93,7 @@ def test_memory_comes_and_goes_over_a_link_and_bells_ring_on_both_sides(
             assert readable(both.link.slots[1].bell_fd, seconds=BOUND_SECONDS) == 1
         both.view.count(0, 0, busy=True, idle_since_ms=0)
         until(lambda: both.account._slot.get("busy") == 1)
-        both.account._slot.set("target_bytes", GRANULE)  # rings nobody
+        both.account._slot.set("target_bytes", GRANULE)  # rings no doorbell
         both.account._slot.set("asked_until_ms", 1 << 50)
         until(lambda: both.view.target_granules() == 1)
 
@@ -128,7 +128,7 @@ def test_a_link_that_breaks_ends_the_engine(end: str, runtime: Runtime, tmp_path
 
 def test_a_node_that_does_not_answer_ends_the_engine(runtime: Runtime, tmp_path: Path) -> None:
     with running_link(tmp_path, acknowledge_seconds=1) as both:
-        both.agent_transport.other = QueueTransport()  # what it sends is lost from now on
+        both.agent_transport.other = QueueTransport()  # its messages are lost from now on
         both.view.drain()
         both.want_more()
         both.ends_with("node 1 has not answered for 1 s")

@@ -1,4 +1,4 @@
-"""Ranks of one engine on several devices grow in step: engines do not wait for each other's halves."""
+"""Ranks of one engine on several devices grow in step, so two engines never wait for each other's memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from kvcached_core.ledger.peers import LEAD_GRANULES
 from tests.ledger.helpers import GRANULE, attach, die, engine_usage, leave
 
 TOTAL = 256
-DEVICES = (DeviceIdentity("GPU-b", "b"), DeviceIdentity("GPU-a", "a"))  # rank 1 is on the first in order
+DEVICES = (DeviceIdentity("GPU-b", "b"), DeviceIdentity("GPU-a", "a"))  # rank 1's device is first in order
 PLENTY = MemoryInfo(TOTAL * GRANULE, TOTAL * GRANULE)
 
 
 def engine(runtime: Runtime, name: str, wanted: int) -> list[Account]:
-    """Attach an engine with a rank on each device, whose scheduler wants so many granules."""
+    """Attach an engine with a rank on each device, whose scheduler wants `wanted` granules."""
     accounts = [
         attach(runtime, name, rank=rank, name=name, device=device, capacity_bytes=TOTAL * GRANULE)
         for rank, device in enumerate(DEVICES)
@@ -48,7 +48,7 @@ def lease(account: Account) -> int:
 
 
 def obey(runtime: Runtime, name: str, accounts: list[Account]) -> None:
-    """Give back what is asked, on every rank alike, as a scheduler orders it."""
+    """Give back the memory that is asked for, the same on every rank, as a scheduler orders it."""
     view = SchedulerView.find(runtime, name, len(accounts))
     target = view.target_granules()
     view.close()
@@ -98,7 +98,7 @@ def test_two_engines_on_the_same_devices_neither_deadlock_nor_starve(runtime: Ru
         if chance.random() < 0.3:
             name = chance.choice(list(engines))
             obey(runtime, name, engines[name])
-    for _ in range(40):  # the churn is over: everybody asks and obeys
+    for _ in range(40):  # no more random turns: every engine asks and obeys
         for account in turns:
             lease(account)
         for name, accounts in engines.items():

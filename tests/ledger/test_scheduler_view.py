@@ -105,7 +105,7 @@ def test_an_order_to_withdraw_ends_with_the_surplus(runtime: Runtime) -> None:
     hold(least, 3)
     view.publish(engine_usage(0, 0, 0, wanted_granules=3, released_granules=0))
     assert far.created_most == 3
-    for account, gone, more in ((far, 4, 1), (least, 2, 3)):  # they fell asleep
+    for account, gone, more in ((far, 4, 1), (least, 2, 3)):  # the ranks fell asleep
         account.give_back(granules_released=gone)
         account.recount(more)
     assert view.created() == 6 and far.created_most == 0

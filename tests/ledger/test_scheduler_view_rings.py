@@ -42,10 +42,10 @@ def test_only_a_rank_that_lacks_wanted_memory_is_rung(runtime: Runtime) -> None:
     rings = []
     for usage in (
         engine_usage(wanted_granules=1),
-        engine_usage(wanted_granules=3),  # both have them
-        engine_usage(wanted_granules=5),  # the second lacks two
+        engine_usage(wanted_granules=3),  # both ranks hold 3
+        engine_usage(wanted_granules=5),  # the second rank lacks two
         engine_usage(wanted_granules=2, released_granules=2),
-        engine_usage(wanted_granules=3, released_granules=2),  # of five the first keeps three
+        engine_usage(wanted_granules=3, released_granules=2),  # the first rank keeps three of five
         engine_usage(wanted_granules=4, released_granules=2),
     ):
         view.publish(usage)
@@ -56,7 +56,7 @@ def test_only_a_rank_that_lacks_wanted_memory_is_rung(runtime: Runtime) -> None:
 
 
 def test_a_rank_that_lacks_spare_granules_alone_is_not_rung(runtime: Runtime) -> None:
-    """A turn of its thread costs the engine's loop about as much as making ten granules."""
+    """A turn of the supply thread costs the engine's loop as much as creating about ten granules."""
     account = attach(runtime, "a")
     hold(account, 5)
     view = SchedulerView.find(runtime, "a", 1)
@@ -66,7 +66,7 @@ def test_a_rank_that_lacks_spare_granules_alone_is_not_rung(runtime: Runtime) ->
         engine_usage(wanted_granules=7, spare_granules=2),  # five are enough
         engine_usage(wanted_granules=8, spare_granules=2),
         engine_usage(wanted_granules=8, spare_granules=2),
-        engine_usage(wanted_granules=8),  # the limit leaves no spare ones, and more are short
+        engine_usage(wanted_granules=8),  # no spare ones within the limit, and the engine needs more
     ):
         view.publish(usage)
         rings.append(rung(account.fileno()))

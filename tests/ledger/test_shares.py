@@ -39,7 +39,7 @@ def bounds(draw: st.DrawFn, sizes: st.SearchStrategy[int] = LARGE) -> list[Bound
 
 @st.composite
 def claims(draw: st.DrawFn, sizes: st.SearchStrategy[int] = SMALL) -> list[Claim]:
-    """Owners as a ledger may show them; words of a scheduler may be of another moment than the worker's."""
+    """Return claims as a ledger may show them: a scheduler's fields may be older than its worker's."""
     found = []
     for slot in range(draw(st.integers(1, 6))):
         leased, unmet, busy = draw(sizes), draw(st.just(0) | sizes), draw(st.booleans())

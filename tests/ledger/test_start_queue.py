@@ -1,4 +1,4 @@
-"""Engines that start beside others: each waits for its turn and its memory, which no other engine gets."""
+"""Engines that start beside others: each waits for its turn and for memory that no other engine gets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def clock() -> Clock:
 
 
 def cached(runtime: Runtime, clock: Clock, granules: int) -> tuple[Account, SchedulerView]:
-    """An engine whose memory is all cache but one granule."""
+    """Return an idle engine with one granule in use and the rest cached."""
     account = attach(runtime, "cached", name="cached", clock=clock)
     hold(account, granules)
     view = SchedulerView.find(runtime, "cached", 1, clock=clock)
@@ -123,7 +123,7 @@ def test_memory_taken_since_does_not_count_twice(runtime: Runtime, clock: Clock)
 
 
 def test_engines_that_start_together_get_the_same_as_alone(runtime: Runtime, clock: Clock) -> None:
-    """Three with 12 of weights each on 64: all come up, and each could hold what remains."""
+    """Three engines with 12 granules of weights each, on 64: all start, and each may lease all the rest."""
     starters = [attach(runtime, name, name=name, clock=clock) for name in "abc"]
     free = TOTAL
     for account in starters:

@@ -17,13 +17,13 @@ def clock() -> Clock:
 
 
 def reclaims(runtime: Runtime, name: str) -> HistogramReading:
-    """Return the times that an engine shows."""
+    """Return the histogram of reclaims that an engine shows."""
     (owner,) = (owner for owner in picture(runtime).owners if owner.name == name)
     return owner.reclaim_seconds
 
 
 def asked(runtime: Runtime, clock: Clock) -> tuple[Engine, Engine]:
-    """Return an idle engine that is asked for 14 of 64 granules, and who asks."""
+    """Return an idle engine that is asked for 14 of its 64 granules, and the engine that asks."""
     idle = Engine(runtime, "idle", clock).holds(2, cached=62, busy=False)
     waiting = Engine(runtime, "waiting", clock).holds(0, missing=14)
     assert waiting.ask(14) == 0 and idle.asked == (50, 0)

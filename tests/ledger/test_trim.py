@@ -22,7 +22,7 @@ def runtime(tmp_path: Path) -> Runtime:
 
 
 def words(runtime: Runtime, slot: int, *names: str) -> list[int]:
-    """Return words of a slot."""
+    """Return these fields of a slot."""
     file = LedgerFile(runtime.device("host").ledger)
     found = [file.get(slot, name) for name in names]
     file.close()
@@ -30,7 +30,7 @@ def words(runtime: Runtime, slot: int, *names: str) -> list[int]:
 
 
 def acting(*engines: Owner) -> Callable[[float], None]:
-    """Return a sleep in which the engines take a turn, as they do when they are rung."""
+    """Return a sleep function during which the engines take a turn, as they do when rung."""
 
     def sleep(seconds: float) -> None:
         assert seconds > 0
@@ -52,7 +52,7 @@ def test_spare_and_cached_memory_is_given_back_and_requests_keep_theirs(runtime:
     assert len(engine.used) == 8 * SIZE, "requests keep what they hold"
     assert {block.block_id // SIZE for block in engine.cached} <= in_use, "cache goes by the granule"
     after = picture(runtime).owners[0]
-    # It serves, so it may have taken its spare granules again.
+    # The engine has requests, so it may have leased its spare granules again.
     assert after.used_bytes >= before.used_bytes and after.leased_bytes <= before.leased_bytes - 10 * PAGE
     assert engine.memory_bytes() == after.ready_bytes
     assert check(picture(runtime)) == []
@@ -79,7 +79,7 @@ def test_a_trim_that_another_lease_lifts_is_repeated(runtime: Runtime) -> None:
         nonlocal rounds
         rounds += 1
         if rounds <= 2:
-            hold(other, 1)  # the arbiter writes its own asks, which are none
+            hold(other, 1)  # the arbiter overwrites the target: it asks for nothing
             assert words(runtime, engine.account.slot, "target_bytes") == [0]
         else:
             engine.settle()
@@ -101,7 +101,7 @@ def test_a_trim_never_raises_a_target_nor_asks_for_preemption(runtime: Runtime) 
         file.set(slot, name, value)
     ask_to_trim(runtime, "a")
     assert words(runtime, slot, "target_bytes", "must_bytes") == [2 * PAGE, 3 * PAGE]
-    file.set(slot, "asked_until_ms", 1)  # lapsed: what it said counts no more
+    file.set(slot, "asked_until_ms", 1)  # lapsed: the target no longer holds
     ask_to_trim(runtime, "a")
     needed = file.get(slot, "needed_bytes")
     assert words(runtime, slot, "target_bytes", "must_bytes") == [needed, 0]

@@ -22,7 +22,7 @@ FRESH_MS = KEEP_MS = 1000
 
 @dataclass
 class Party:
-    """What the model knows of one owner; everything in granules."""
+    """The model's state of one owner; sizes are granules."""
 
     account: Account
     view: SchedulerView
@@ -41,7 +41,7 @@ class Party:
     now: int = 0
     peak: int = 0
     demand: int = 0
-    is_short: bool = False  # got less than it asked for, and not yet all
+    is_short: bool = False  # got less than it asked for, and still lacks some
     short_at_ms: int = 0
     coming: int = 0
     kept_until_ms: int = 0
@@ -66,7 +66,7 @@ class Party:
 
     @property
     def goal(self) -> int:
-        """What it should hold in the end."""
+        """Granules that it holds in the end, if there is room."""
         return min(self.limit_wanted, max(self.wanted, self.needed)) if self.start is None else 0
 
     def fall(self, granules: int) -> None:
@@ -79,13 +79,13 @@ class Party:
         self.limit, self.floor, self.weight = self.limit_wanted, self.floor_wanted, self.weight_wanted
 
     def retake(self) -> None:
-        """Its slot was written again, without the reclaims of others."""
+        """Note that the slot was written again, without the reclaims by other engines."""
         self.target = self.must = self.reclaim = self.reclaims = self.asked_until_ms = 0
 
 
 @dataclass
 class World:
-    """All owners, the dead until they are swept; `outside` is what the ledger does not know."""
+    """All owners, dead ones until they are swept; `outside` is memory of processes outside the ledger."""
 
     parties: list[Party] = field(default_factory=list)
     outside: int = 0
@@ -97,12 +97,12 @@ class World:
 
     @property
     def free(self) -> int:
-        """What the driver calls free."""
+        """Free memory as the driver reports it."""
         return TOTAL - self.outside - sum(party.ready + party.now for party in self.living)
 
     @property
     def unleased(self) -> int:
-        """What may still be promised: of the device, and of what is free."""
+        """Granules that may still be leased: within the device and within its free memory."""
         of_device = TOTAL - HEADROOM - sum(party.leased for party in self.parties)
         unkept = sum(party.leased - party.ready for party in self.parties)
         private = sum(max(0, party.peak - party.now) for party in self.parties)
@@ -115,7 +115,7 @@ class World:
         return sum(max(p.floor, p.floor_wanted) for p in self.living if p is not party)
 
     def claims(self, asks: Party | None = None, unmet: int = 0) -> list[Claim]:
-        """Return all claims, with `unmet` for the one who asks."""
+        """Return all claims, with `unmet` for the owner that asks."""
         return [
             self._claim(party, unmet if party is asks else self._fresh_demand(party))
             for party in sorted(self.parties, key=lambda party: party.slot)
@@ -141,7 +141,7 @@ class World:
         return fairness.entitled(claims, max(0, total))
 
     def lease(self, party: Party, want: int) -> int:
-        """Return what a lease of `want` (at least 1) gets, and note all that it changes."""
+        """Return the granules that a lease of `want` (at least 1) gets, and change the model to match."""
         party.apply_controls()
         unmet, unleased = max(want, party.wanted - party.leased), self.unleased
         claims = self.claims(party, unmet)
@@ -171,7 +171,7 @@ class World:
     @staticmethod
     def _i10(mine: Claim, granted: int, want: int, room: int, others: list[Claim],
              of: dict[int, Levels]) -> None:  # fmt: skip
-        """Nobody waits while enough is free, unless somebody with a higher claim asked a moment ago."""
+        """Check I10: no owner waits while enough is free, unless an owner with a higher claim waits too."""
         if granted == want or room <= granted:
             return
         level = sum(mine.leased + granted + 1 > int(share) for share in of[mine.slot])
@@ -180,7 +180,7 @@ class World:
         assert waits >= room - granted, "I10"
 
     def _ask(self, claims: list[Claim], unleased: int) -> int:
-        """Note what everybody is asked after a lease or a start that waits; return the sum."""
+        """Write the reclaims after a lease, or after a start that waits; return their sum."""
         of = self.entitled(claims, unleased)
         asks: dict[int, tuple[int, int]] = {}
         if any(claim.unmet or claim.starting for claim in claims):
@@ -200,7 +200,7 @@ class World:
             party.reclaims += 1
 
     def ask_to_start(self, party: Party) -> tuple[bool, int, int] | None:
-        """Return admitted, ahead and missing; None where it can never fit."""
+        """Return (admitted, ahead, missing), or None if the engine can never fit."""
         assert party.start is not None
         private, floor = party.start
         self.sweep()
@@ -230,7 +230,7 @@ class World:
 
 
 def _order(claims: Sequence[Claim], of: dict[int, Levels]) -> list[int]:
-    """Return who gives first: idle for longest; then the farthest above by weight."""
+    """Return the slots of givers in order: longest idle first, then farthest above their shares by weight."""
 
     def rank(claim: Claim) -> tuple[bool, Fraction]:
         if claim.idle_since_ms:

@@ -23,7 +23,7 @@ from kvcached_core.ledger.file import layout
 from kvcached_core.ledger.file.layout import HEADER_AT, SLOT_AT, TEXT_BYTES, TIMES, WORD
 
 WriteHook = Callable[[str], None]
-Row = Mapping[str, int]  # the fields of a slot by name, without those that only monitoring reads
+Row = Mapping[str, int]  # a slot's fields by name, except texts and histograms
 
 _NAMES = tuple(name for name in SLOT_AT if name not in TEXT_BYTES and name not in TIMES)
 _pick = operator.itemgetter(*(SLOT_AT[name] for name in _NAMES))

@@ -1,8 +1,8 @@
 """The arbiter: it decides which engines give memory back, and writes that into their slots.
 
-No process does only that. A worker whose lease gets less than it may have computes the shares, under the
-lock, and asks the engines above their shares to give memory back. Such a reclaim lapses after a second unless
-it is repeated, which a living worker does as long as it waits.
+No process is dedicated to this. A worker whose lease gets less than it may have computes the shares, under
+the lock, and asks the engines above their shares to give memory back. Such a reclaim lapses after a second
+unless it is repeated; a living worker repeats it as long as it waits.
 """
 
 from __future__ import annotations

@@ -21,12 +21,11 @@ class ExternalUsage:
     def __init__(self) -> None:
         self.bytes = 0
         self._reported: int | None = None
-        self._changed_at_ms = 0  # since when it differs from the value reported; 0: it does not
+        self._changed_at_ms = 0  # when it began to differ from the reported value; 0: it does not differ
 
     def measure(self, rows: Iterable[Row], memory: MemoryInfo, device: str, headroom_bytes: int,
                 now_ms: int) -> bool:  # fmt: skip
-        """Measure anew; return whether it has changed by more than the headroom, and lastingly, since the
-        last
+        """Measure again; return whether usage has changed for good by more than the headroom since the last
         report."""
         known = floors = 0
         for row in rows:
@@ -34,7 +33,7 @@ class ExternalUsage:
             floors += max(0, row["floor_applied"] - row["leased_bytes"])
         self.bytes = max(0, memory.total_bytes - memory.free_bytes - known)
         if self._reported is None:
-            self._reported = self.bytes  # drivers and contexts, which were there before
+            self._reported = self.bytes  # drivers and contexts that were there first
             return False
         grown = self.bytes - self._reported
         if abs(grown) <= max(headroom_bytes, 1):

@@ -39,10 +39,10 @@ class Trim(NamedTuple):
     slot: int
     instance: str
     rank: int
-    leased_bytes: int  # before
+    leased_bytes: int  # when it was asked
     target_bytes: int
-    released_granules: int  # so far, before
-    reclaimable: bool  # False: its version cannot be asked
+    released_granules: int  # since the engine began, when it was asked
+    reclaimable: bool  # False: its version cannot be asked to give back
 
 
 class Trimmed(NamedTuple):
