@@ -1,8 +1,8 @@
 """Run every GPU benchmark, one after the other: `python -m benchmarks.gpu_suite`.
 
-Each step is a benchmark in a process group of its own, with a time limit. A step that fails or exceeds its
-limit does not stop the others. The folder of `--out` gets the results, named as in benchmarks/results, and
-the logs.
+Each step is a benchmark in its own process group, with a time limit. A step that fails or exceeds its limit
+does not stop the others. The results, named as in benchmarks/results, and the logs are written to the folder
+`--out`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ KILL_SECONDS = 30.0  # time for an interrupted benchmark to end its engines
 
 
 class Step(NamedTuple):
-    """A benchmark: which engine's packages it needs, its time limit, its module and options.
+    """A benchmark: the engine whose packages it needs, its time limit, its module and its options.
 
-    `logs`: it has the option --logs. `headroom`: it has the option --headroom, for large GPUs.
+    `logs`: the benchmark has the option --logs. `headroom`: it has the option --headroom, for large GPUs.
     """
 
     engine: str
@@ -92,7 +92,7 @@ def command(name: str, settings: Settings) -> list[str]:
 
 def environment(name: str, settings: Settings) -> dict[str, str]:
     """Return the caller's environment with the packages of the step's engine in front."""
-    # both engines' servers are children of `beside`, which gives each its own
+    # `beside` starts a server of each engine and gives each server its own packages
     site = None if name == "beside" else settings.sites[STEPS[name].engine]
     paths = [str(site)] if site else []
     paths += filter(None, [os.environ.get("PYTHONPATH")])
@@ -100,7 +100,7 @@ def environment(name: str, settings: Settings) -> dict[str, str]:
 
 
 def run(words: Sequence[str], environ: dict[str, str], log: Path, seconds: float) -> int | None:
-    """Run a command; return its exit status, or None if it exceeded `seconds`. Its process group is gone."""
+    """Run a command, then end its process group; return the exit status, or None after `seconds`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(words, env=environ, stdin=subprocess.DEVNULL, stdout=output,
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for engine in ENGINES:
         parser.add_argument(f"--{engine}-python", default=sys.executable, metavar="PYTHON")
         parser.add_argument(f"--{engine}-site", type=Path, help="folder of packages for this engine alone")
-    parser.add_argument("--headroom", help="for steps that need only a part of the GPU, as 56GiB")
+    parser.add_argument("--headroom", help="GPU memory to leave unused where a step permits it, e.g. 56GiB")
     parser.add_argument("--print", action="store_true", help="print the commands instead of running them")
     options = parser.parse_args(arguments)
     given = vars(options)

@@ -7,15 +7,15 @@ and slow drift of the machine cancel out. On a GPU the running engine has half o
 engine the other half, because an idle SGLang spins. A round sends `--requests` new prompts at once. The
 phases:
 
-    growing   begins with no memory mapped, after a pause that stock has as well
+    growing   begins with no memory mapped, after a pause; the stock engine pauses too
     full      every new block evicts an old one
     steady    the memory is mapped already, and nothing is cached
-    prefill   as steady, with one generated token for each prompt
-    decode    as steady, with short prompts and many generated tokens
+    prefill   like steady, with one generated token for each prompt
+    decode    like steady, with short prompts and many generated tokens
 
-On a GPU the driver's free memory is recorded before and after each round; both engines' memory is counted
-in it. With `--profile`, kernels of one growing and one steady round of each engine are recorded at the end.
-Without a GPU (or with `--host --model FOLDER`) everything is small.
+On a GPU the driver's free memory is recorded before and after each round; it reflects the memory of both
+engines. With `--profile`, kernels of one growing and one steady round of each engine are recorded at the end.
+Without a GPU (or with `--host --model FOLDER`) the benchmark runs on the CPU with small sizes.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from devkit.statistics import pairwise
 from kvcached_core.ledger import OwnerSnapshot, Runtime
 
 START_SECONDS, ROUND_SECONDS, REST_SECONDS = 300.0, 240.0, 30.0
-# Before a growing round: idle memory is unmapped by then. Stock pauses as long, because after a pause the
-# device is slow at first for either engine.
+# Pause before a growing round, after which idle memory is unmapped. The stock engine pauses equally long,
+# because after a pause the device is slow at first for either engine.
 PAUSE_SECONDS = 6.0
 PHASES = ("growing", "full", "steady", "prefill", "decode")
 FILLS = 2  # rounds after which the cache is full
 DECODE_PROMPT = 16  # tokens
-HOST_BUDGET = 48  # units of the scale
-HOST_TOKEN_BYTES = 4096  # of the tiny model
+HOST_BUDGET = 48  # units of Scale.gib bytes
+HOST_TOKEN_BYTES = 4096  # KV cache of one token of the tiny model
 
 
 class Shape(NamedTuple):
@@ -73,7 +73,7 @@ class Found:
 
 
 class Contender:
-    """One engine, asked for rounds."""
+    """One of the two compared engines."""
 
     def __init__(
         self, engine: Engine, seeds: Iterable[int], owner: Callable[[], OwnerSnapshot] | None,
@@ -106,7 +106,7 @@ class Contender:
     def rest(self, seconds: float) -> float:
         """Drop the prefix cache; wait at least `seconds`, and until an elastic engine holds one granule.
 
-        Returns the seconds that took.
+        Returns the seconds of the wait.
         """
         began = time.monotonic()
         self.flush()
@@ -127,7 +127,7 @@ class Contender:
 
 
 class Play:
-    """The phases; in each the contenders run alternately."""
+    """Runs the phases. In each phase the engines run alternately."""
 
     def __init__(
         self, contenders: list[Contender], shape: Shape, rounds: int, found: Found,
@@ -136,13 +136,13 @@ class Play:
     ) -> None:  # fmt: skip
         """`save` is called after each round of all engines, so a later failure loses no measurement.
 
-        `free_bytes` returns the free memory of the device, where it can be asked.
+        `free_bytes` returns the free memory of the device (None: not recorded).
         """
         self._contenders, self._shape, self._rounds, self._found = contenders, shape, rounds, found
         self._phases, self._save, self._free_bytes = phases, save, free_bytes
 
     def run(self, profiles: bool) -> None:
-        """Play the phases."""
+        """Run all phases."""
         shape = self._shape
         for contender in self._in_turn(self._contenders):
             contender.round(shape)  # warm up
@@ -178,7 +178,7 @@ class Play:
         print(f"{name}: {self._shown(name)}", flush=True)
 
     def _in_turn(self, order: Iterable[Contender]) -> Iterator[Contender]:
-        """Yield each contender in turn, after moving it to the CPUs of the running engine."""
+        """Yield each engine in turn, after moving it to the CPUs of the running engine."""
         for contender in order:
             for one in self._contenders:
                 one.place(one is contender)
@@ -212,7 +212,7 @@ class Play:
 
 
 def compared(name: str, rates: list[float], stock: list[float]) -> str:
-    """Return the median, and the mean of ratios round by round with its standard error, as text."""
+    """Return as text the median rate, and the mean of the rounds' ratios to stock with its standard error."""
     rounds = pairwise(rates, stock)
     return f"{name} {statistics.median(rates):.0f} ({rounds.mean:.4f} +- {rounds.error:.4f})"
 
@@ -232,7 +232,7 @@ def contestants(options: argparse.Namespace, scale: Scale) -> list[Engine]:
         arguments = {"kv_cache_memory_bytes": size_bytes}
         stock = (
             {} if scale.on_host else {"gpu_memory_utilization": 0.4}
-        )  # vLLM checks it, but kv_cache_memory_bytes decides
+        )  # vLLM checks it at start; kv_cache_memory_bytes sets the size
     started = []
     for core, (backend, more) in enumerate((("stock", stock), ("kvcached", {}))):
         own = replace(scale, arguments={**scale.arguments, **arguments, **more})
@@ -244,7 +244,7 @@ def contestants(options: argparse.Namespace, scale: Scale) -> list[Engine]:
 
 def run(options: argparse.Namespace, scale: Scale, runtime: Runtime, found: Found,
         save: Callable[[], None]) -> None:  # fmt: skip
-    """Start both, play, and end them."""
+    """Start both engines, run the phases, and end both engines."""
     parties = contestants(options, scale)
     try:
         for engine in parties:
@@ -273,13 +273,13 @@ def arguments() -> argparse.Namespace:
     options_of.add_requests(parser, 224, 20.0)
     parser.add_argument("--rounds", type=int, default=6, help="rounds of each phase and engine")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
-    parser.add_argument("--profile", action="store_true", help="record kernels of two rounds of each")
+    parser.add_argument("--profile", action="store_true", help="record kernels in two rounds of each engine")
     options_of.add_settings(parser)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Play, write the JSON and print the ratios."""
+    """Run the phases, write the JSON and print the ratios."""
     options, started, found = arguments(), time.time(), Found()
 
     def save() -> None:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.engine.outputs --engine vllm --out benchmarks/results/vllm_outputs.json
 
-Results in bf16 depend on the other requests of a batch, in stock engines too. So two answers agree if they
-are equal up to a token at which the two best candidates are within `--gap`, a difference of log
-probabilities. A second stock run is the control. The exit status is 1 if an elastic answer differs by more
+In bf16 an answer depends on the other requests of its batch, in stock engines too. So two answers agree if
+they are equal, or if the log probabilities of the two best candidates differ by at most `--gap` at the first
+different token. A second stock run is the control. The exit status is 1 if an elastic answer differs by more
 than the gap.
 """
 
@@ -24,11 +24,11 @@ from benchmarks.lib import options as options_of
 from benchmarks.lib import vllm_engine
 from benchmarks.lib.record import write
 
-Answer = list[tuple[int, float]]  # each token, and its lead over the second best candidate
+Answer = list[tuple[int, float]]  # (token, its log probability less that of the second best candidate)
 
 
 def rounds_of_prompts(options: argparse.Namespace) -> Iterator[list[list[int]]]:
-    """Yield the prompts of each round. Later prompts share prefixes with earlier ones, partly evicted."""
+    """Yield the prompts of each round. Later prompts share prefixes with earlier ones; some are evicted."""
     for number in range(options.rounds):
         (shared,) = _ids(1, 256, 1000 + number % 3)
         yield [shared + own for own in _ids(options.requests, 300, 2000 + number)]
@@ -39,7 +39,7 @@ def _ids(count: int, length: int, seed: int) -> list[list[int]]:
 
 
 def settings(options: argparse.Namespace) -> dict[str, str]:
-    """Return the kvcached settings; the command line's replace ours."""
+    """Return the kvcached settings; settings on the command line replace the defaults."""
     return {"spare": "64MiB"} | options_of.settings(options)
 
 
@@ -55,7 +55,7 @@ def first_differences(reference: list[Answer], other: list[Answer]) -> list[floa
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Run kvcached, then stock twice; write and judge."""
+    """Run kvcached, then stock twice; write the result and return the exit status."""
     started = time.time()
     runs: list[list[Answer]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +102,7 @@ def main() -> int:
     options_of.add_kv_gib(parser, 8.0)
     options_of.add_ranks(parser)
     parser.add_argument("--gap", type=float, default=0.01, help="tolerated difference of log probabilities")
-    parser.add_argument("--deviation", type=float, default=0.05, help="of the random weights")
+    parser.add_argument("--deviation", type=float, default=0.05, help="deviation of the random weights")
     options_of.add_settings(parser)
     options = parser.parse_args()
     if options.backend is None:

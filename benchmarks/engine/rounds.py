@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.lib import options as options_of
 from benchmarks.lib import vllm_engine
 
-SETTLE_SECONDS = 5.0  # two idle periods and a bit
+SETTLE_SECONDS = 5.0  # a little more than two idle periods of kvcached
 
 
 def arguments(module: str, description: str | None) -> argparse.Namespace:
@@ -26,16 +26,16 @@ def arguments(module: str, description: str | None) -> argparse.Namespace:
     parser.add_argument("--backend", choices=vllm_engine.BACKENDS, required=True)
     parser.add_argument("--model", type=Path, default=Path("build/bench/llama-8b"))
     options_of.add_requests(parser, 256, 24.0)
-    parser.add_argument("--growing", type=int, default=3, help="rounds")
-    parser.add_argument("--full", type=int, default=4, help="rounds")
-    parser.add_argument("--steady", type=int, default=2, help="rounds")
+    parser.add_argument("--growing", type=int, default=3, help="number of growing rounds")
+    parser.add_argument("--full", type=int, default=4, help="number of full rounds")
+    parser.add_argument("--steady", type=int, default=2, help="number of steady rounds")
     options_of.add_ranks(parser)
     options_of.add_settings(parser)
     return parser.parse_args()
 
 
 class Rounds(ABC):
-    """The rounds of one engine, which a subclass starts and asks."""
+    """The rounds of one engine. A subclass starts the engine and sends it the prompts."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -47,7 +47,7 @@ class Rounds(ABC):
 
     @abstractmethod
     def start(self, kv_bytes: int, settings: dict[str, Any]) -> None:
-        """Start the engine with so much KV cache."""
+        """Start the engine with a KV cache of `kv_bytes`."""
 
     @abstractmethod
     def generate(self, prompts: list[list[int]], tokens: int) -> int:
@@ -55,7 +55,7 @@ class Rounds(ABC):
 
     @abstractmethod
     def flush(self) -> None:
-        """Forget the prefix cache."""
+        """Drop the prefix cache."""
 
     @abstractmethod
     def free_bytes(self) -> list[int]:
@@ -72,7 +72,7 @@ class Rounds(ABC):
         return tokens / (time.perf_counter() - started)
 
     def look(self, name: str) -> None:
-        """Record the free memory of each device: the first under `name`, others under `name_rankN`."""
+        """Record the free memory of each device: the first as `name`, the others as `name_rankN`."""
         for rank, size_bytes in enumerate(self.free_bytes()):
             self.seen.setdefault(f"{name}_rank{rank}" if rank else name, []).append(size_bytes)
 
@@ -83,7 +83,7 @@ class Rounds(ABC):
         self.look(name)
 
     def steady(self) -> list[float]:
-        """Return rates of rounds on memory that is mapped already and holds no cache."""
+        """Return the rates of rounds on memory that is mapped already, with an empty prefix cache."""
         rates = []
         for _ in range(self.options.steady):
             self.flush()
@@ -91,7 +91,7 @@ class Rounds(ABC):
         return rates
 
     def run(self) -> None:
-        """Run every phase, and write the measurements as JSON."""
+        """Run all rounds, and write the measurements as JSON."""
         options, seen = self.options, self.seen
         self.round(16)  # warm up
         self.settle("free_idle_bytes")
@@ -100,7 +100,7 @@ class Rounds(ABC):
             seen["growing"].append(self.round())
             self.look("free_peak_bytes")
             self.settle("free_after_bytes")
-        seen["filling"] = [self.round() for _ in range(2)]  # 2 x 20 GiB: now it is full
+        seen["filling"] = [self.round() for _ in range(2)]  # 20 GiB each: afterwards the cache is full
         seen["full"] = [self.round() for _ in range(options.full)]
         self.look("free_full_bytes")
         seen["steady"] = self.steady()

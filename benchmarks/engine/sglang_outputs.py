@@ -1,6 +1,6 @@
 """Answer the prompts of benchmarks.engine.outputs with SGLang.
 
-SGLang cannot draw random weights in place: a checkpoint with an eighth of the layers is written first, once.
+SGLang cannot draw random weights in place. So the first run writes a checkpoint with an eighth of the layers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def generate(options: argparse.Namespace) -> list[Answer]:
 
 
 def _choices(answer: dict[str, Any]) -> Answer:
-    """Return each token, and how far the second best candidate is behind the best."""
+    """Return each token, and its lead over the second best candidate in log probability."""
     best = [
         sorted((top[0] for top in tops), reverse=True) for tops in answer["meta_info"]["output_top_logprobs"]
     ]
@@ -46,7 +46,7 @@ def _choices(answer: dict[str, Any]) -> Answer:
 
 
 def checkpoint(folder: Path, deviation: float, layers: int = LAYERS) -> Path:
-    """Write a model folder with random weights, the same every time, if it is not there."""
+    """Write a model folder with random weights, always the same, unless it exists."""
     done = folder / "model.safetensors.index.json"
     if done.exists():
         return folder

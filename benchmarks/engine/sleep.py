@@ -3,10 +3,10 @@
     python -m benchmarks.engine.sleep --out benchmarks/results/sleep.json
 
 Two vLLM engines of the shape of Llama-8B run on one GPU. In every round engine A answers, fills the device
-with its cache and sleeps (level 1: its weights go to host memory); engine B fills the device with its own
-cache; A wakes, for which B has to make room, and must answer as before. Free memory is the driver's. The
-exit status is 1 if a check failed. Without a GPU (or with `--host --model FOLDER`) everything is small,
-only the KV cache is freed, and free memory is the ledger's.
+with its cache and sleeps (level 1: its weights go to host memory). Engine B fills the device with its own
+cache. Then B has to make room, A wakes, and A must answer as before. Free memory is the driver's figure. The
+exit status is 1 if a check failed. Without a GPU (or with `--host --model FOLDER`) sizes are small, only the
+KV cache is freed, and free memory is the ledger's figure.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class Party(Protocol):
     """The operations of an engine that a round uses."""
 
     def answers(self, salt: str) -> list[list[int]]:
-        """Answer the same prompts each time, without the prefix cache."""
+        """Return the answers to always the same prompts, computed without the prefix cache."""
 
     def fill(self) -> None:
         """Fill the device with its cache."""
 
     def sleep(self) -> float:
-        """Sleep; return the seconds."""
+        """Put the engine to sleep; return the seconds that it took."""
 
     def wake(self) -> float:
-        """Wake; return the seconds."""
+        """Wake the engine; return the seconds that it took."""
 
     def owner(self) -> OwnerSnapshot:
         """Return the engine's entry in the ledger."""
@@ -65,7 +65,7 @@ class Found:
 
 
 def play(a: Party, b: Party, free_bytes: Callable[[], int], rounds: int, found: Found) -> None:
-    """Play so many rounds."""
+    """Run `rounds` rounds with the engines `a` and `b`."""
     first = a.answers("first")
     for number in range(rounds):
         a.fill()
@@ -91,7 +91,7 @@ def play(a: Party, b: Party, free_bytes: Callable[[], int], rounds: int, found: 
 
 
 class Played:
-    """An engine in a process of its own."""
+    """A real engine in its own process."""
 
     def __init__(self, engine: Engine, scale: Scale, runtime: Runtime, seeds: itertools.count[int]) -> None:
         self._engine, self._scale, self._runtime, self._seeds = engine, scale, runtime, seeds
@@ -121,7 +121,7 @@ class Played:
         return engines.owner_of(self._engine.name, self._runtime)
 
     def randomize(self) -> None:
-        """Draw weights by which answers depend on the cache."""
+        """Draw random weights, with which answers depend on the content of the KV cache."""
         self._end(self._engine.ask("randomize", seed=7, deviation=0.05))
 
     def _end(self, asked: Any) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Played:
 def run(
     scale: Scale, logs: Path, runtime: Runtime, rounds: int, found: Found, headroom: str | None = None
 ) -> None:
-    """Start both engines, play, and end them; `headroom` is GPU memory that they leave unused."""
+    """Start both engines, run all rounds, and end both; `headroom` is GPU memory that they leave unused."""
     if scale.on_host:
         settings = {"headroom": "16MiB", "host_capacity": str(27 * scale.gib)}
     else:
@@ -151,7 +151,7 @@ def run(
 
 
 def main() -> int:
-    """Play and write."""
+    """Run all rounds and write the result."""
     parser = options_of.parser("engine.sleep", __doc__)
     options_of.add_engines(parser, "sleep")
     options_of.add_headroom(parser)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.engine.throughput --engine vllm --out benchmarks/results/vllm_throughput.json
 
-Each run is a process of its own, in the order stock, kvcached, kvcached, stock, so that slow drift of the
-machine affects both. Rounds grow from no memory, are full, or are steady (the memory is mapped already).
+Each run is its own process. The order is stock, kvcached, kvcached, stock, so that slow drift of the machine
+affects both. Rounds grow from no memory, are full, or are steady (the memory is mapped already).
 Arguments after `--` go to vllm_rounds or sglang_rounds in this folder.
 """
 
@@ -22,7 +22,7 @@ from benchmarks.lib.record import Ratio, write
 
 PHASES = ("growing", "full", "steady")
 ORDER = ("stock", "kvcached", "kvcached", "stock")
-MEMORY = "free_"  # how the names of free memory begin, one for each rank
+MEMORY = "free_"  # prefix of the samples of free memory; there is one for each rank
 
 
 def measure(engine: str, backend: str, out: Path, more: list[str], log: Path) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def measure(engine: str, backend: str, out: Path, more: list[str], log: Path) ->
 
 
 def collect(seen: list[tuple[str, dict[str, Any]]]) -> dict[str, list[float]]:
-    """Return samples by measurement and backend."""
+    """Return the samples of all runs by the names of measurement and backend."""
     samples: dict[str, list[float]] = {}
     for backend, run in seen:
         memory = [name for name in run if name.startswith(MEMORY)]
@@ -49,7 +49,7 @@ def collect(seen: list[tuple[str, dict[str, Any]]]) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Run, write the JSON and print the ratios."""
+    """Run all engines, write the JSON and print the ratios."""
     parser = options_of.parser("engine.throughput", __doc__)
     options_of.add_engine(parser)
     parser.add_argument("--logs", type=Path, default=Path("build/bench"))

@@ -1,4 +1,4 @@
-"""Divide the CPUs between a running and an idle engine, so that an idle engine that spins slows no other."""
+"""Divide the CPUs between a running and an idle engine: an idle engine that spins must not slow the other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def halves(topology: Path = TOPOLOGY) -> tuple[frozenset[int], frozenset[int]] | None:
-    """Return our CPUs in two halves, never dividing a core's threads; None if there is only one core."""
+    """Return this process's CPUs in two halves; a core's threads stay together. None if it has one core."""
     cores: dict[str, set[int]] = {}
     for cpu in sorted(os.sched_getaffinity(0)):
         cores.setdefault(_core(topology, cpu), set()).add(cpu)
@@ -27,7 +27,7 @@ def halves(topology: Path = TOPOLOGY) -> tuple[frozenset[int], frozenset[int]] |
 
 
 def _core(topology: Path, cpu: int) -> str:
-    """Return the list of a core's threads, or the CPU itself where the system has no such list."""
+    """Return the list of the threads of a CPU's core, or the CPU itself if the system has no such list."""
     try:
         return (topology / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""Engines as child processes: all start at once, answer at the same time, and every wait has a bound."""
+"""Engines as child processes. They start at once and answer at the same time; every wait has a time limit."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from kvcached_core.units import GIB, MIB
 KILL_SECONDS = 30.0
 FILL_UNITS = 8
 CHILDREN = {"vllm": "vllm_child", "sglang": "sglang_child"}
-_LOOK_SECONDS = 0.2  # interval at which a wait checks that the process lives
+_LOOK_SECONDS = 0.2  # interval at which a wait checks that the process is alive
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large things are. Sizes of scenes are in units of `gib` bytes, a GiB on a GPU."""
+    """The sizes of a benchmark. Scenes count memory in units of `gib` bytes, which is a GiB on a GPU."""
 
     driver: str
     gib: int
     model: Path
     vocabulary: int
-    prompt: int  # tokens of a usual request
+    prompt: int  # tokens of a usual prompt
     generate: int
     private_bytes: int  # an engine's memory outside its KV cache, roughly
-    arguments: dict[str, Any] = field(default_factory=dict)  # of the engine
-    options: dict[str, str] = field(default_factory=dict)  # of kvcached
+    arguments: dict[str, Any] = field(default_factory=dict)  # arguments of the engine
+    options: dict[str, str] = field(default_factory=dict)  # settings of kvcached
 
     @property
     def on_host(self) -> bool:
@@ -52,7 +52,7 @@ class Scale:
 def scale(host: bool, model: Path | None, engine: str = "vllm") -> Scale:
     """Return the sizes for a GPU, or for the host: a tiny model, and 8 MiB where a GPU would have a GiB.
 
-    Raises SystemExit where the host's model is missing.
+    Raises SystemExit if no model is given for the host.
     """
     if not host:
         path = vllm_engine.model_folder(model or Path("build/bench/llama-8b"))
@@ -80,13 +80,16 @@ class EngineDiedError(RuntimeError):
 
 
 class Engine:
-    """A child process that serves; it starts at once and is ready later."""
+    """An engine in a child process, which starts at once; wait_ready() waits until the engine serves."""
 
     def __init__(self, name: str, scale: Scale, logs: Path, options: Mapping[str, str] | None = None,
                  core: int | None = None, ranks: int = 1, backend: str = "kvcached", engine: str = "vllm",
                  environ: Mapping[str, str] | None = None) -> None:  # fmt: skip
-        """`options` are kvcached settings; `core` is the CPU of the first rank of an engine on the CPU;
-        `environ` is added to our environment."""
+        """Start the process.
+
+        `options` are kvcached settings. `core` is the CPU of the first rank if the engine runs on the CPU.
+        `environ` is added to this process's environment.
+        """
         self.name = name
         self.log = logs / f"{name}.log"
         self.started = time.monotonic()
@@ -122,7 +125,7 @@ class Engine:
 
     @property
     def status(self) -> int | None:
-        """The exit status as subprocess gives it; None while the process lives."""
+        """The exit status as in subprocess; None while the process is alive."""
         status: int | None = self._process.poll()
         return status
 
@@ -132,7 +135,7 @@ class Engine:
         return int(self._process.pid)
 
     def wait_ready(self, seconds: float) -> float:
-        """Return the seconds from its start until it served. Raises EngineDiedError, TimeoutError."""
+        """Return the seconds from the start until the engine served. Raises EngineDiedError, TimeoutError."""
         self.info = self.result(self._ready, seconds)
         self.start_seconds = self.info["at"] - self.started
         return self.start_seconds
@@ -152,13 +155,13 @@ class Engine:
 
     def burst(self, count: int, length: int, generate: int, seed: int, salt: str = "",
               keeps: bool = False) -> Future[dict[str, Any]]:  # fmt: skip
-        """Send prompts; the answer has `tokens`, `failed` and, with `keeps`, the `outputs`."""
+        """Send random prompts. The answer has `tokens`, `failed` and, with `keeps`, the `outputs`."""
         return self.ask(
             "burst", count=count, length=length, generate=generate, seed=seed, salt=salt, keeps=keeps
         )
 
     def requests_in(self, size_bytes: int, tokens: int, owner: OwnerSnapshot) -> int:
-        """Return how many requests of `tokens` tokens take about `size_bytes` of the owner's KV cache."""
+        """Return how many requests of `tokens` tokens need about `size_bytes` of the owner's KV cache."""
         blocks = math.ceil(tokens / int(self.info["block_tokens"]))
         return max(1, round(size_bytes / (blocks * block_bytes(owner))))
 
@@ -178,12 +181,12 @@ class Engine:
                 raise TimeoutError(f"engine {self.name} has not answered within {seconds:.0f} s")
 
     def send_kill(self) -> None:
-        """Send SIGKILL to its process group; the processes are gone a moment later."""
+        """Send SIGKILL to the engine's process group; the processes end a moment later."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def kill(self) -> None:
-        """Kill its process group and remove its shared memory; may be repeated."""
+        """Kill the engine's process group and remove its shared memory; may be called again."""
         kill_group(self._process.pid)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(KILL_SECONDS)
@@ -202,7 +205,7 @@ class Engine:
 
 
 def _places(core: int | None, ranks: int) -> dict[str, str]:
-    """Return the environment of an engine on the CPU: each rank on a core, as far as there are any."""
+    """Return the environment that binds each rank of an engine on the CPU to a core, while cores last."""
     places = {"VLLM_CPU_KVCACHE_SPACE": "1"}
     if core is not None:
         cores = sorted(os.sched_getaffinity(0))
@@ -212,13 +215,13 @@ def _places(core: int | None, ranks: int) -> dict[str, str]:
 
 
 def owner_of(name: str, runtime: Runtime) -> OwnerSnapshot:
-    """Return the ledger's entry of an engine of one rank. Raises StopIteration without one."""
+    """Return the ledger's entry of an engine of one rank. Raises StopIteration if there is none."""
     owners = (owner for device in snapshot(runtime) for owner in device.owners if owner.live)
     return next(owner for owner in owners if owner.name == name)
 
 
 def free_of(runtime: Runtime, on_host: bool) -> Callable[[], int]:
-    """Return a function for the free bytes of the device: the driver's figure, on the host the ledger's."""
+    """Return a function for the device's free bytes: the driver's figure, or on the host the ledger's."""
 
     def free_bytes() -> int:
         (device,) = snapshot(runtime)
@@ -230,18 +233,18 @@ def free_of(runtime: Runtime, on_host: bool) -> Callable[[], int]:
 
 
 def block_bytes(owner: OwnerSnapshot) -> int:
-    """Return the bytes of a block, in all segments."""
+    """Return the bytes of a block, summed over all segments."""
     return owner.stride_bytes * (owner.granule_bytes // owner.page_bytes)
 
 
 def content_bytes(owner: OwnerSnapshot) -> int:
-    """Return the bytes of blocks that requests use or that are cached."""
+    """Return the bytes of used and cached blocks."""
     return owner.used_bytes + owner.cached_bytes
 
 
 def fill(engine: Engine, owner: Callable[[], OwnerSnapshot], scale: Scale, seeds: Iterator[int],
          seconds: float) -> int:  # fmt: skip
-    """Send new prompts until the cache grows no more and evicts; return the bytes of its content.
+    """Send new prompts until the cache is full and evicts; return the bytes of used and cached blocks.
 
     Raises TimeoutError, EngineDiedError.
     """

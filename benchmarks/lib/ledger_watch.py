@@ -1,4 +1,4 @@
-"""Watch a ledger from outside: each engine's bytes over time, and single words every 0.2 ms."""
+"""Watch a ledger from outside: sample each engine's bytes, or read single ledger words every 0.2 ms."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Seen(NamedTuple):
     held: int
     used: int
     cached: int
-    starting: int  # claimed by an engine that waits for its start
+    starting: int  # claimed by an engine whose start waits for memory
 
 
 NOTHING = Seen(0, 0, 0, 0)
 
 
 class Moment(NamedTuple):
-    """All engines at one moment, by name; `at` is seconds of the monotonic clock."""
+    """All engines at one moment, by name; `at` is in seconds of the monotonic clock."""
 
     at: float
     seen: dict[str, Seen]
@@ -46,7 +46,7 @@ class Moment(NamedTuple):
 
 
 def owner_named(runtime: Runtime, name: str) -> OwnerSnapshot:
-    """Return an owner as the ledger shows it now. Raises LookupError if there is none of this name."""
+    """Return the owner of this name as the ledger shows it now. Raises LookupError if there is none."""
     for device in snapshot(runtime):
         for owner in device.owners:
             if owner.name == name:
@@ -69,7 +69,7 @@ class Watch:
         self._thread.start()
 
     def note(self, text: str) -> None:
-        """Note an event, and print it."""
+        """Record an event, and print it."""
         self.events.append((time.monotonic() - self.started, text))
         print(f"{self.events[-1][0]:7.1f} s  {text}", flush=True)
 
@@ -78,16 +78,16 @@ class Watch:
         return owner_named(self._runtime, name)
 
     def between(self, begin: float, end: float | None = None) -> list[Moment]:
-        """Return the moments from `begin` on, of the monotonic clock, up to `end` or now."""
+        """Return the moments from `begin` to `end` (None: now), in seconds of the monotonic clock."""
         return [one for one in self.moments if begin <= one.at and (end is None or one.at <= end)]
 
     def starting_seconds(self, name: str) -> float:
-        """Return how long an engine has waited for its start."""
+        """Return how long an engine's start has waited for memory."""
         pairs = zip(self.moments, self.moments[1:], strict=False)
         return sum(after.at - before.at for before, after in pairs if before.of(name).starting)
 
     def series(self, names: Iterable[str], step_seconds: float) -> dict[str, list[float]]:
-        """Return samples for a result, no closer than `step_seconds`; times are since the watch began."""
+        """Return samples for a result, at least `step_seconds` apart; times count from the watch's start."""
         kept: list[Moment] = []
         for moment in self.moments:
             if not kept or moment.at - kept[-1].at >= step_seconds:
@@ -108,7 +108,7 @@ class Watch:
 
     def _run(self) -> None:
         while not self._over.wait(LOOK_SECONDS):
-            with contextlib.suppress(KVCachedError):  # a file is just being made
+            with contextlib.suppress(KVCachedError):  # a ledger file may be incomplete while it is made
                 devices = snapshot(self._runtime)
                 owners = [owner for device in devices for owner in device.owners if owner.live]
                 seen = {
@@ -121,21 +121,21 @@ class Watch:
 
 
 class Word(NamedTuple):
-    """A word of a slot."""
+    """One 64-bit field of a slot in the ledger."""
 
     slot: int
     name: str
 
 
 class Traced(NamedTuple):
-    """Readings, one for each change: (seconds of the monotonic clock, value of each word)."""
+    """The readings: one for each change, as (seconds of the monotonic clock, value of each word)."""
 
     rows: list[tuple[float, list[int]]]
     widest_gap_seconds: float  # between two readings
 
 
 class Trace:
-    """A process that reads words of a ledger all the time, beside the measured process."""
+    """A process that reads words of a ledger continuously, while another process is measured."""
 
     def __init__(self, file: LedgerFile, words: Sequence[Word]) -> None:
         """Start the process; it reads between begin() and end()."""
@@ -157,7 +157,7 @@ class Trace:
         return Traced([(at, values) for at, values in rows], gap)
 
     def close(self) -> None:
-        """End the process; may be repeated."""
+        """End the process; may be called again."""
         self._process.kill()
         self._process.wait()
 
@@ -175,7 +175,7 @@ class Trace:
 
 
 def read_words(words: Sequence[int], at: Sequence[int], is_over: Callable[[float], bool]) -> Traced:
-    """Read the words at the indices `at` until `is_over`, which waits the given seconds, returns True."""
+    """Read the words at the indices `at` until `is_over` returns True; it waits the seconds it is given."""
     rows: list[tuple[float, list[int]]] = []
     before, read_at, gap = [-1], time.monotonic(), 0.0
     while True:
@@ -190,7 +190,7 @@ def read_words(words: Sequence[int], at: Sequence[int], is_over: Callable[[float
 
 
 def main() -> None:
-    """Run as the process of a Trace: one line of input begins, the next ends; the answer is JSON."""
+    """Run as the process of a Trace: one line of input begins, the next ends and is answered in JSON."""
     words, at = LedgerFile(Path(sys.argv[1])).words, [int(place) for place in sys.argv[2:]]
 
     while os.read(0, 1):

@@ -1,4 +1,4 @@
-"""Send an open-loop load: each request leaves at its own time, also while earlier ones are unanswered."""
+"""Send an open-loop load: each request is sent at its own time, even while earlier ones are unanswered."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class Arrival(NamedTuple):
 
 
 class Served(NamedTuple):
-    """The outcome of an arrival. Times in seconds since it was due; `error` is empty on success."""
+    """The outcome of a request. Times are seconds since it was due; `error` is empty on success."""
 
     engine: str
     burst: str
-    ttft_seconds: float  # to the first token
-    end_seconds: float  # to the last
+    ttft_seconds: float  # time to the first token
+    end_seconds: float  # time to the last token
     error: str = ""
 
 
 class Shape(NamedTuple):
-    """A burst: requests at random moments within some seconds, and the tokens of each."""
+    """A burst: a number of requests at random moments within some seconds, and the tokens of each."""
 
     requests: int
     seconds: float
@@ -46,7 +46,7 @@ class Shape(NamedTuple):
 
 
 def burst(engine: str, name: str, begin_seconds: float, shape: Shape, source: random.Random) -> list[Arrival]:
-    """Return arrivals at uniformly random moments; no two prompts begin alike."""
+    """Return requests at uniformly random moments; no two prompts share a prefix."""
     moments = sorted(source.uniform(0.0, shape.seconds) for _ in range(shape.requests))
     return [
         Arrival(
@@ -61,7 +61,7 @@ def burst(engine: str, name: str, begin_seconds: float, shape: Shape, source: ra
 
 
 async def play(urls: Mapping[str, str], model: str, arrivals: Sequence[Arrival]) -> list[Served]:
-    """Send every request when it is due; return their outcomes in the order of the arrivals."""
+    """Send every request when it is due; return the outcomes in the order of `arrivals`."""
     limits = httpx.Limits(max_connections=None)
     clients = {
         name: httpx.AsyncClient(base_url=url, timeout=TIMEOUT_SECONDS, limits=limits)
@@ -85,7 +85,7 @@ async def play(urls: Mapping[str, str], model: str, arrivals: Sequence[Arrival])
 
 
 async def _ask(client: httpx.AsyncClient, model: str, arrival: Arrival, due: float) -> Served:
-    """Stream one answer; raises httpx.HTTPError, or ValueError for an answer that is not whole."""
+    """Stream one answer; raises httpx.HTTPError, or ValueError for an incomplete answer."""
     body = {
         "model": model,
         "prompt": list(arrival.prompt),

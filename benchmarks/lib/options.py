@@ -17,7 +17,7 @@ def parser(
 ) -> argparse.ArgumentParser:  # fmt: skip
     """Return the parser of `python -m benchmarks.MODULE`, with `--out`.
 
-    `out` names the file in benchmarks/results that is written by default. Without it `--out` is `required`.
+    `out` names the default result file in benchmarks/results. Without it, `required` makes `--out` mandatory.
     """
     made = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{module}", description=description,
@@ -30,14 +30,14 @@ def parser(
 
 
 def add_host(to: argparse.ArgumentParser) -> None:
-    """Add `--host`, set by default where there is no GPU."""
+    """Add `--host`, which is set by default on a machine without a GPU."""
     to.add_argument(
         "--host", action="store_true", default=not engines.has_gpu(), help="run on the CPU, with small sizes"
     )
 
 
 def add_engines(to: argparse.ArgumentParser, logs: str) -> None:
-    """Add `--host`, `--model` and `--logs`, for engines in processes of their own."""
+    """Add `--host`, `--model` and `--logs`, for benchmarks that start engines as child processes."""
     add_host(to)
     to.add_argument("--model", type=Path, metavar="FOLDER",
                     help="folder of the model; default: one is made with the shape of Llama-8B")  # fmt: skip
@@ -61,7 +61,7 @@ def settings(options: argparse.Namespace) -> dict[str, str]:
 
 
 def add_requests(to: argparse.ArgumentParser, requests: int, kv_gib: float) -> None:
-    """Add the size of a round: requests, tokens of each, and the GiB of KV cache that they run on."""
+    """Add the options for the size of a round: requests, tokens of each request, and GiB of KV cache."""
     to.add_argument("--requests", type=int, default=requests, help="requests of a round, sent at once")
     to.add_argument("--prompt", type=int, default=512, metavar="TOKENS")
     to.add_argument("--generate", type=int, default=128, metavar="TOKENS")

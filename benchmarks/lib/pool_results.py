@@ -1,4 +1,4 @@
-"""Pool several runs of one benchmark into one result, with ratios computed anew.
+"""Pool several runs of one benchmark into one result, and compute the ratios from the pooled samples.
 
     python -m benchmarks.lib.pool_results RUN.json RUN.json --out benchmarks/results/NAME.json
 
@@ -18,7 +18,7 @@ _SAME = ("schema", "commit", "clean", "device", "versions")
 
 
 def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return one result with the samples of all. Raises ValueError if they do not belong together."""
+    """Return one result with all samples. Raises ValueError if the commit, device or versions differ."""
     first = runs[0]
     for name in _SAME:
         if any(run[name] != first[name] for run in runs):
@@ -40,7 +40,7 @@ def pooled(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Pool and write."""
+    """Pool the runs and write the result."""
     parser = options_of.parser("lib.pool_results", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN.json")
     options = parser.parse_args()

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-NAME = "kvcached.trace.json"  # of a trace that is written for us
+NAME = "kvcached.trace.json"  # file name of a trace that a benchmark has an engine write
 KINDS = ("kernel", "gpu_memcpy", "gpu_memset")
 KEPT = 30  # the kernels with the longest total time
 _NAME_LENGTH = 120
@@ -16,7 +16,7 @@ _SHORT_GAP = 500.0  # us
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return the events of the only trace in a folder. Raises ValueError if there is none, or several."""
+    """Return the events of the only trace in a folder. Raises ValueError unless there is exactly one."""
     paths = sorted(path for path in folder.rglob("*") if path.name.endswith((".json", ".json.gz")))
     if len(paths) != 1:
         raise ValueError(f"one trace was expected in {folder}, found {[path.name for path in paths]}")
@@ -28,9 +28,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def summary(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Return, in seconds: `span` from the first to the last kernel, `busy` with at least one running, and of
-    each `kernel` its name, how often it ran and for how long in all. `gaps` are the times without any that
-    were longer than half a millisecond: when each began, from the first kernel, and how long it was."""
+    """Return a summary, with times in seconds.
+
+    `span` is the time from the first to the last kernel, `busy` the time with at least one running kernel.
+    `kernels` has the name, the number of runs and the total time of each. `gaps` has each time without a
+    kernel that was longer than half a millisecond: its begin since the first kernel, and its length.
+    """
     ran = sorted(
         (event["ts"], event["ts"] + event["dur"], event["name"])
         for event in events

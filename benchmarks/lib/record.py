@@ -1,4 +1,4 @@
-"""Write a benchmark's result: raw samples, ratios computed from them, and the machine that was measured."""
+"""Write a benchmark's result: raw samples, the ratios computed from them, and the measured machine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Ratio(NamedTuple):
 
 
 def commit() -> tuple[str, bool]:
-    """Return the commit that is measured, and whether the working tree equals it.
+    """Return the measured commit, and whether the working tree equals it.
 
     In a tree without git, `BENCHMARK_COMMIT` names the commit (40 hex digits), and `BENCHMARK_COMMIT_CLEAN=1`
     says that the tree equals it.
@@ -49,13 +49,13 @@ def commit() -> tuple[str, bool]:
     if not (ROOT / ".git").exists():
         return os.environ.get("BENCHMARK_COMMIT", ""), os.environ.get("BENCHMARK_COMMIT_CLEAN") == "1"
     head = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
-    # results are written by benchmarks: a changed result does not change the measured code
+    # ignore changed results: benchmarks write them, and they are no part of the measured code
     changed = _output("git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!benchmarks/results")
     return head, not changed
 
 
 def device() -> dict[str, str]:
-    """Return name, UUID and driver of the first GPU, or of the host where there is none."""
+    """Return name, UUID and driver of the first GPU, or of the host if there is no GPU."""
     query = "--query-gpu=name,uuid,driver_version"
     try:
         line = _output("nvidia-smi", query, "--format=csv,noheader").splitlines()[0]
@@ -66,7 +66,7 @@ def device() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of those PACKAGES that are installed."""
+    """Return the versions of Python and of the installed PACKAGES."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -84,7 +84,7 @@ def write(
     started: float,
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a result as JSON, whole or not at all.
+    """Write a result as JSON; the file appears only once it is complete.
 
     `samples` are raw numbers by name, with the unit in the name; `started` is `time.time()` at the start.
     Raises KeyError for a ratio of unknown samples, ValueError for an unknown statistic or an empty sample.
@@ -124,7 +124,7 @@ def valued(
 
 
 def save(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result as JSON, whole or not at all."""
+    """Write a result as JSON; the file appears only once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(compact(result))

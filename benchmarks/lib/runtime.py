@@ -1,4 +1,4 @@
-"""A runtime directory, with its ledgers, for one benchmark alone."""
+"""A runtime directory, and so ledgers, for one benchmark alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The child process of benchmarks.lib.vllm_child with SGLang; bursts run one after the other."""
+"""Like benchmarks.lib.vllm_child, a child process with an engine, here SGLang. Bursts run one by one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any, TextIO
 from benchmarks.lib import profiles, sglang_engine, vllm_engine
 from benchmarks.lib.vllm_child import arguments
 
-RUNNING = 64  # requests
+RUNNING = 64  # most requests that run at once
 PAGE_TOKENS = 16
 HOST_TOKENS = 1 << 16
 
 
 class Child:
-    """Obeys lines of JSON, one after the other."""
+    """Carries out commands (lines of JSON), one after the other."""
 
     def __init__(self, engine: Any, vocabulary: int, answers: TextIO) -> None:
         self._engine = engine
@@ -59,31 +59,31 @@ class Child:
         self.say({"id": id})
 
     def do_profiled(self, id: int) -> None:
-        """Return a summary of the kernels of the first rank's device since do_profile."""
+        """Send a summary of the kernels on the first rank's device since do_profile."""
         self._engine.stop_profile()
         self.say({"id": id, "profile": profiles.summary(profiles.read(self._traces))})
         shutil.rmtree(self._traces)
 
     def do_check(self, id: int) -> None:
-        """Answer. A rank that finds a plan out of order ends its engine, so an answer means success."""
+        """Answer. A rank that gets a plan out of order ends the engine, so an answer means success."""
         self.say({"id": id})
 
     def say(self, answer: dict[str, Any]) -> None:
-        """Write a line."""
+        """Write an answer as a line of JSON."""
         self._answers.write(json.dumps(answer) + "\n")
         self._answers.flush()
 
 
 def main() -> None:
-    """Load and serve until the input ends."""
+    """Start the engine and serve commands until the input ends."""
     options = arguments(__doc__)
     more = {"load_format": "dummy", "page_size": PAGE_TOKENS} | options.arguments
     if options.backend == "stock" and not sglang_engine.on_gpu():
-        more["max_total_tokens"] = HOST_TOKENS  # otherwise stock takes most of the machine's memory
+        more["max_total_tokens"] = HOST_TOKENS  # otherwise stock SGLang takes most of the machine's memory
     engine = sglang_engine.engine(
         options.backend, options.model, None, options.options, RUNNING, ranks=options.ranks, **more
     )
-    engine.freeze_gc()  # otherwise a collection of all imported modules falls into some round
+    engine.freeze_gc()  # otherwise some round includes a garbage collection of all modules
     with os.fdopen(options.answers, "w") as answers:
         child = Child(engine, options.vocabulary, answers)
         length = engine.server_args.context_length

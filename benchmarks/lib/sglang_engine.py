@@ -9,22 +9,21 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-BYTES_PER_TOKEN = 131_072  # of the shape of Llama-8B: 32 layers, 8 KV heads of 128, keys and values, bf16
+BYTES_PER_TOKEN = 131_072  # Llama-8B: 32 layers, 8 KV heads of 128, keys and values, 2 bytes each
 _FLUSH_SECONDS = 10.0
 
 
 def on_gpu() -> bool:
-    """Return whether there is a GPU, without making a context on it."""
+    """Return whether there is a GPU, without making a CUDA context on it."""
     return Path("/dev/nvidiactl").exists()
 
 
 def engine(backend: str, model: Path, kv_bytes: int | None, settings: dict[str, Any], requests: int,
            token_bytes: int = BYTES_PER_TOKEN, ranks: int = 1, **more: Any) -> Any:  # fmt: skip
-    """Start SGLang with the stock or the elastic backend; `kv_bytes` bounds the KV cache of either
-    (None: as the engine finds it).
+    """Start SGLang with the stock or the elastic backend.
 
-    `kv_bytes` are of each rank, `token_bytes` of all of them. On a machine without a GPU it runs on
-    the processor, for trying these scripts out.
+    `kv_bytes` bounds the KV cache of each rank in either backend (None: the engine chooses). `token_bytes` is
+    the size of a token over all ranks. Without a GPU the engine runs on the CPU, to try these scripts out.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ["NCCL_NVLS_ENABLE"] = "0"  # no multicast
@@ -58,23 +57,23 @@ def engine(backend: str, model: Path, kv_bytes: int | None, settings: dict[str, 
 
 
 def generate(of: Any, prompts: list[list[int]], tokens: int, **more: Any) -> list[dict[str, Any]]:
-    """Answer all prompts at once, with so many tokens each."""
+    """Send all prompts at once; return the answers, each of `tokens` tokens."""
     sampling = {"temperature": 0.0, "max_new_tokens": tokens, "ignore_eos": True}
     answers: list[dict[str, Any]] = of.generate(input_ids=prompts, sampling_params=sampling, **more)
     return answers
 
 
 def flush(of: Any) -> None:
-    """Forget the prefix cache. Raises TimeoutError if the engine does not come to rest."""
+    """Drop the prefix cache. Raises TimeoutError if the engine stays busy."""
     end = time.monotonic() + _FLUSH_SECONDS
-    while not of.flush_cache().success:  # refused while the last step is not done with
+    while not of.flush_cache().success:  # refused until the engine has finished its last step
         if time.monotonic() > end:
             raise TimeoutError(f"the prefix cache was not flushed within {_FLUSH_SECONDS:g} s")
         time.sleep(0.05)
 
 
 def free_bytes(ranks: int = 1) -> list[int]:
-    """Return the free memory of the first devices, or of the machine where there is none."""
+    """Return the free memory of the first `ranks` GPUs, or of the machine if it has no GPU."""
     if not on_gpu():
         meminfo = Path("/proc/meminfo").read_text()
         return [int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024] * ranks

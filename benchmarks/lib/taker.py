@@ -1,4 +1,4 @@
-"""An owner without an engine: an elastic pool that takes memory from other owners and gives it back."""
+"""An owner in the ledger without an engine: a pool that takes memory from other owners and gives it back."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ POLL_SECONDS = 0.001
 
 
 class Taker:
-    """A pool of `granules` granules of one page, and one more that it never gives back."""
+    """A pool of `granules` granules of one page each, plus one granule that it never gives back."""
 
     def __init__(
         self, runtime: Runtime, driver: Driver, headroom_bytes: int, page_bytes: int, per_granule: int,
         granules: int,
     ) -> None:  # fmt: skip
-        """Enter the ledger and take the one granule; each granule has `per_granule` blocks.
+        """Enter the ledger and take the first granule; each granule has `per_granule` blocks.
 
         Raises CapacityError if there is no room.
         """
@@ -55,17 +55,17 @@ class Taker:
         return self._view.created() - self._released
 
     def wish(self) -> float:
-        """Want all granules; return the time of that, in seconds of the monotonic clock."""
+        """Ask for all granules; return the time of the request, in seconds of the monotonic clock."""
         said_at = time.monotonic()
         self._publish(1 + self.granules)
         return said_at
 
     def wait_for_all(self, seconds: float) -> None:
-        """Return once all granules are there. Raises TimeoutError."""
+        """Wait until all granules are there. Raises TimeoutError."""
         self.wait_for(self.granules, seconds)
 
     def wait_for(self, granules: int, seconds: float) -> None:
-        """Return once `granules` granules are there. Raises TimeoutError."""
+        """Wait until `granules` granules are there. Raises TimeoutError."""
         until(
             lambda: self.held > granules,
             seconds,
@@ -74,12 +74,12 @@ class Taker:
         )
 
     def map(self, granules: int) -> None:
-        """Map `granules` granules with a plan, as a step does, until all is given back."""
+        """Map `granules` granules with a plan, as a scheduler step does; give_back() unmaps them."""
         self._mapped = tuple(range(1, 1 + granules))
         self._apply((), self._mapped)
 
     def give_back(self, seconds: float) -> None:
-        """Want nothing more, and release all but the one granule. Raises TimeoutError."""
+        """Withdraw the request, and release all granules but the first. Raises TimeoutError."""
         self._publish(1)
         self._view.drain()
         until(self._is_at_rest, seconds, lambda: f"{self.account.ready_bytes} bytes are held", POLL_SECONDS)
@@ -95,7 +95,7 @@ class Taker:
         return self.account.leased_bytes <= self.page_bytes
 
     def close(self) -> None:
-        """Give everything back, the driver included, and leave."""
+        """Give all memory back, close the driver, and leave the ledger."""
         self._view.close()
         self._pool.close()
         self.account.detach()
@@ -119,7 +119,7 @@ class Taker:
 
 
 def edit_seconds(driver: Driver, page_bytes: int, count: int) -> dict[str, list[float]]:
-    """Return the seconds of driver calls, one sample for each page: create, map, unmap with release."""
+    """Return the seconds of driver calls, one sample for each page: create, map, and unmap with release."""
     samples: dict[str, list[float]] = {"create": [], "map": [], "unmap_release": []}
 
     @contextlib.contextmanager

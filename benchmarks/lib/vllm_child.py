@@ -1,8 +1,8 @@
-"""A vLLM engine that obeys lines of JSON: the child process of the benchmarks with several engines.
+"""A child process with a vLLM engine that carries out commands, for benchmarks with several engines.
 
-Commands come on standard input. Answers are lines of JSON on a descriptor of their own, each with the `id`
-of its command. The first answer, with the id 0, says that the engine serves. The process ends at the end of
-its input.
+Commands are lines of JSON on standard input. Answers are lines of JSON on the descriptor `--answers`, each
+with the `id` of its command. The first answer has the id 0 and means that the engine serves. The process ends
+when its input ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STEPS_KEPT = 20_000
 
 @dataclass
 class Burst:
-    """Requests of one command: `tokens` generated, and `failed` requests that ended with too few tokens."""
+    """The requests of one command: `tokens` generated so far, and `failed` requests with too few tokens."""
 
     id: int
     left: int
@@ -38,14 +38,14 @@ class Burst:
     outputs: dict[int, list[int]] = field(default_factory=dict)
 
     def answer(self) -> dict[str, Any]:
-        """Return the answer to the burst; times are seconds of the monotonic clock."""
+        """Return the answer to the command; times are seconds of the monotonic clock."""
         kept = [self.outputs[index] for index in sorted(self.outputs)]
         return {"id": self.id, "tokens": self.tokens, "failed": self.failed, "outputs": kept,
                 "started": self.started, "ended": time.monotonic()}  # fmt: skip
 
 
 class Child:
-    """Serves bursts, and a background of long generations; a new one begins when one ends."""
+    """Serves bursts, and a fixed number of long background generations: when one ends, a new one begins."""
 
     def __init__(self, llm: Any, vocabulary: int, answers: TextIO) -> None:
         self._llm = llm
@@ -55,10 +55,10 @@ class Child:
         self._bursts: dict[int, Burst] = {}
         self._background: dict[str, int] = {"count": 0, "length": 1, "generate": 1}
         self._running = self._begun = 0  # background requests
-        self._steps: deque[tuple[float, int]] = deque(maxlen=STEPS_KEPT)  # when, and its background tokens
+        self._steps: deque[tuple[float, int]] = deque(maxlen=STEPS_KEPT)  # (time, background tokens)
 
     def run(self, commands: queue.SimpleQueue[dict[str, Any] | None]) -> None:
-        """Serve until None comes."""
+        """Carry out commands until None is read from the queue."""
         while True:
             is_idle = not self._engine.has_unfinished_requests()
             while is_idle or not commands.empty():
@@ -73,7 +73,7 @@ class Child:
     def do_burst(
         self, id: int, count: int, length: int, generate: int, seed: int, salt: str, keeps: bool
     ) -> None:
-        """Generate for `count` prompts of `length` random tokens. `salt` keeps them off the prefix cache."""
+        """Generate for `count` prompts of `length` random tokens; a new `salt` avoids prefix cache hits."""
         drawn = vllm_engine.prompts(count, length, seed, self._vocabulary)
         self._bursts[id] = Burst(id, count, generate, keeps)
         for index, prompt in enumerate(drawn):
@@ -86,12 +86,12 @@ class Child:
         self._say({"id": id})
 
     def do_steps(self, id: int) -> None:
-        """Return time and background tokens of each step since the last call."""
+        """Send the time and the background tokens of each step since the last call."""
         self._say({"id": id, "steps": list(self._steps)})
         self._steps.clear()
 
     def do_randomize(self, id: int, seed: int, deviation: float) -> None:
-        """Draw random weights, so that outputs depend on the cache."""
+        """Draw random weights, with which outputs depend on the content of the KV cache."""
         self._llm.collective_rpc("bench_randomize", args=(seed, deviation))
         self._say({"id": id})
 
@@ -100,7 +100,7 @@ class Child:
         self._say({"id": id, "done": self._llm.reset_prefix_cache()})
 
     def do_check(self, id: int) -> None:
-        """Let every rank check its pool: all plans were applied in order, and the sums are right."""
+        """Make every rank check its pool: all plans were applied in order, and the sums are right."""
         self._llm.collective_rpc("kvcached_check")
         self._say({"id": id})
 
@@ -110,23 +110,23 @@ class Child:
         self._say({"id": id})
 
     def do_profiled(self, id: int) -> None:
-        """Return a summary of the kernels of the first rank's device since do_profile."""
+        """Send a summary of the kernels on the first rank's device since do_profile."""
         self._say({"id": id, "profile": self._llm.collective_rpc("bench_profiled")[0]})
 
     def do_sleep(self, id: int, level: int) -> None:
-        """Sleep; the answer has the seconds that took."""
+        """Put the engine to sleep; the answer has the seconds that it took."""
         begun = time.monotonic()
         self._llm.sleep(level)
         self._say({"id": id, "seconds": time.monotonic() - begun})
 
     def do_wake(self, id: int) -> None:
-        """Wake; the answer has the seconds that took, including the wait for room."""
+        """Wake the engine; the answer has the seconds that it took, with the wait for memory."""
         begun = time.monotonic()
         self._llm.wake_up()
         self._say({"id": id, "seconds": time.monotonic() - begun})
 
     def say_ready(self) -> None:
-        """Say that the engine serves, with the sizes that it uses."""
+        """Send the first answer: the engine serves, with these sizes."""
         config = self._engine.vllm_config
         self._say({"id": 0, "block_tokens": config.cache_config.block_size,
                    "max_model_len": config.model_config.max_model_len,
@@ -186,7 +186,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--backend", choices=vllm_engine.BACKENDS, default="kvcached")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--answers", type=int, required=True, help="descriptor")
+    parser.add_argument("--answers", type=int, required=True, help="file descriptor for the answers")
     parser.add_argument("--options", type=json.loads, default={}, help="settings of kvcached, as JSON")
     parser.add_argument("--arguments", type=json.loads, default={}, help="arguments of the engine, as JSON")
     parser.add_argument("--vocabulary", type=int, required=True)
@@ -196,7 +196,7 @@ def arguments(description: str | None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Load and serve."""
+    """Start the engine and serve commands until the input ends."""
     options = arguments(__doc__)
     more = {"tensor_parallel_size": options.ranks} | options.arguments
     llm = vllm_engine.engine(options.backend, options.model, None, options.options, **more)

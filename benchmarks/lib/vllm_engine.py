@@ -1,4 +1,4 @@
-"""Start vLLM for a benchmark: a model folder of the shape of Llama-8B, and an engine for it."""
+"""Start vLLM for a benchmark, with a model folder of the shape of Llama-8B."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ BACKENDS = ("stock", "kvcached")
 
 
 class RandomWeights:
-    """Methods that worker_extension_cls adds to vLLM's worker: random weights, free memory, profiles."""
+    """Methods that worker_extension_cls adds to vLLM's workers: random weights, free memory, profiles."""
 
     def bench_randomize(self, seed: int, deviation: float) -> None:
-        """Draw all matrices anew from a seed, in place, so that captured graphs stay valid."""
+        """Overwrite all weight matrices with random numbers, in place, so that captured graphs stay valid."""
         import torch
 
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
@@ -72,7 +72,7 @@ class RandomWeights:
 
 
 def model_folder(path: Path, **changes: Any) -> Path:
-    """Write a folder with only a configuration, for load_format=dummy."""
+    """Write a model folder that has only a configuration, for load_format=dummy."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(SHAPE | changes))
     return path
@@ -111,7 +111,7 @@ def free_bytes(llm: Any) -> list[int]:
 
 
 def prompts(count: int, length: int, seed: int, vocabulary: int = 100_000) -> list[dict[str, Any]]:
-    """Return prompts of random token ids, different for different seeds."""
+    """Return prompts of random token ids, which depend on `seed`."""
     import random
 
     source = random.Random(seed)

@@ -2,11 +2,11 @@
 
     python -m benchmarks.micro.burst --out benchmarks/results/burst.json
 
-As a scheduler does, the benchmark asks for the granules of two steps at once; it waits for the first step's
-granules and maps them with a plan; then it gives all back. It does so alone, and beside a thread that
-computes in Python, like a thread that unpacks a burst's requests: each driver call hands the interpreter
-lock over. A granule is one page of 16 MiB, as for Llama-8B in the `block` layout; without a GPU (or with
-`--host`) 1 MiB of host memory.
+Like a scheduler, the benchmark asks for the granules of two steps at once, waits for the granules of the
+first step, maps them with a plan, and then gives all back. It does this alone, and again beside a thread that
+computes in Python, like an engine's thread that unpacks requests: during each driver call that thread can
+take the interpreter lock. A granule is one page of 16 MiB, as for Llama-8B in the `block` layout; without a
+GPU (or with `--host`) it is 1 MiB of host memory.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from kvcached_core.ledger import Runtime
 from kvcached_core.units import MIB
 
 GPU_PAGE, HOST_PAGE = 16 * MIB, MIB
-STEP = 64  # granules: 8192 tokens of Llama-8B
-BLOCKS = 8  # in each
+STEP = 64  # granules of a step: 8192 tokens of Llama-8B
+BLOCKS = 8  # blocks of a granule
 BOUND_SECONDS = 30.0
 
 
 def play(rank: Taker) -> dict[str, float]:
-    """Let a rank grow, map and give back; return the milliseconds of each part."""
+    """Make a rank get granules, map them and give them back; return the milliseconds of each part."""
     begun, found = time.perf_counter(), dict[str, float]()
     rank.wish()
     for name, granules in (("first", 1), ("step", STEP)):
@@ -94,7 +94,7 @@ def measure(driver: Driver, page_bytes: int, rounds: int) -> dict[str, list[floa
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, write and print the medians."""
+    """Run the benchmark, write the result and print the medians."""
     parser = options_of.parser("micro.burst", __doc__)
     parser.add_argument("--rounds", type=int, default=20)
     options_of.add_host(parser)

@@ -1,11 +1,10 @@
-"""Unmap granules behind fences while kernels provably run, thousands of times, in a child process.
+"""Unmap granules behind fences while kernels run, thousands of times, in a child process.
 
     python -m benchmarks.micro.fence_stress --rounds 10000 --out benchmarks/results/fence_stress.json
 
 Every round unmaps the granule that the previous round's kernels wrote to, as soon as its fence has passed,
-while this round's kernels run on another granule. An event behind these kernels has not completed at the
-moment of the unmap, so they provably run. A control does not wait for the fences and has to fail. Needs a
-GPU.
+while this round's kernels run on another granule. The kernels still run at the unmap: an event recorded
+behind them has not completed then. A control run does not wait for the fences and has to fail. Needs a GPU.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from kvcached_core.units import MIB
 PAGE_BYTES = 16 * MIB
 GRANULES = 64
 LAUNCHES = 8  # kernels of a round that write to its granule
-SPIN_CYCLES = 300_000  # a kernel of some 0.17 ms before each, so that the device is far behind the host
+SPIN_CYCLES = 300_000  # length of a kernel (0.17 ms) before each write: keeps the device behind the host
 CHILD_SECONDS = 150
 
 
@@ -46,7 +45,7 @@ class Watched:
         return self._skip_fences or bool(self._driver.passed(fence))
 
     def unmap(self, address: int, page_bytes: int, count: int = 1) -> None:
-        # Queried before the unmap: kernels that have not completed now run or wait until the unmap.
+        # Queried before the unmap: kernels that are incomplete now can end only later than this moment.
         if self.sentinel is not None and not self.sentinel.query():
             self.in_flight += count
         else:
@@ -55,7 +54,7 @@ class Watched:
 
 
 class Account:
-    """Grants everything: this is about fences, not about shares."""
+    """An account that grants every lease: this benchmark tests fences, not shares."""
 
     def __init__(self, granule_bytes: int) -> None:
         self.granule_bytes = granule_bytes
@@ -85,7 +84,7 @@ class Account:
 
 
 def pool_over(driver: Any) -> Any:
-    """Return a pool with memory for all of GRANULES granules."""
+    """Return a pool that has memory for all GRANULES granules."""
     from kvcached_core.geometry import Geometry
     from kvcached_core.worker.pool import ElasticPool
 
@@ -101,7 +100,7 @@ def pool_over(driver: Any) -> Any:
 
 
 def child(rounds: int, skip_fences: bool) -> dict[str, Any]:
-    """Run the rounds and return counts. With `skip_fences` the process is expected to fail before."""
+    """Run the rounds and return counts. With `skip_fences` the process must fail before the end."""
     import torch
 
     from kvcached_core.driver.registry import open_driver
@@ -151,7 +150,7 @@ def run_child(rounds: int, skip_fences: bool) -> tuple[int, str]:
 
 
 def child_main(rounds: int, skip_fences: bool) -> None:
-    """Run and print. On an error exit at once: the CUDA context is broken, and its teardown may hang."""
+    """Run the rounds, print the counts. Exit at once on an error: a broken CUDA context may hang at exit."""
     try:
         print(json.dumps(child(rounds, skip_fences)), flush=True)
     except Exception as error:
@@ -160,7 +159,7 @@ def child_main(rounds: int, skip_fences: bool) -> None:
 
 
 def main() -> int:
-    """Run the rounds and the control, and judge."""
+    """Run the rounds and the control, write the result; return 1 if one of them did not end as it must."""
     parser = options_of.parser("micro.fence_stress", __doc__, required=False)
     parser.add_argument("--rounds", type=int, default=10_000)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)

@@ -3,13 +3,13 @@
     python -m benchmarks.micro.free_queue [--sizes N ...] [--repeats N] [--out FILE]
 
 A sample is the time in nanoseconds to take one block and put it back, averaged over a request's blocks. The
-two queues run alternately, so that a busy machine slows both. Level `queue` calls the queue alone. Level
-`pool` calls `BlockPool.get_new_blocks`, `touch` and `free_blocks`, as the scheduler does. In every workload
-a request picked at random ends when a new one begins:
+two queues run alternately, so that a busy machine slows both. Level `queue` calls only the queue. Level
+`pool` calls `BlockPool.get_new_blocks`, `touch` and `free_blocks`, as the scheduler does. In every workload,
+when a request begins, another request, picked at random, ends:
 
-    clean     blocks come back with nothing worth keeping
-    cached    blocks come back with a hash, and the prefix cache has room: a request hits an old one's blocks
-    evicting  the prefix cache is full: each block that is taken is evicted first
+    clean     ended requests leave blocks that the prefix cache does not keep
+    cached    blocks stay in the prefix cache, which has room: a request hits the blocks of an earlier one
+    evicting  the prefix cache is full: each block is evicted before it is taken
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ Blocks = list[Any]
 
 
 class PoolLevel:
-    """Takes and puts blocks as the scheduler does."""
+    """Takes blocks and puts them back as the scheduler does."""
 
     def __init__(self, pool: Any) -> None:
         self.pool = pool
 
     def take(self, hit: Blocks | None) -> Blocks:
-        """Take the blocks that were hit, or else new ones."""
+        """Take the blocks in `hit` from the prefix cache; without a hit, take new blocks."""
         if hit is None:
             return self.pool.get_new_blocks(REQUEST)  # type: ignore[no-any-return]
         self.pool.touch(hit)
         return hit
 
     def put(self, blocks: Blocks) -> None:
-        """Put back a request's blocks, the first to be evicted first."""
+        """Put back a request's blocks; the blocks that are to be evicted first come first."""
         self.pool.free_blocks(blocks)
 
     def settle(self, taken: Blocks, put: Blocks, hit: bool) -> None:
-        """Do nothing: the pool has done it."""
+        """Do nothing: the pool has done this work already."""
 
 
 class QueueLevel:
@@ -72,7 +72,7 @@ class QueueLevel:
         self.put = self.queue.append_n if hashed else self.queue.prepend_n
 
     def take(self, hit: Blocks | None) -> Blocks:
-        """Take the blocks that were hit out of the middle, or else new ones from the front."""
+        """Take the blocks in `hit` out of the middle of the queue; without a hit, take from its front."""
         if hit is None:
             return self.queue.popleft_n(REQUEST)  # type: ignore[no-any-return]
         for block in hit:
@@ -90,7 +90,7 @@ class QueueLevel:
 
 
 class Bench:
-    """One pool under one workload; a sample of one level leaves it ready for the other."""
+    """One pool under one workload. Samples of both levels may follow each other in any order."""
 
     def __init__(self, size: int, kind: str, workload: str) -> None:
         self._hashed = workload != "clean"
@@ -111,11 +111,11 @@ class Bench:
             pool.free_blocks(blocks)
         if workload == "evicting":
             pool.get_new_blocks(pool.get_num_free_blocks() - requests * REQUEST)
-        # The requests in the prefix cache, oldest first; new requests hit them in this order.
+        # The blocks of requests in the prefix cache, oldest first; new requests hit them in this order.
         self._old = deque(old if workload == "cached" else [])
 
     def sample(self, level_name: str) -> float:
-        """Return nanoseconds for one block to be taken and put back."""
+        """Return the nanoseconds to take one block and put it back."""
         level, clock = self._levels[level_name], time.perf_counter
         spent = 0.0
         for _ in range(ROUNDS):
@@ -174,7 +174,7 @@ def measure(sizes: Sequence[int], repeats: int) -> dict[str, list[float]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Turn the garbage collector off, which visits every block; engines freeze it too."""
+    """Turn off the garbage collector, which would visit every block; engines freeze it too."""
     gc.collect()
     gc.disable()
     try:
@@ -211,7 +211,7 @@ def draw(samples: dict[str, list[float]], sizes: Sequence[int], path: Path) -> N
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, write and draw; returns the exit status."""
+    """Run the benchmark, write and draw the result; returns the exit status."""
     parser = options_of.parser("micro.free_queue", __doc__, "free_queue.json", options_of.PICTURE_TOO)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="blocks in the pools")
     parser.add_argument("--repeats", type=int, default=31, help="samples of each case")

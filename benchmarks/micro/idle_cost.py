@@ -2,9 +2,9 @@
 
     python -m benchmarks.micro.idle_cost [--seconds 60] [--out FILE]
 
-A supply thread with its account and an idle waker with its scheduler view, as one rank has them, hold
-memory on the host and are left alone. At the end the doorbell is rung once, to check that both listen. The
-engine's own idle loop is not measured.
+The benchmark makes the threads of one rank, a supply thread and an idle waker, gives them host memory, and
+leaves them idle. At the end it rings the doorbell once, to check that both threads respond. The engine's own
+idle loop is not measured.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _wait(what: threading.Event) -> None:
 
 
 def measure(seconds: float) -> dict[str, list[float]]:
-    """Return processor seconds and voluntary context switches of an idle rank over so long."""
+    """Return the processor seconds and voluntary context switches of a rank that is idle for `seconds`."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as base:
         runtime = Runtime.open(Path(base) / "runtime")
         pool, account = _pool(runtime)
@@ -80,7 +80,7 @@ def measure(seconds: float) -> dict[str, list[float]]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure and write; exit status 1 if the goal is missed."""
+    """Run the benchmark and write the result; exit status 1 if the goal is missed."""
     parser = options_of.parser("micro.idle_cost", __doc__, "idle_cost.json")
     parser.add_argument("--seconds", type=float, default=60.0, help="time to measure")
     options = parser.parse_args(arguments)

@@ -4,10 +4,10 @@
 
 Processes share one ledger; none has an engine or a device. Times are in milliseconds.
 
-    wait_steady   8 processes that lease and give back 50 times a second each, out of step
-    wait_storm    8 processes that do nothing else, 10,000 times each: the lock is never free
-    after_death   from kill -9 of the lock's holder until a waiting process has leased
-    lease_N, contested_N    one lease with N owners: with room for all, and while all others wait
+    wait_steady   8 processes each lease and give back 50 times a second, at different moments
+    wait_storm    8 processes lease and give back without a pause, 10,000 times each: the lock is never free
+    after_death   time from kill -9 of the lock's holder until a waiting process has its lease
+    lease_N, contested_N    one lease among N owners: with memory for all, and while all others wait
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ STEADY_LEASES, STEADY_PER_SECOND = 400, 50
 OWNERS = (1, 2, 8, 32, 64)
 COST_REPEATS = 200
 DEATHS = 50
-KEPT = 4000  # samples of each distribution that go into the file, evenly from the sorted ones
+KEPT = 4000  # samples of each distribution in the file, taken evenly from the sorted samples
 GOAL_MS = 1.0  # p99 of the steady wait
 
 
@@ -60,7 +60,7 @@ class TimedLock(LedgerLock):
 
 
 def attach(runtime: Runtime, name: str) -> Account:
-    """Return an account with granules, under its own name."""
+    """Attach a new owner of this name to the ledger and return its account."""
     account = Account.attach(
         runtime, DeviceIdentity("host", "host"), CAPACITY, 0, instance=name, rank=0, name=name
     )
@@ -72,7 +72,7 @@ def attach(runtime: Runtime, name: str) -> Account:
 
 
 def work(folder: str, number: int, leases: int, per_second: float, pipe: Connection) -> None:
-    """Lease and give back, when told to begin; send the waits and the number of BusyError."""
+    """After a message on `pipe`, lease and give back; then send the waits and the number of BusyErrors."""
     runtime, chance = Runtime.open(folder), random.Random(number)
     account = attach(runtime, f"p{number}")
     account._membership.lock = lock = TimedLock(runtime.device("host").lock)
@@ -95,7 +95,7 @@ def work(folder: str, number: int, leases: int, per_second: float, pipe: Connect
 
 
 def crowd(leases: int, per_second: float) -> tuple[list[float], dict[str, Any]]:
-    """Return the sorted waits of all processes, and notes. Reads the ledger meanwhile."""
+    """Run the processes and read the ledger meanwhile; return the sorted waits, and notes."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as base:
         folder = os.path.join(base, "runtime")
@@ -127,7 +127,7 @@ def crowd(leases: int, per_second: float) -> tuple[list[float], dict[str, Any]]:
 
 
 def after_death() -> list[float]:
-    """Return how long a waiting process waits on after the lock's holder is killed."""
+    """Return the times from the death of the lock's holder until a waiting process has its lease."""
     found = []
     with tempfile.TemporaryDirectory(dir="/dev/shm") as base:
         runtime = Runtime.open(Path(base) / "runtime")
@@ -155,7 +155,7 @@ def after_death() -> list[float]:
 
 
 def _hold(path: Path) -> int:
-    """Return the process id of a fork that holds the lock until it is killed."""
+    """Fork a process that holds the lock until it is killed; return its process id."""
     read, write = os.pipe()
     pid = os.fork()
     if not pid:
@@ -170,7 +170,7 @@ def _hold(path: Path) -> int:
 
 
 def costs(owners: int) -> dict[str, list[float]]:
-    """Return the times of a lease among `owners` owners: with room for all, and without while others wait."""
+    """Return the times of a lease among `owners` owners: with memory for all, and while all others wait."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as base:
         runtime = Runtime.open(Path(base) / "runtime")
         accounts = [attach(runtime, f"o{number}") for number in range(owners)]
@@ -204,13 +204,13 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def thinned(ordered: Sequence[float]) -> list[float]:
-    """Return at most KEPT values, evenly spread over the sorted ones; the greatest is kept."""
+    """Return at most KEPT of the sorted values, evenly spread and with the greatest."""
     step = max(1, -(-len(ordered) // KEPT))
     return [round(value, 4) for value in ordered[::-1][::step]]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure and write; returns the exit status."""
+    """Run the benchmark and write the result; returns the exit status."""
     parser = options_of.parser("micro.ledger_lock", __doc__, "ledger_lock.json")
     options = parser.parse_args(arguments)
     started = time.time()

@@ -1,15 +1,16 @@
-"""Compare the prefix cache's hit rate after x % of its memory was reclaimed with a cache of that size.
+"""Compare a prefix cache's hit rate after x % of its memory was reclaimed with a cache that is x % smaller.
 
     python -m benchmarks.micro.prefix [--seeds N] [--out FILE]
 
 Both caches are vLLM's own KVCacheManager and BlockPool, on the CPU and without a model. `reclaimed` has the
-elastic queue; it is full, and then the governor makes it hold x % less. `stock` has the smaller size from the
-beginning. Both serve the same trace. An `idle` giver has no requests at the reclaim, a `busy` one has 16;
-until a busy giver has shrunk to its new size, no request begins and the oldest ones end.
+elastic queue: when it is full, the governor makes it hold x % less. `stock` has the smaller size from the
+beginning. Both serve the same trace. An `idle` giver (the engine that gives up memory) has no requests at the
+reclaim, a `busy` giver has 16. Until a busy giver has shrunk to its new size, its oldest requests end and no
+request begins.
 
-A prompt begins with one of many system prompts (chosen by Zipf's law, of four lengths) and goes on with text
-of its own; some prompts continue an earlier conversation with its answers. The hit rate is cached tokens over
-prompt tokens, of the 100 requests `right_after` the reclaim and of the `later` ones.
+A prompt begins with one of many system prompts (chosen by Zipf's law, of four lengths) and goes on with its
+own text; some prompts continue an earlier conversation with its answers. The hit rate is cached tokens over
+prompt tokens, for the 100 requests `right_after` the reclaim and for the `later` requests.
 """
 
 from __future__ import annotations
@@ -44,21 +45,21 @@ Samples = dict[str, list[float]]
 
 
 class Item(NamedTuple):
-    """A request: the hashes of all its blocks, and how many of them are the prompt's."""
+    """A request: the hashes of all its blocks, and the number of blocks of its prompt."""
 
     contents: list[bytes]
     prompt_blocks: int
 
 
 class Found(NamedTuple):
-    """Tokens of one request: found in the cache, and in the prompt."""
+    """Token counts of one request: cached tokens, and tokens of the prompt."""
 
     hit: int
     prompt: int
 
 
 def trace(seed: int, length: int) -> list[Item]:
-    """Return requests; the same seed gives the same ones."""
+    """Return requests; the same seed always gives the same requests."""
     draw, numbers = random.Random(seed), itertools.count(1)
 
     def fresh(blocks: int) -> list[bytes]:
@@ -98,7 +99,7 @@ class Cache:
             pool.free_block_queue = ElasticFreeQueue(pool, self._granules)
 
     def serve(self, item: Item) -> Found:
-        """Compute a prompt once fewer than ALIVE requests run; return how many of its tokens were cached."""
+        """Admit a request once fewer than ALIVE requests run; return how many prompt tokens were cached."""
         while len(self.alive) >= ALIVE:
             self._advance()
         request = self._request(item)
@@ -109,23 +110,23 @@ class Cache:
         return Found(hit, item.prompt_blocks * BLOCK_TOKENS)
 
     def end_oldest(self) -> None:
-        """Let the oldest request end: its blocks stay as cache."""
+        """End the oldest request; its blocks stay in the prefix cache."""
         self._end(self.alive[0])
 
     @property
     def used_blocks(self) -> int:
-        """Blocks that requests hold, and block 0; of an elastic cache."""
+        """Blocks that requests hold, plus block 0. Only for an elastic cache."""
         assert self._granules is not None
         return self._granules.used_blocks
 
     @property
     def blocks_of_busy(self) -> int:
-        """All blocks of granules that hold a used block; these granules cannot be given up."""
+        """All blocks of the granules with a used block, which cannot be given up."""
         assert self._granules is not None
         return self._granules.busy * BLOCKS_PER_GRANULE
 
     def reclaim(self, blocks: int) -> int:
-        """Give up memory until so many blocks are left; return how many requests had to end for it."""
+        """Give up memory until `blocks` blocks are left; return how many requests had to end first."""
         assert self._granules is not None
         most, ended = blocks // BLOCKS_PER_GRANULE, 0
         queue = self._manager.block_pool.free_block_queue
@@ -141,7 +142,7 @@ class Cache:
         return ended
 
     def _advance(self) -> None:
-        """Let each request grow by a block of its answer, as steps do, and end if that was the last one."""
+        """Let each request's answer grow by a block, as steps do; end requests whose answer is complete."""
         for request in list(self.alive):
             if request.num_tokens < len(self._contents[request.request_id]) * BLOCK_TOKENS:
                 request.append_output_token_ids([0] * BLOCK_TOKENS)
@@ -189,7 +190,7 @@ def _manager(blocks: int) -> Any:
 
 
 def measure(seeds: int) -> Samples:
-    """Return hit rates by `giver.percent.when.kind`, one a seed, and by window, of all seeds together."""
+    """Return hit rates: by `giver.percent.when.kind`, one for each seed, and by window, over all seeds."""
     samples: Samples = {}
     windows: dict[str, list[list[Found]]] = {}
     for seed, giver, percent in itertools.product(range(seeds), GIVERS, PERCENTS):
@@ -210,7 +211,7 @@ def measure(seeds: int) -> Samples:
 
 
 def _play(items: Sequence[Item], giver: str, percent: int, kind: str, samples: Samples) -> list[Found]:
-    """Serve a trace; return the hits of each request, and add the figures of the reclaim to `samples`."""
+    """Serve a trace; return the token counts of each request, and add the reclaim's figures to `samples`."""
     left = BLOCKS * (100 - percent) // 100 // BLOCKS_PER_GRANULE * BLOCKS_PER_GRANULE
     cache = Cache(BLOCKS if kind == "reclaimed" else left, elastic=kind == "reclaimed")
     found = [cache.serve(item) for item in items[:WARM]]
@@ -233,9 +234,9 @@ def _rate(found: Sequence[Found]) -> float:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, write and draw; returns 1 if the goal is missed."""
+    """Run the benchmark, write and draw the result; returns 1 if the goal is missed."""
     parser = options_of.parser("micro.prefix", __doc__, "prefix.json", options_of.PICTURE_TOO)
-    parser.add_argument("--seeds", type=int, default=5, help="traces")
+    parser.add_argument("--seeds", type=int, default=5, help="number of traces")
     options = parser.parse_args(arguments)
     started = time.time()
     samples = measure(options.seeds)

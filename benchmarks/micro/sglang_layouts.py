@@ -4,9 +4,9 @@
 
 The cache has the shape of Llama-8B; no engine runs. Layout `stock` has one buffer for the keys of each
 layer and one for its values; `layer` holds keys and values of a layer together; `block` holds all layers of
-a token in one row. Slots are stored, attended to and moved, also at the end of 24 GiB, where offsets in a
-`block` buffer exceed 32 bits. Then decode attention of all layers is timed with slots in order, in shuffled
-pages of 16, and all shuffled. The exit status is 1 if an answer differs. Needs a GPU.
+a token in one row. The kernels store, attend to and move token slots, also at the end of 24 GiB, where
+offsets in a `block` buffer exceed 32 bits. Then decode attention of all layers is timed with slots in order,
+in shuffled pages of 16 slots, and in random order. The exit status is 1 if an answer differs. Needs a GPU.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from sglang_kvcached import layouts
 
 LAYERS, HEADS, QUERY_HEADS, SIZE = 32, 8, 32, 128
 FAR_SLOTS, NEAR_SLOTS = 24 * 2**30 // (LAYERS * 2 * HEADS * SIZE * 2), 4096
-SPLITS = 8  # at most, as SGLang's default
+SPLITS = 8  # most splits of a request: SGLang's default
 SCENES = ((224, 640, 2), (64, 4096, 4), (8, 8192, 8))  # requests, tokens of each, splits of a request
 ORDERS, LAYOUTS = ("ordered", "pages", "shuffled"), ("stock", "layer", "block")
-WARM_UPS, REPEATS, ROUNDS = 20, 5, 2  # a device that was idle is slow at first
+WARM_UPS, REPEATS, ROUNDS = 20, 5, 2  # warm-ups, because a device is slow at first after a pause
 
 
 class Cache(NamedTuple):
-    """Views of keys and values by layer, and the rows in which SGLang moves slots."""
+    """Views of the keys and the values of each layer, and the buffers whose rows SGLang moves."""
 
     keys: list[Any]
     values: list[Any]
@@ -52,7 +52,7 @@ def cache(layout: str, slots: int) -> Cache:
 
 
 def order(name: str, tokens: int) -> Any:
-    """Return where tokens lie, one request after the other."""
+    """Return the slots of the tokens, one request after the other, in the order called `name`."""
     import torch
 
     slots = torch.arange(tokens, device="cuda")
@@ -64,7 +64,7 @@ def order(name: str, tokens: int) -> Any:
 
 
 def decoder(found: Cache, slots: Any, requests: int, splits: int) -> Callable[[int], Any]:
-    """Return what lets one new token of each request attend to its slots in a layer."""
+    """Return a function of a layer that makes one new token of each request attend to its slots."""
     import torch
     from sglang.kernels.ops.attention.decode_attention import decode_attention_fwd
 
@@ -86,7 +86,7 @@ def decoder(found: Cache, slots: Any, requests: int, splits: int) -> Callable[[i
 
 
 def extended(found: Cache, slots: Any, layer: int) -> Any:
-    """Let 64 new tokens of one request attend to its slots, and to each other."""
+    """Return the attention of 64 new tokens of one request to its slots and to each other."""
     import torch
     from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
 
@@ -106,7 +106,7 @@ def extended(found: Cache, slots: Any, layer: int) -> Any:
 
 
 def answers(layout: str, slots: int) -> dict[str, Any]:
-    """Store, attend and move at the end of so many slots; return all that was read."""
+    """Store, attend to and move the last of `slots` slots; return everything that the kernels read."""
     import torch
     from sglang.kernels.ops.kvcache.cache_move import copy_all_layer_kv_cache_tiled
     from sglang.kernels.ops.kvcache.kvcache import store_cache
@@ -132,7 +132,7 @@ def answers(layout: str, slots: int) -> dict[str, Any]:
 
 
 def milliseconds(layout: str, requests: int, tokens: int, splits: int) -> dict[str, list[float]]:
-    """Return how long decode attention of all layers takes, by the order of slots."""
+    """Return the times of decode attention over all layers, by the order of the slots."""
     import torch
 
     found, taken = cache(layout, requests * tokens), dict[str, list[float]]()
@@ -156,7 +156,7 @@ def milliseconds(layout: str, requests: int, tokens: int, splits: int) -> dict[s
 
 
 def main() -> int:
-    """Compare, time, write the JSON and say what was found."""
+    """Compare the answers, time the kernels, write the JSON and print the outcome."""
     parser = options_of.parser("micro.sglang_layouts", __doc__)
     options, started = parser.parse_args(), time.time()
     import torch

@@ -13,7 +13,7 @@ FILES = {"sharing": reclaim.draw_file, "reclaim": reclaim.draw_file, "shared_bud
 
 
 def main() -> None:
-    """Draw every file given whose name is known."""
+    """Draw every given file that has a picture; the file's name selects it."""
     for name in sys.argv[1:]:
         path = Path(name)
         if path.stem in FILES:

@@ -1,4 +1,4 @@
-"""Draw memory held by engines over time, and their throughput."""
+"""Draw the memory that engines held over time, and their throughput."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOURS = {"stock": "#8c8c8c", "kvcached": "#2f6fb7"}
 
 
 def held_over_time(result: dict[str, Any], out: Path) -> None:
-    """Draw what two engines held over time, stacked, with the events; free memory is a line."""
+    """Draw the memory of two engines over time, stacked, with free memory as a line, and the events."""
     samples, notes = result["samples"], result["notes"]
     times, names = samples["time_seconds"], notes.get("engines", {"a": "A", "b": "B"})
     held = [[value / GIB for value in samples[f"{name}_held_bytes"]] for name in names]
@@ -40,7 +40,7 @@ def held_over_time(result: dict[str, Any], out: Path) -> None:
 
 
 def throughput(result: dict[str, Any], out: Path) -> None:
-    """Draw every round of every phase, stock and kvcached."""
+    """Draw the rate of every round of every phase, for stock and kvcached."""
     phases = list(result["ratios"])
     figure = Figure(figsize=(9, 5))
     axes = figure.subplots()
@@ -63,7 +63,7 @@ def throughput(result: dict[str, Any], out: Path) -> None:
 
 
 def alternating(result: dict[str, Any], out: Path) -> None:
-    """Draw the ratio of kvcached to stock in every round, with mean and standard error."""
+    """Draw the ratio of kvcached's rate to stock's in every round, with mean and standard error."""
     phases, samples = list(result["ratios"]), result["samples"]
     figure = Figure(figsize=(9, 5))
     axes = figure.subplots()

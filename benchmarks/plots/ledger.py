@@ -22,7 +22,7 @@ _TITLES = {
 
 
 def simulation(result: Mapping[str, Any], out: Path) -> None:
-    """Draw the memory of owners beside the ideal, and the distributions of the samples."""
+    """Draw the memory of owners against their ideal shares, and the distributions of the samples."""
     samples = result["samples"]
     figure = Figure(figsize=(19, 10), layout="constrained")
     grid = figure.subplots(4, len(SHOWN) + 1, sharey=False, width_ratios=[1.2] * len(SHOWN) + [1])
@@ -85,7 +85,7 @@ def _costs(axes: Any, samples: Mapping[str, Sequence[float]]) -> None:
 
 
 def prefix(result: Mapping[str, Any], out: Path) -> None:
-    """Draw hit rates before and after the reclaim, a row for each giver and a column for each part taken."""
+    """Draw hit rates before and after the reclaim: rows are givers, columns are reclaimed shares."""
     samples, notes = result["samples"], result["notes"]
     figure = Figure(figsize=(17, 7.5), layout="constrained")
     cases = sorted({tuple(name.split(".")[:2]) for name in result["ratios"]}, key=lambda case: int(case[1]))
@@ -119,7 +119,7 @@ _PREFIX_LABELS = {
 
 
 def _value(found: Any) -> float:
-    """Return the value of a ratio, from a result's file or as a bare number."""
+    """Return the value of a ratio, given as an entry of a result file or as a number."""
     return float(found["value"] if isinstance(found, Mapping) else found)
 
 

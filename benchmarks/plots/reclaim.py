@@ -1,4 +1,4 @@
-"""Draw the results of benchmarks.sharing.one_gpu and benchmarks.sharing.reclaim, a PNG beside each."""
+"""Draw the results of benchmarks.sharing.one_gpu and benchmarks.sharing.reclaim, each as a PNG beside it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 COLOURS = {"a": "#c0504d", "b": "#4f81bd", "c": "#9bbb59", "d": "#8064a2"}
 KIND_COLOURS = {"idle": "#2f6fb7", "busy": "#d98c3f"}
-STAGES = {  # of a round: sample -> label
+STAGES = {  # stages of a round: sample -> label
     "asked": "giver\nasked",
     "planned": "giver has\ndecided",
     "first_free": "first bytes\nfree",
@@ -22,7 +22,7 @@ STAGES = {  # of a round: sample -> label
 
 
 def sharing(result: dict[str, Any], figure: Figure) -> None:
-    """Draw what the engines held over time, stacked, the part that requests used, and the events."""
+    """Draw the memory of the engines over time, stacked, with the part that requests used, and the events."""
     samples, unit = result["samples"], result["notes"]["unit_bytes"]
     times = samples["time_seconds"]
     upper, axes = figure.subplots(2, height_ratios=(1.2, 2), sharex=True)
@@ -50,7 +50,7 @@ def sharing(result: dict[str, Any], figure: Figure) -> None:
 
 
 def reclaim(result: dict[str, Any], figure: Figure) -> None:
-    """Draw one round as it went, and the stages of all rounds against the goals."""
+    """Draw the course of the median round, and the stages of all rounds against the goals."""
     samples, goals = result["samples"], result["notes"]["goals_milliseconds"]
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
     kinds = [kind for kind in KIND_COLOURS if f"{kind}_all_ready_seconds" in samples]
@@ -85,7 +85,7 @@ def _unit(unit_bytes: int) -> str:
 
 
 def draw_file(path: Path) -> None:
-    """Write a PNG beside a result; its name selects the picture. Raises KeyError without its samples."""
+    """Write a PNG beside a result, whose name selects the picture. Raises KeyError if a sample is missing."""
     draw, size = {"sharing": (sharing, (14, 8)), "reclaim": (reclaim, (13, 5.5))}[path.stem.partition("-")[0]]
     figure = Figure(figsize=size, layout="constrained")
     draw(json.loads(path.read_text()), figure)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from kvcached_core.units import MIB
 
-COLOURS = {"a": ("#d98c3f", "#f3dcc4"), "b": ("#7f5fa8", "#d9cfe6")}  # used by requests, held besides
+COLOURS = {"a": ("#d98c3f", "#f3dcc4"), "b": ("#7f5fa8", "#d9cfe6")}  # (used by requests, held otherwise)
 TITLES = {"static": "static split, half of the budget each", "shared": "one shared budget"}
 MODE_COLOURS = {"static": "#8c8c8c", "shared": "#2f6fb7"}
 
@@ -44,7 +44,7 @@ def _bytes(axes: Any, result: dict[str, Any], mode: str) -> None:
         held, used = (
             [value / MIB for value in samples[f"{name}_{kind}_bytes_{mode}"]] for kind in ("held", "used")
         )
-        # the two words are written by two processes, and may disagree for a moment
+        # two processes write these two ledger fields, so the fields may disagree for a moment
         used = [min(pair) for pair in zip(held, used, strict=True)]
         layers += [used, [h - u for h, u in zip(held, used, strict=True)]]
         colours += [dark, light]

@@ -9,7 +9,7 @@ usage: benchmarks/serve/start_client.sh [vllm|sglang] [options] [-- BENCHMARK_OP
   --model DIR      folder of the model that the server serves, for its tokenizer (default: as start_server.sh)
   --name NAME      the model's name on the server (default: the folder's name)
   --port PORT      default 8000
-  --prompts N      how many requests (default 100)
+  --prompts N      number of requests (default 100)
   --rate N         requests a second (default 4; inf: all at once)
   --input N        tokens of a prompt (default 256)
   --output N       tokens of an answer (default 64)

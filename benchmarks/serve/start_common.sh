@@ -1,15 +1,15 @@
 # The common part of start_server.sh and start_client.sh, which source it with `root` set and `usage` defined.
-# shellcheck shell=bash disable=SC2034,SC2154 # variables of theirs
+# shellcheck shell=bash disable=SC2034,SC2154 # variables that those scripts set or use
 
 engine=vllm model='' name='' port=8000 device='' prompts=100 rate=4 input=256 output=64 only_print=no
 rest=()
 
-complain() { # complain MESSAGE: wrong usage
+complain() { # complain MESSAGE: report wrong usage and exit with 2
     echo "$(basename "$0"): $1 (see $(basename "$0") --help)" >&2
     exit 2
 }
 
-number() { # number OPTION VALUE: a whole number of 1 or more
+number() { # number OPTION VALUE: print VALUE if it is a whole number of 1 or more
     [[ $2 =~ ^[1-9][0-9]*$ ]] || complain "$1: expected a number of 1 or more, not '$2'"
     echo "$2"
 }
@@ -78,7 +78,7 @@ fill_in() { # set the options that were not given
     name=${name:-$(basename "$model")}
 }
 
-program() { # program NAME: that of the engine's environment here, or the one in PATH
+program() { # program NAME: print its path in the engine's virtual environment, or else in PATH
     local venv=.venv make=setup
     if [[ $engine == sglang ]]; then venv=.venv-sglang make=setup-sglang; fi
     if [[ -x $root/$venv/bin/$1 ]]; then

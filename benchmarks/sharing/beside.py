@@ -2,12 +2,12 @@
 
     python -m benchmarks.sharing.beside --vllm-python PYTHON --sglang-python PYTHON --out FILE
 
-The SGLang server answers alone, then the vLLM server starts beside it. vLLM bursts, SGLang bursts, vLLM
-bursts again, then both at once. Each server answers while the other bursts. Both rest. SGLang is killed in
-its peak, and vLLM answers alone. The ledger's figures for each server are sampled throughout, and free
-memory from the driver (on the host from the ledger). Run it with a Python that has httpx and, for the
-picture, matplotlib; on a GPU also NVML. The model has the shape of Llama-8B on a GPU and is tiny on the
-CPU. The exit status is 1 if a check failed.
+The SGLang server answers alone, then the vLLM server starts beside it. vLLM gets a burst of requests, then
+SGLang, then vLLM again, then both at once. Each server answers test prompts while the other has a burst. Both
+rest. SGLang is killed in its peak, and vLLM answers alone. Each server's memory in the ledger, and the
+driver's free memory (on the host the ledger's), are sampled throughout. Run it with a Python that has httpx
+and, for the picture, matplotlib; on a GPU also NVML. The model has the shape of Llama-8B on a GPU and is tiny
+on the CPU. The exit status is 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from devkit.processes import interrupt_on_signals, no_survivors
 from kvcached_core.ledger import Runtime
 
 A, B = "vllm", "sglang"
-PEAK = 0.75  # of the memory of both servers
+PEAK = 0.75  # a burst needs this share of the memory of both servers
 WAIT_SECONDS, REST_SECONDS, GROW_SECONDS, SERIES_SECONDS = 180.0, 30.0, 1.0, 0.1
-ROUNDING = 0.9  # the ledger and the driver are read at different moments
-FULL = 0.95  # of the most that both held so far: with more memory left, a server just grows
+ROUNDING = 0.9  # tolerance: the ledger and the driver are read at different moments
+FULL = 0.95  # share of the most that both held; below it a server grows without taking from the other
 
 
 class Party(Protocol):
@@ -52,13 +52,13 @@ class Party(Protocol):
         """Send requests that need `size_bytes` of KV memory; the result is the number that failed."""
 
     def answers(self) -> list[tuple[int, ...]]:
-        """Answer the same prompts each time, one by one, on an empty prefix cache."""
+        """Return the answers to always the same prompts, sent one by one, with an empty prefix cache."""
 
     def flush(self) -> None:
         """Drop the prefix cache."""
 
     def kill(self) -> None:
-        """Send SIGKILL."""
+        """Send SIGKILL to all processes of the server."""
 
 
 class Observing(Protocol):
@@ -68,16 +68,16 @@ class Observing(Protocol):
         """Return the latest moment."""
 
     def between(self, begin: float) -> list[Moment]:
-        """Return the moments since then."""
+        """Return the moments since `begin`."""
 
     def at_rest(self) -> bool:
-        """Return whether both servers hold one granule only."""
+        """Return whether each server holds only one granule."""
 
     def wait(self, holds: Callable[[], bool], seconds: float) -> bool:
         """Wait until a condition holds; return whether it held in time."""
 
     def note(self, text: str) -> None:
-        """Note an event."""
+        """Record an event."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Found:
 
     samples: dict[str, list[float]] = field(default_factory=dict)
     checks: dict[str, bool] = field(default_factory=dict)
-    failed: int = 0  # requests
+    failed: int = 0  # failed requests
 
     def note(self, **values: float) -> None:
         """Add to the samples."""
@@ -95,14 +95,14 @@ class Found:
 
 
 class Play:
-    """The scenes. `budget` is the memory that both servers may hold together, in bytes."""
+    """Runs the scenes. `budget` is the memory that both servers may hold together, in bytes."""
 
     def __init__(self, a: Party, b: Party, observer: Observing, budget: int, found: Found) -> None:
         self.a, self.b, self.observer, self.budget, self.found = a, b, observer, budget, found
         found.note(budget_bytes=budget)
 
     def run(self, b_alone: list[tuple[int, ...]]) -> None:
-        """Play all scenes; `b_alone` are B's answers before A started."""
+        """Run all scenes; `b_alone` are B's answers from before A started."""
         self.peak(self.a, self.b)
         self.found.checks["memory moved from vLLM to SGLang"] = self.peak(self.b, self.a) > self.budget / 4
         self.found.checks["memory moved from SGLang to vLLM"] = self.peak(self.a, self.b) > self.budget / 4
@@ -119,7 +119,7 @@ class Play:
         self.found.checks["all requests succeeded but those of the killed server"] = not self.found.failed
 
     def peak(self, who: Party, other: Party) -> int:
-        """Run a burst on one server; return the bytes that the other gave up meanwhile."""
+        """Run a burst on the server `who`; return the bytes that the other server gave up meanwhile."""
         before = self.observer.now()
         self.end(who.burst(int(PEAK * self.budget)))
         seen = self.observer.between(before.at)
@@ -139,7 +139,7 @@ class Play:
         self.observer.note("both had a burst at once")
 
     def beside(self, who: Party, other: Party) -> list[tuple[int, ...]]:
-        """Return the answers of one server during a burst on the other."""
+        """Return the answers of the server `who` during a burst on the other server."""
         asked = other.burst(int(PEAK * self.budget))
         answers = who.answers()
         self.end(asked)
@@ -153,7 +153,7 @@ class Play:
         self.b.flush()
         rest = self.observer.wait(self.observer.at_rest, REST_SECONDS)
         self.found.checks["idle servers keep their first granule"] = rest
-        rested = self.observer.now().at  # may be sampled before the rest; the sample after the next is not
+        rested = self.observer.now().at  # this sample and the next may predate the rest; later ones do not
         self.observer.wait(lambda: len(self.observer.between(rested)) > 2, REST_SECONDS)
 
         def freed() -> bool:
@@ -167,12 +167,12 @@ class Play:
         self.observer.note("both are idle and forgot their caches")
 
     def killed(self) -> None:
-        """Kill B in its peak while A wants more memory: A must grow into the memory of B."""
+        """Kill B in its peak while A wants more memory: A must get the memory of B."""
         size = int(PEAK * self.budget)
         b = self.b.burst(size)
         self.observer.wait(lambda: self.observer.now().of(B).used > self.budget / 2 or b.done(), WAIT_SECONDS)
         a = self.a.burst(size)
-        # below the budget: each server leaves room for its other memory
+        # less than the budget, because each server leaves room for its memory outside the KV cache
         most = max(map(held, self.observer.between(0.0)))
         self.observer.wait(
             lambda: held(self.observer.now()) > FULL * most or a.done() or b.done(), WAIT_SECONDS
@@ -186,7 +186,7 @@ class Play:
         self.grown(last, a, max(most, held(last)) - last.of(B).held)
 
     def grown(self, last: Moment, a: Future[int], room: int) -> None:
-        """Wait for the end of A's burst, and check its growth since the `last` sample before B's death.
+        """Wait for the end of A's burst, and check A's growth since `last`, the last sample before B's death.
 
         While B lived, A could not hold more than `room` bytes.
         """
@@ -210,7 +210,7 @@ class Play:
 
 
 def held(moment: Moment) -> int:
-    """Return the bytes that both servers hold."""
+    """Return the bytes that both servers hold together."""
     return moment.of(A).held + moment.of(B).held
 
 
@@ -220,7 +220,7 @@ def seconds_until(holds: Callable[[Moment], bool], seen: list[Moment], since: fl
 
 
 def run(options: argparse.Namespace, where: dict[str, Where], folder: Path, found: Found) -> Observer:
-    """Start both servers, play, and end them."""
+    """Start both servers, run the scenes, and end both servers."""
     on_host = options.device == "cpu"
     scale = beside_servers.scale(on_host, options.model, where[A], options.headroom)
     observer, seeds = Observer(Runtime.open(folder), on_host), itertools.count(1)
@@ -255,7 +255,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Play, write and draw."""
+    """Run the scenes, write the result and draw it."""
     options, started, found = arguments(), time.time(), Found()
     where = {A: Where(options.vllm_python, options.vllm_site),
              B: Where(options.sglang_python, options.sglang_site)}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The two servers of `beside`: `vllm serve` and `sglang.launch_server`, each with its own Python."""
+"""The servers of benchmarks.sharing.beside: `vllm serve` and `sglang.launch_server`, each with its Python."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ from devkit.sglang_client import SglangClient
 from devkit.sglang_servers import ENVIRONMENT
 from kvcached_core.units import MIB
 
-PROBES, PROBE_TOKENS, VOCABULARY = 6, 48, 500  # ids below it are known to both models
-DEVIATION = 0.05  # of random weights, which make answers depend on the cache
+PROBES, PROBE_TOKENS, VOCABULARY = 6, 48, 500  # both models have all token ids below VOCABULARY
+DEVIATION = 0.05  # of the random weights: large enough that answers depend on the KV cache
 _MAKE = "import sys; from pathlib import Path; from benchmarks.engine.sglang_outputs import checkpoint; "
 _MAKE += "checkpoint(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))"
 _VERSIONS = "import json; from benchmarks.lib.record import versions; print(json.dumps(versions()))"
-_PASSED = "VLLM_USE_FLASHINFER_SAMPLER"  # 0 where flashinfer is not installed
+_PASSED = "VLLM_USE_FLASHINFER_SAMPLER"  # passed to vLLM; set it to 0 if flashinfer is not installed
 _ON_HOST = {"KVCACHED_HOST_CAPACITY": str(216 * MIB), "KVCACHED_HEADROOM": str(16 * MIB),
             "KVCACHED_SPARE": "4MiB", "KVCACHED_IDLE_SECONDS": "0.5"}  # fmt: skip
 
 
 class Where(NamedTuple):
-    """A Python, and optionally a folder of packages that come before the packages of that Python."""
+    """A Python, and optionally a folder of packages that precede the packages of that Python."""
 
     python: str
     site: Path | None = None
 
     def path(self) -> str:
-        """Return PYTHONPATH: this tree's packages, `site`, and the caller's, which may hold the plugins."""
+        """Return PYTHONPATH: this tree's packages, `site`, and the caller's path (maybe with the plugins)."""
         more = [str(self.site)] if self.site else []
         more += filter(None, [os.environ.get("PYTHONPATH")])
         return os.pathsep.join([*(str(ROOT / part) for part in PACKAGES), *more])
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of its Python and packages; see record.versions."""
+        """Return the versions of this Python and its packages; see record.versions."""
         printed = self.run("-c", _VERSIONS)
         return {str(name): str(version) for name, version in json.loads(printed).items()}
 
     def run(self, *words: str) -> str:
-        """Run its Python; return the standard output. Raises CalledProcessError."""
+        """Run this Python; return its standard output. Raises CalledProcessError."""
         environ = os.environ | {"PYTHONPATH": self.path()}
         done = subprocess.run([self.python, *words], check=True, cwd=ROOT, env=environ, text=True,
                               stdout=subprocess.PIPE)  # fmt: skip
@@ -73,7 +73,8 @@ class Scale(NamedTuple):
 def scale(on_host: bool, model: Path, maker: Where, headroom: str | None = None) -> Scale:
     """Return the sizes: the tiny model on the host, the shape of Llama-8B on a GPU less `headroom`.
 
-    A checkpoint of that (16 GB) is written once, by a process of its own, which leaves no context on the GPU.
+    A checkpoint of this shape (16 GB) is written once, by a child process, so that this process makes no CUDA
+    context.
     """
     if on_host:
         return Scale(True, tiny_model(), 4096, 900, 124, 2048, 64, _ON_HOST)
@@ -84,7 +85,7 @@ def scale(on_host: bool, model: Path, maker: Where, headroom: str | None = None)
 
 
 def start_vllm(scale: Scale, where: Where, runtime: Path) -> HttpServer:
-    """Start a vLLM server; it serves later."""
+    """Start a vLLM server without waiting until it serves."""
     port = free_port()
     words = [where.python, "-m", "vllm.entrypoints.cli.main", "serve", str(scale.model),
              "--served-model-name", MODEL_NAME, "--max-model-len", str(scale.length), "--skip-tokenizer-init",
@@ -97,7 +98,7 @@ def start_vllm(scale: Scale, where: Where, runtime: Path) -> HttpServer:
 
 
 def start_sglang(scale: Scale, where: Where, runtime: Path) -> HttpServer:
-    """Start an SGLang server; it serves later."""
+    """Start an SGLang server without waiting until it serves."""
     port = free_port()
     words = [where.python, "-m", "sglang.launch_server", "--model-path", str(scale.model),
              "--served-model-name", MODEL_NAME, "--context-length", str(scale.length),
@@ -126,7 +127,7 @@ def _core(rank: int) -> str:
 
 
 class Served:
-    """A server that is ready; implements Party of benchmarks.sharing.beside."""
+    """A server that is ready. Implements Party of benchmarks.sharing.beside."""
 
     def __init__(self, name: str, server: HttpServer, scale: Scale, seeds: Iterator[int]) -> None:
         self.name = name
@@ -148,13 +149,13 @@ class Served:
 
     def flush(self) -> None:
         """Drop the prefix cache. Raises RuntimeError if requests still run."""
-        for _ in itertools.repeat(None, 1000):  # no sleep: every refusal is a round trip to the server
+        for _ in itertools.repeat(None, 1000):  # no sleep: each refusal takes a round trip to the server
             if self._client.reset_prefix_cache():
                 return
         raise RuntimeError(f"{self.name} does not flush its prefix cache: requests run on it")
 
     def kill(self) -> None:
-        """Send SIGKILL to all its processes."""
+        """See Party."""
         os.killpg(self._server.process.pid, signal.SIGKILL)
 
     def _fails(self, prompt: Prompt) -> bool:

@@ -1,4 +1,4 @@
-"""Kill one rank with SIGKILL, and measure when the rest of its engine ends and the ledgers are clean."""
+"""Kill one rank with SIGKILL, and measure when its engine has ended and the ledgers are clean."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Victim(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether the process that was started lives."""
+        """Whether the engine's first process is alive."""
 
     @property
     def group(self) -> int:
@@ -30,7 +30,7 @@ class Victim(Protocol):
 
 
 def rank_in(titles: Mapping[int, str], rank: int) -> int:
-    """Return the process id of a rank by the rank's name in its title. Raises LookupError."""
+    """Return the process id whose title names this rank. Raises LookupError unless there is exactly one."""
     found = [pid for pid, title in titles.items() if re.search(rf"_TP{rank}\b", title)]
     if len(found) != 1:
         raise LookupError(f"{len(found)} processes are rank {rank}, of {sorted(titles.values())}")
@@ -40,7 +40,7 @@ def rank_in(titles: Mapping[int, str], rank: int) -> int:
 def first_seconds(conditions: Mapping[str, Callable[[], bool]], seconds: float,
                   clock: Callable[[], float] = time.monotonic,
                   sleep: Callable[[float], None] = time.sleep) -> dict[str, float]:  # fmt: skip
-    """Return the seconds until each condition first held; one that did not hold in time is missing."""
+    """Return the seconds until each condition first held, without conditions that did not hold in time."""
     begun, found = clock(), dict[str, float]()
     while len(found) < len(conditions):
         found |= {
@@ -60,7 +60,7 @@ def is_clean(runtime: Runtime, name: str) -> bool:
 
 
 def kill_rank(victim: Victim, rank: int, runtime: Runtime, seconds: float) -> dict[str, float]:
-    """Kill a rank of an engine, and return the seconds until each of four conditions held.
+    """Kill a rank of an engine, and return the seconds from the kill until each of four conditions held.
 
     `slot_free`: the rank's slot was free. `ended`: the engine's first process had ended. `gone`: all its
     processes had ended. `clean`: its ledgers were clean. For an engine in no ledger, `slot_free` and `clean`

@@ -2,11 +2,11 @@
 
     python -m benchmarks.sharing.one_gpu --out benchmarks/results/sharing.json
 
-Three engines start in the same second and have peaks, in turn and at once. One is killed in its peak. A
-fourth starts while another has filled the device with its prefix cache. A prefill of full size runs beside
-a full cache. One engine answers the same prompts at the start, in the middle and at the end. After a failed
-scene the next one is played; the exit status is 1 if a scene or a check failed. Takes 4 minutes on an H100.
-Without a GPU (or with `--host --model FOLDER`) everything is small and runs on the CPU.
+Three engines start in the same second and have peaks of load, in turn and at once. One engine is killed in
+its peak. A fourth engine starts while another has filled the device with its prefix cache. Prompts of maximum
+length run beside a full cache. One engine answers the same prompts at the start, in the middle and at the
+end. A failed scene does not stop the next one; the exit status is 1 if a scene or a check failed. Takes 4
+minutes on an H100. Without a GPU (or with `--host --model FOLDER`) it runs on the CPU with small sizes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from kvcached_core.ledger import snapshot
 
 KILL_SECONDS = 20.0
 SERIES_SECONDS = 0.25
-ROUNDING_BLOCKS = 64  # fewer than fit on the device: the blocks of a layer begin on a whole page
+ROUNDING_BLOCKS = 64  # tolerance in blocks: each layer's blocks begin on a page boundary
 OUT_OF_MEMORY = ("CUDA out of memory", "OutOfMemoryError")
 
 
 def three_at_once(stage: Stage) -> None:
-    """Three engines start in the same second; all come up, each with the capacity it has alone."""
+    """Three engines start in the same second; all must serve, each with the capacity it would have alone."""
     begun = time.monotonic()
     for name in "abc":
         stage.start(name)
@@ -52,7 +52,7 @@ def three_at_once(stage: Stage) -> None:
 
 
 def peaks(stage: Stage) -> None:
-    """A, B and C have a peak in turn, each of most of the memory; then all three at once."""
+    """A, B and C have a peak in turn, which needs most of the memory; then all three have a peak at once."""
     used, begun, failed = [], time.monotonic(), 0
     for name in "abc":
         since = time.monotonic()
@@ -72,7 +72,7 @@ def peaks(stage: Stage) -> None:
 
 
 def killed_in_its_peak(stage: Stage) -> None:
-    """C is killed while A and C have a peak: A goes on, and gets the memory of C."""
+    """C is killed while A and C have a peak: A must go on and get the memory of C."""
     a, c = stage.burst("a", 32), stage.burst("c", 12)
     unit = stage.scale.gib
     stage.until(
@@ -104,7 +104,7 @@ def killed_in_its_peak(stage: Stage) -> None:
 
 
 def start_beside_a_full_cache(stage: Stage) -> None:
-    """A has filled the device; the others make room for the start of D, and A still answers."""
+    """A has filled the device with its cache. All make room for the start of D, and A still answers."""
     stage.fill("a")
     before, begun = stage.watch.owner("a").ready_bytes, time.monotonic()
     stage.start("d")
@@ -124,13 +124,13 @@ def start_beside_a_full_cache(stage: Stage) -> None:
 
 
 def room_seconds(moments: list[Moment]) -> float:
-    """Return the seconds from D's first claim until its start was admitted."""
+    """Return the seconds from D's first claim on memory until its start was admitted."""
     waiting = [moment.at for moment in moments if moment.of("d").starting]
     return waiting[-1] - waiting[0] if waiting else 0.0
 
 
 def prefill_beside_a_full_cache(stage: Stage) -> None:
-    """A is full of cache; B gets prompts of the maximum length, several times a step's worth of tokens."""
+    """A's cache is full. B gets prompts of the maximum length, with several times the tokens of a step."""
     stage.fill("a")
     info = stage.engines["b"].info
     length, generate = info["max_model_len"] - 8, 8
@@ -144,7 +144,7 @@ def prefill_beside_a_full_cache(stage: Stage) -> None:
 
 
 def play(stage: Any, save: Callable[[Any], None], scenes: Mapping[str, Callable[[Any], None]]) -> None:
-    """Play every scene on a Stage, also after a scene that failed."""
+    """Run every scene on a Stage, even after a failed scene."""
     try:
         for name, scene in scenes.items():
             stage.watch.note(f"scene: {name}")
@@ -187,7 +187,7 @@ SCENES: dict[str, Callable[[Stage], None]] = {
 
 
 def main() -> int:
-    """Play and write."""
+    """Run the scenes and write the result."""
     parser = options_of.parser("sharing.one_gpu", __doc__)
     options_of.add_engines(parser, "sharing")
     options_of.add_time_limit(parser, 480.0)

@@ -1,14 +1,14 @@
-"""Measure how fast memory cached by one engine's requests becomes another owner's: 10 GiB, round after round.
+"""Measure how fast another owner gets 10 GiB that one engine holds as prefix cache, in many rounds.
 
     python -m benchmarks.sharing.reclaim --out benchmarks/results/reclaim.json
 
-The giver is vLLM in the shape of Llama-8B; real requests fill all leasable memory with its prefix cache.
-The taker is this process: an elastic pool on the same ledger that wants 640 granules of 16 MiB at once, and
-gives them back while the giver caches anew. In half of the rounds the giver was idle for 5 seconds, in the
-other half it decodes all the time. Words of the ledger, read every 0.2 ms, show the stages of a round; all
-times count from the moment the taker wants the memory. The exit status is 1 if a round failed; a missed
-goal is reported as missed. Takes 7 minutes on an H100. Without a GPU (or with `--host --model FOLDER`)
-everything is small.
+The giver is vLLM with a model of the shape of Llama-8B; real requests fill all leasable memory with its
+prefix cache. The taker is this process: an elastic pool on the same ledger that asks for 640 granules of 16
+MiB at once, and gives them back while the giver fills its cache again. In half of the rounds the giver has
+been idle for 5 seconds, in the other half it decodes all the time. Ledger fields, read every 0.2 ms, show the
+stages of a round; all times count from the moment the taker asks. The exit status is 1 if a round failed, but
+not if a goal was missed. Takes 7 minutes on an H100. Without a GPU (or with `--host --model FOLDER`) it runs
+on the CPU with small sizes.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ from kvcached_core.ledger.file.storage import LedgerFile
 
 TAKEN_UNITS, LEASABLE_UNITS = 10, 16
 START_SECONDS, FILL_SECONDS, ROUND_SECONDS = 200.0, 90.0, 5.0
-SETTLE_SECONDS = 1.3  # memory that the giver waited for is not reclaimed for a second
-WINDOW_SECONDS = 0.5  # before and after the taker's request: tokens are counted in it
+SETTLE_SECONDS = 1.3  # for a second, memory that the giver waited for is not reclaimed
+WINDOW_SECONDS = 0.5  # the giver's tokens are counted this long before and after the taker's request
 _TRACE_SECONDS = 0.01
-HOLD_SECONDS = 0.1  # the taker keeps the memory at least so long
-IDLE_SHARE = 0.65  # of the remaining time is for the rounds with an idle giver
+HOLD_SECONDS = 0.1  # the taker keeps the memory at least this long
+IDLE_SHARE = 0.65  # rounds with an idle giver get this share of the remaining time
 BACKGROUND_REQUESTS, BACKGROUND_PROMPT = (
     8,
     128,
-)  # decode all the time; tokens of a prompt
-BACKGROUND_UNITS = 2  # the most that they hold of the KV cache
+)  # requests of a busy giver that decode all the time; tokens of a prompt
+BACKGROUND_UNITS = 2  # KV cache that these requests hold at most
 
 
 class Bench:
@@ -109,7 +109,7 @@ class Bench:
         return owner_named(self._runtime, "giver")
 
     def refill(self) -> None:
-        """Fill the giver's cache again with the memory that the taker had."""
+        """Fill the giver's cache again, with the memory that the taker gave back."""
         missing = self.full_bytes - engines.content_bytes(self.owner())
         length = self.giver.info["max_model_len"] // 2
         for _ in range(3):
@@ -121,7 +121,7 @@ class Bench:
             raise TimeoutError(f"the giver's cache does not fill again: {missing} bytes are missing")
 
     def check_driver(self) -> None:
-        """Compare the driver's free memory with the ledger's words, in a round that does not count."""
+        """Compare the driver's free memory with the ledger's fields, in a round that does not count."""
         rows: list[Row] = []
 
         def look() -> bool:
@@ -139,7 +139,7 @@ class Bench:
         self.taker.give_back(ROUND_SECONDS)
 
     def play(self, kind: str) -> None:
-        """Play one round with the giver as it is. Raises ValueError, TimeoutError, EngineDiedError."""
+        """Run one round. Raises ValueError, TimeoutError, EngineDiedError."""
         cached = self.owner().cached_bytes
         self.trace.begin()
         time.sleep(0.01)
@@ -147,7 +147,7 @@ class Bench:
         try:
             self.taker.wait_for_all(ROUND_SECONDS)
             window_seconds = WINDOW_SECONDS if kind == "busy" else HOLD_SECONDS
-            # The taker sees the last granules before the trace does.
+            # The taker may see the last granules earlier than the trace.
             time.sleep(max(_TRACE_SECONDS, said_at + window_seconds - time.monotonic()))
         finally:
             traced = self.trace.end()
@@ -162,7 +162,7 @@ class Bench:
         )
 
     def rounds_of(self, kind: str, count: int, pause_seconds: float, give_up_at: float) -> None:
-        """Play up to `count` rounds, until the time is over or the giver is dead."""
+        """Run up to `count` rounds, until the time is over or the giver is dead."""
         for number in range(count):
             if time.monotonic() > give_up_at:
                 self.say(f"no time for more rounds with the giver {kind}: {number} of {count}")
@@ -192,7 +192,7 @@ class Bench:
         self.giver.result(self.giver.ask("background", **what), ROUND_SECONDS)
 
     def run(self, count: int, idle_seconds: float, save: Callable[[], None]) -> None:
-        """Play everything."""
+        """Run all rounds."""
         self.open()
         time.sleep(SETTLE_SECONDS)
         if not self.scale.on_host:  # the host driver does not see the pages of other processes
@@ -216,10 +216,10 @@ class Bench:
 
 
 def main() -> int:
-    """Play, write and judge."""
+    """Run the rounds, write the result and print the verdicts."""
     parser = options_of.parser("sharing.reclaim", __doc__)
     options_of.add_engines(parser, "reclaim")
-    parser.add_argument("--rounds", type=int, default=30, help="with an idle giver, and with a busy one")
+    parser.add_argument("--rounds", type=int, default=30, help="rounds with an idle and with a busy giver")
     parser.add_argument("--idle-seconds", type=float, default=5.0)
     options_of.add_time_limit(parser, 540.0)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The result of benchmarks.sharing.reclaim: samples, goals, and a table for people."""
+"""The result of benchmarks.sharing.reclaim: samples, goals, and a table as text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from benchmarks.lib.record import Ratio, write
 from benchmarks.sharing.reclaim_round import STAGES, Round, parts
 from devkit.statistics import percentile
 
-GOALS_MILLISECONDS = {"all_free": 100.0, "first_gib": 50.0, "all_ready": 150.0}  # of the 99th percentile
+GOALS_MILLISECONDS = {"all_free": 100.0, "first_gib": 50.0, "all_ready": 150.0}  # 99th percentile
 TRACE_ROWS = 400
 RATES = ("control_tokens_per_second", "taking_tokens_per_second",
          "control_longest_pause_seconds", "taking_longest_pause_seconds")  # fmt: skip
 
 
 def samples_of(rounds: Mapping[str, Sequence[Round]]) -> dict[str, list[float]]:
-    """Return every measurement of every round, and the words of the median round."""
+    """Return every measurement of every round, and the ledger readings of the median round."""
     samples: dict[str, list[float]] = {}
     for kind, played in rounds.items():
         if not played:
@@ -81,7 +81,7 @@ def _parts(rounds: Mapping[str, Sequence[Round]]) -> dict[str, dict[str, float]]
 
 
 def table(rounds: Mapping[str, Sequence[Round]], more: Mapping[str, Sequence[float]]) -> str:
-    """Return all as text: milliseconds, median, 99th percentile and greatest."""
+    """Return a table of all times as text: median, 99th percentile and maximum, in milliseconds."""
     samples = samples_of(rounds) | dict(more)
     lines = [f"{'milliseconds':44} {'p50':>8} {'p99':>8} {'max':>8}"]
     for name, values in samples.items():

@@ -1,4 +1,4 @@
-"""Work out the stages of a round of benchmarks.sharing.reclaim from words of the ledger over time."""
+"""Compute the stages of a round of benchmarks.sharing.reclaim from readings of ledger fields over time."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-# The words of a Row, in its order.
+# The ledger fields of a Row, in its order.
 GIVER_WORDS = ("asked_until_ms", "target_bytes", "ordered_granules", "ready_bytes")
 TAKER_WORDS = ("ready_bytes",)
 STAGES = ("asked", "planned", "first_free", "all_free", "first_gib", "all_ready")
 
 
 class Row(NamedTuple):
-    """The words at one moment, of the giver and of the taker; `free` is the driver's, where it was asked."""
+    """Ledger fields of giver and taker at one moment; `free` is the driver's free bytes, if it was asked."""
 
     at: float  # seconds of the monotonic clock
     asked_until_ms: int
@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
 
 class Round(NamedTuple):
-    """A round: seconds from the wish to each stage, bytes given, and how the giver's tokens came."""
+    """A round: seconds from the taker's wish to each stage, bytes given, and the giver's token rates."""
 
     seconds: dict[str, float]
     rates: dict[str, float]
@@ -35,7 +35,7 @@ class Round(NamedTuple):
 
 
 def split(rows: Sequence[Row], said_at: float) -> tuple[Row, list[Row]]:
-    """Return the last row before the wish, and those after. Raises ValueError if there is none before."""
+    """Return the last row before the wish, and all later rows. Raises ValueError if no row is before it."""
     before = [row for row in rows if row.at <= said_at]
     if not before:
         raise ValueError("the words were not read before the wish")
@@ -45,8 +45,8 @@ def split(rows: Sequence[Row], said_at: float) -> tuple[Row, list[Row]]:
 def measure(rows: Sequence[Row], said_at: float, wish_bytes: int, gib: int) -> dict[str, float]:
     """Return the seconds from the wish to each of STAGES, and the bytes that were `given`.
 
-    All is free when the giver has let go of all that it gave until the taker had everything.
-    Raises ValueError naming a stage that never came.
+    `all_free` is the time at which the giver has released all bytes of this round: those that it gives until
+    the taker has everything. Raises ValueError with the name of a stage that was never seen.
     """
     before, after = split(rows, said_at)
 
@@ -74,9 +74,9 @@ def measure(rows: Sequence[Row], said_at: float, wish_bytes: int, gib: int) -> d
 
 
 def driver_error_bytes(rows: Sequence[Row], said_at: float) -> dict[str, int]:
-    """Compare the change of the driver's free bytes with (given - taken) of the ledger's words.
+    """Compare the change of the driver's free bytes with the ledger's (given - taken).
 
-    The difference is never far below zero: memory is free before the words say so.
+    The difference is never far below zero, because memory is freed before the ledger shows it.
     """
     before, after = split(rows, said_at)
     errors = [
@@ -88,7 +88,7 @@ def driver_error_bytes(rows: Sequence[Row], said_at: float) -> dict[str, int]:
 
 
 def token_rates(steps: Sequence[Sequence[float]], said_at: float, window_seconds: float) -> dict[str, float]:
-    """Return tokens a second, and the longest pause between two steps, before the wish and after it.
+    """Return tokens per second, and the longest pause between two steps, before and after the wish.
 
     `steps` are (seconds of the monotonic clock, tokens).
     """

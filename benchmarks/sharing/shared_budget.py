@@ -2,10 +2,10 @@
 
     python -m benchmarks.sharing.shared_budget [--rounds N] [--out FILE]
 
-Two `vllm serve` of the tiny model run throughout. A round plays one open-loop trace: bursts on A and on B
-in turn, then a burst on both at once. Half of the budget is too small for a burst, the whole is enough.
-Each round is played with limits of 50 % and without limits, both on empty prefix caches. Times to first
-token count from the moment a request was due.
+Two `vllm serve` processes with the tiny model run throughout. A round sends one open-loop trace: bursts on A
+and on B in turn, then a burst on both at once. Half of the budget is too small for a burst, all of it is
+enough. Each trace is sent twice: with limits of 50 %, and without limits. Each time the prefix caches are
+empty at the start. Times to first token count from the moment a request was due.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from kvcached_core.units import MIB
 NAMES = ("a", "b")
 BUDGET_BYTES = 120 * MIB
 LIMITS = {"shared": BUDGET_BYTES, "static": BUDGET_BYTES // 2}
-# 1200 tokens are 10 blocks of 512 KiB: 100 MiB for a burst
+# A request of 1200 tokens needs 10 blocks of 512 KiB. A burst needs 100 MiB.
 SHAPE = Shape(requests=20, seconds=2.0, prompt_tokens=900, max_tokens=300)
-BURSTS, PERIOD_SECONDS = 4, 15.0  # out of phase, then one at once
+BURSTS, PERIOD_SECONDS = 4, 15.0  # bursts on A and B in turn, before the burst on both at once
 SAMPLE_SECONDS, REST_SECONDS = 0.2, 30.0
 SEED = 7
 
@@ -50,7 +50,7 @@ Samples = dict[str, list[float]]
 
 
 def make_trace(seed: int) -> list[Arrival]:
-    """Return bursts on the engines in turn, and at the end one on both, for which the budget is too small."""
+    """Return bursts on the engines in turn, then a burst on both at once, which exceeds the whole budget."""
     source = random.Random(seed)
     arrivals = []
     for number in range(BURSTS):
@@ -62,7 +62,7 @@ def make_trace(seed: int) -> list[Arrival]:
 
 
 class Rig:
-    """Two servers that are ready, and their ledger."""
+    """Two running servers and their ledger."""
 
     def __init__(self, servers: Sequence[Server], folder: Path) -> None:
         self._folder = folder
@@ -70,7 +70,7 @@ class Rig:
         self.urls = {server.name: server.url for server in servers}
 
     def prepare(self, limit_bytes: int) -> None:
-        """Set both engines' limits, drop their caches, and wait until each holds one granule only."""
+        """Set both engines' limits, drop their caches, and wait until each holds only one granule."""
         for name, url in self.urls.items():
             set_limit(self._runtime, name, limit_bytes)
             with Client(url) as client:
@@ -109,7 +109,7 @@ class Rig:
 
 @contextlib.contextmanager
 def rig() -> Iterator[Rig]:
-    """Start both servers together; they are gone at the end."""
+    """Start both servers together; end them after the block."""
     model = tiny_model()
     with no_survivors(), contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvb-", dir=SHARED_MEMORY)))
@@ -127,7 +127,7 @@ def rig() -> Iterator[Rig]:
 
 
 def keep(samples: Samples, mode: str, served: Sequence[Served], series: Samples) -> None:
-    """Add a round to the samples: times by mode and engine, bytes over time of the first round of a mode."""
+    """Add a round to the samples: times by mode and engine, and for a mode's first round bytes over time."""
     for each in served:
         for key in (f"{each.burst}_{mode}", f"{each.burst}_{mode}_{each.engine}"):
             samples.setdefault(f"ttft_seconds_{key}", []).append(each.ttft_seconds)
@@ -140,7 +140,7 @@ def keep(samples: Samples, mode: str, served: Sequence[Served], series: Samples)
 
 
 def run(rounds: int) -> Samples:
-    """Play the trace `rounds` times in each mode, in the order static, shared, shared, static, and so on."""
+    """Send the trace `rounds` times in each mode, in the order static, shared, shared, static, and so on."""
     samples: Samples = {}
     begun = time.monotonic()
     with rig() as there:
@@ -172,7 +172,7 @@ def ratios() -> dict[str, record.Ratio]:
 
 
 def main() -> int:
-    """Run, write and draw; returns 1 if a request failed."""
+    """Run the benchmark, write and draw the result; returns 1 if a request failed."""
     parser = options_of.parser("sharing.shared_budget", __doc__, "shared_budget.json", options_of.PICTURE_TOO)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()

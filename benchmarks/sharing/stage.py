@@ -1,4 +1,4 @@
-"""The stage of the scenes of one_gpu and two_gpus: named engines, a watch on the ledger, and the findings."""
+"""The common part of the scenes of one_gpu and two_gpus: engines, a watch on the ledger, and findings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ START_SECONDS, BURST_SECONDS, PROBE_SECONDS = 240.0, 120.0, 30.0
 POLL_SECONDS = 0.002
 PROBES, PROBE_TOKENS = 6, 48
 NAMES = "abcd"
-CAPACITY_UNITS = 27  # on the host; an H100 has as much beside the weights of three engines
+CAPACITY_UNITS = 27  # capacity on the host: as much as an H100 has besides the weights of three engines
 
 
 class Stage:
@@ -39,21 +39,21 @@ class Stage:
         self._seeds = itertools.count(1)
 
     def start(self, name: str) -> Engine:
-        """Start an engine; it serves later."""
+        """Start an engine without waiting until it serves."""
         options = {"headroom": "16MiB", "host_capacity": str(CAPACITY_UNITS * self.scale.gib)}
         core = NAMES.index(name)
         self.engines[name] = Engine(name, self.scale, self._logs, options if self.scale.on_host else {}, core)
         return self.engines[name]
 
     def seconds(self, most: float) -> float:
-        """Return the lesser of `most` and the time left for the run. Raises TimeoutError if none is left."""
+        """Return `most`, or the run's remaining time if that is less. Raises TimeoutError if none is left."""
         left = self._give_up_at - time.monotonic()
         if left <= 0:
             raise TimeoutError("no time is left for this")
         return min(most, left)
 
     def ready(self, name: str) -> None:
-        """Wait until an engine serves, and note how long it took."""
+        """Wait until an engine serves, and record how long the start took."""
         seconds = self.engines[name].wait_ready(self.seconds(START_SECONDS))
         self.samples[f"{name}_start_seconds"] = [seconds]
         self.samples[f"{name}_waited_for_room_seconds"] = [self.watch.starting_seconds(name)]
@@ -69,7 +69,7 @@ class Stage:
         return engine.burst(count, prompt, generate, next(self._seeds))
 
     def end(self, name: str, asked: Future[dict[str, Any]], what: str) -> dict[str, Any]:
-        """Wait for the end of a burst, and note its rate; requests without all their tokens are `failed`."""
+        """Wait for the end of a burst, and record its rate; `failed` counts requests that lack tokens."""
         answer = self.engines[name].result(asked, self.seconds(BURST_SECONDS))
         rate = answer["tokens"] / (answer["ended"] - answer["started"])
         self.samples[f"{what}_tokens_per_second"] = [rate]
@@ -77,11 +77,11 @@ class Stage:
         return answer
 
     def until(self, condition: Callable[[], bool], seconds: float, what: str) -> float:
-        """Poll until the condition holds, and return the seconds that took. Raises TimeoutError."""
+        """Poll until the condition holds, and return the elapsed seconds. Raises TimeoutError."""
         return until(condition, self.seconds(seconds), what, POLL_SECONDS)
 
     def fill(self, name: str) -> None:
-        """Fill the device with an engine's prefix cache, until the cache grows no more."""
+        """Fill the device with an engine's prefix cache, until the cache can grow no more."""
         engine = self.engines[name]
         held = engines.fill(
             engine, lambda: self.watch.owner(name), self.scale, self._seeds, self.seconds(BURST_SECONDS)
@@ -89,7 +89,7 @@ class Stage:
         self.watch.note(f"{name.upper()} has filled the device with its cache: {held / self.scale.gib:.1f}")
 
     def probe(self) -> None:
-        """Let A answer the same prompts one by one, without its prefix cache."""
+        """Record A's answers to always the same prompts, sent one by one, without prefix cache hits."""
         answers = []
         for seed in range(PROBES):
             asked = self.engines["a"].burst(
@@ -105,6 +105,6 @@ class Stage:
         self.watch.note(f"A answers {PROBES} prompts, {differ} otherwise than at first")
 
     def peak(self, name: str, since: float, word: str = "held") -> float:
-        """Return the most that an engine held, or used, since then."""
+        """Return the most that an engine held, or used, since the time `since`."""
         values = [getattr(moment.of(name), word) for moment in self.watch.between(since)]
         return float(max(values, default=0))

@@ -1,7 +1,7 @@
 """A third process that takes memory of one device: outside the ledger on a GPU, inside it on the host.
 
-The host driver of a process does not see the pages of other processes, so on the host only the ledger can
-count them.
+A host driver does not see the pages of other processes, so on the host the third process must be in the
+ledger for its memory to be counted.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ PAGE_BYTES = 2 * MIB
 
 
 class Third(Protocol):
-    """Takes memory, and leaves."""
+    """A process that takes memory and later gives it back."""
 
     def take(self, size_bytes: int) -> None:
-        """Return once `size_bytes` are held. Raises TimeoutError, RuntimeError."""
+        """Take `size_bytes`, and return once it holds them. Raises TimeoutError, RuntimeError."""
 
     def leave(self) -> None:
-        """Give all back and end; may be repeated."""
+        """Give all memory back and end; may be called again."""
 
 
 class Outsider:
-    """A process without an engine and without a ledger."""
+    """A process that takes memory outside the ledger."""
 
     def __init__(self, driver: str, environ: Mapping[str, str]) -> None:
-        """`environ` is added to our environment, and selects the device."""
+        """`environ` is added to this process's environment and selects the device."""
         self._driver, self._environ = driver, {**os.environ, **environ}
         self._process: subprocess.Popen[str] | None = None
 
@@ -71,11 +71,11 @@ class Outsider:
 
 
 class Insider:
-    """An owner of the ledger of host memory, in this process."""
+    """An owner in the ledger of host memory; it lives in this process."""
 
     def __init__(self, runtime: Runtime, capacity_bytes: int, headroom_bytes: int,
                  like: Callable[[], OwnerSnapshot]) -> None:  # fmt: skip
-        """`like` returns the owner whose page size is used."""
+        """`like` returns the owner whose page size the new owner uses."""
         self._runtime, self._capacity, self._headroom, self._like = (
             runtime, capacity_bytes, headroom_bytes, like,
         )  # fmt: skip
@@ -84,7 +84,7 @@ class Insider:
     def take(self, size_bytes: int) -> None:
         """See Third."""
         like, driver = self._like(), open_driver("host", 0, self._capacity)
-        granules = size_bytes // like.page_bytes - 1  # the taker has one more
+        granules = size_bytes // like.page_bytes - 1  # a Taker holds one more granule than it is asked for
         self._taker = Taker(
             self._runtime, driver, self._headroom, like.page_bytes, like.blocks_per_granule, granules
         )
@@ -100,7 +100,7 @@ class Insider:
 
 
 def main() -> None:
-    """Take, say so, and hold until the input ends."""
+    """Take memory, print a line, and hold the memory until the input ends."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--driver", required=True)
     parser.add_argument("--bytes", type=int, required=True)

@@ -2,11 +2,11 @@
 
     python -m benchmarks.sharing.two_gpus --engine vllm --out benchmarks/results/two_gpus_vllm.json
 
-The steps `outputs` and `throughput` run the benchmarks of those names with two ranks. The step `sharing`
-plays scenes: another process takes 20 GiB of device 1 only and leaves; two engines of two ranks have bursts
-in turn; one rank of an engine is killed, and its end is compared with that of a stock engine; an engine of
-two ranks and two engines of one rank have bursts in turn. The exit status is 1 if a step or a check failed.
-Without a GPU (or with `--host --model FOLDER`) only the scenes are played, small, in one ledger. `--steps
+The steps `outputs` and `throughput` run the benchmarks of these names with two ranks. The step `sharing` runs
+scenes: another process takes 20 GiB of device 1 only, and ends; two engines of two ranks have bursts in turn;
+one rank of an engine is killed, and the engine's end is compared with a stock engine's end; an engine of two
+ranks and two engines of one rank have bursts in turn. The exit status is 1 if a step or a check failed.
+Without a GPU (or with `--host --model FOLDER`) only the scenes run, with small sizes and one ledger. `--steps
 sharing` runs one step.
 """
 
@@ -32,10 +32,10 @@ from benchmarks.sharing.one_gpu import SERIES_SECONDS, play
 from benchmarks.sharing.two_gpus_scenes import RANKS, Pairs
 from kvcached_core.units import GIB
 
-GOAL = 0.99  # of stock's throughput
-KEPT_BYTES = GIB // 2  # of a device: an engine at rest may hold so much more than before its first round
+GOAL = 0.99  # share of stock's throughput
+KEPT_BYTES = GIB // 2  # on each device an idle engine may hold this much more than before its first round
 STEPS = ("outputs", "throughput", "sharing")
-# Half of the default sizes: two ranks share the bytes of a token.
+# Half of the default sizes, because each of two ranks holds half of a token's bytes.
 ARGUMENTS = {
     "outputs": [f"--tensor-parallel={RANKS}", "--kv-gib=4"],
     "throughput": [f"--tensor-parallel={RANKS}", "--", "--kv-gib=12"],
@@ -52,7 +52,7 @@ class Result:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def take(self, step: str, found: Mapping[str, Any]) -> None:
-        """Add a benchmark's result, with the step's name before each name."""
+        """Add a benchmark's result; the step's name is put before each sample's name."""
         self.samples |= {f"{step}_{name}": values for name, values in found["samples"].items()}
         for name, claim in found["ratios"].items():
             above, below = (f"{step}_{claim[which]}" for which in ("numerator", "denominator"))
@@ -70,12 +70,12 @@ class Result:
             self.checks[f"the memory of device {rank} came back"] = min(after) >= min(idle) - KEPT_BYTES
 
     def save(self, path: Path, started: float) -> None:
-        """Write all as JSON."""
+        """Write the result as JSON."""
         write(path, sys.argv, self.samples, self.ratios, started, {"checks": self.checks, **self.notes})
 
 
 def run_benchmark(step: str, engine: str, logs: Path, result: Result) -> None:
-    """Run a benchmark with two ranks, and take its result."""
+    """Run a benchmark with two ranks, and add its result."""
     out = logs / f"{step}.json"
     out.unlink(missing_ok=True)
     command = [sys.executable, "-m", f"benchmarks.engine.{step}", "--engine", engine, "--out", str(out)]
@@ -88,7 +88,7 @@ def run_benchmark(step: str, engine: str, logs: Path, result: Result) -> None:
 
 
 def run_scenes(options: argparse.Namespace, result: Result, started: float) -> None:
-    """Play the scenes in a ledger of their own."""
+    """Run the scenes in a runtime directory of their own."""
 
     def save(stage: Pairs) -> None:
         result.samples |= stage.watch.series("abxy", SERIES_SECONDS) | stage.samples
@@ -107,7 +107,7 @@ def run_scenes(options: argparse.Namespace, result: Result, started: float) -> N
 
 
 def require_devices(host: bool, steps: Iterable[str]) -> None:
-    """Raise SystemExit where the steps cannot be run."""
+    """Raise SystemExit if this machine lacks the devices for these steps."""
     if host and set(steps) != {"sharing"}:
         raise SystemExit("outputs and throughput need GPUs: --steps sharing, or no --host")
     if host:
@@ -130,7 +130,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the steps, write after each, and print the checks."""
+    """Run the steps, write the result after each, and print the checks."""
     options = arguments()
     require_devices(options.host, options.steps)
     os.environ["NCCL_NVLS_ENABLE"] = "0"  # no multicast

@@ -1,6 +1,6 @@
 """The scenes of benchmarks.sharing.two_gpus: engines of two ranks, and engines of one rank beside them.
 
-On the host both ranks have their pages in one ledger, which stands for both devices.
+On the host, both ranks are in one ledger, which takes the place of both devices.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from kvcached_core.ledger.peers import LEAD_GRANULES
 from kvcached_core.units import MIB
 
 RANKS = 2
-HOST_UNITS = 24  # of both ranks
+HOST_UNITS = 24  # capacity on the host, for both ranks together
 HEADROOM_BYTES = 16 * MIB  # on the host
 REST_SECONDS, END_SECONDS = 30.0, 60.0
 ROUNDS = 2  # of bursts in turn
-PART = 0.7  # of the memory: for such a burst another engine has to give memory up
+PART = 0.7  # a burst needs this share of the memory, so another engine has to give memory up
 SLOT_SECONDS = CLEAN_SECONDS = 1.0
-AS_STOCK_SECONDS = 5.0  # an engine may end so much later than stock
+AS_STOCK_SECONDS = 5.0  # an engine may end this much later than stock
 KILLED_REQUESTS, KILLED_PROMPT, KILLED_TOKENS = 32, 200, 1500
-LOAD_SECONDS = 1.0  # from when the requests came until the rank is killed
+LOAD_SECONDS = 1.0  # time from the first requests until the rank is killed
 
 
 class Pairs(Stage):
@@ -40,7 +40,7 @@ class Pairs(Stage):
     def __init__(self, scale: Scale, logs: Path, runtime: Runtime, most_seconds: float, engine: str) -> None:
         super().__init__(scale, logs, runtime, most_seconds)
         self.engine = engine
-        self.ends: dict[str, int | None] = {}  # exit statuses of the engines that lost a rank
+        self.ends: dict[str, int | None] = {}  # exit status of each engine that lost a rank
         self.third: Third = self._outsider()
         if scale.on_host:
             self.third = Insider(
@@ -49,7 +49,7 @@ class Pairs(Stage):
 
     @property
     def ranks_on_a_device(self) -> int:
-        """Ranks of an engine of two ranks on one device."""
+        """How many ranks of a two-rank engine are on one device: 1 on GPUs, 2 on the host."""
         return RANKS if self.scale.on_host else 1
 
     @property
@@ -59,7 +59,7 @@ class Pairs(Stage):
 
     def start(self, name: str, ranks: int = RANKS, device: int | None = None,
               backend: str = "kvcached") -> Engine:  # fmt: skip
-        """Start an engine, of one rank on `device` or of two; it serves later."""
+        """Start an engine of two ranks, or of one rank on `device`, without waiting until it serves."""
         options = {"headroom": str(HEADROOM_BYTES), "host_capacity": str(HOST_UNITS * self.scale.gib)}
         self.engines[name] = Engine(
             name, self.scale, self._logs, options if self.scale.on_host else {}, device or 0, ranks=ranks,
@@ -68,12 +68,12 @@ class Pairs(Stage):
         return self.engines[name]
 
     def ranks(self, name: str) -> list[OwnerSnapshot]:
-        """Return the ranks of an engine, in their order."""
+        """Return the ledger entries of an engine's ranks, in the order of ranks."""
         owners = [owner for device in snapshot(self.runtime) for owner in device.owners if owner.live]
         return sorted((owner for owner in owners if owner.name == name), key=lambda owner: owner.rank)
 
     def room_units(self) -> float:
-        """Return the units of KV cache that one rank can have on its device alone."""
+        """Return how many units of KV cache one rank could have if it were alone on its device."""
         rooms = [
             device.capacity_bytes - device.headroom_bytes
             - sum(owner.private_peak_bytes for owner in device.owners if owner.live)
@@ -93,9 +93,9 @@ class Pairs(Stage):
         return found
 
     def flush(self, name: str) -> None:
-        """Drop an engine's prefix cache, and wait until each rank holds one granule only."""
+        """Drop an engine's prefix cache, and wait until each rank holds only one granule."""
         engine = self.engines[name]
-        self.until(  # the engine refuses until its last step is over
+        self.until(  # the engine refuses until its last step has ended
             lambda: engine.result(engine.ask("flush"), self.seconds(REST_SECONDS))["done"],
             REST_SECONDS, f"{name} forgets its cache",
         )  # fmt: skip
@@ -105,7 +105,7 @@ class Pairs(Stage):
         )  # fmt: skip
 
     def full_bytes(self, name: str, when: str) -> int:
-        """Fill an engine's cache; return the bytes of its content and record those of each rank."""
+        """Fill an engine's cache; return the bytes of its blocks, and record the bytes of each rank."""
         self.fill(name)
         ranks = self.ranks(name)
         for rank in ranks:
@@ -121,13 +121,13 @@ class Pairs(Stage):
 
 
 def only(device: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the environment of a process that sees one of our devices."""
+    """Return an environment in which a process sees only one of the visible devices."""
     ours = environ.get("CUDA_VISIBLE_DEVICES", "")
     return {"CUDA_VISIBLE_DEVICES": ours.split(",")[device].strip() if ours else str(device)}
 
 
 def stock_loses_a_rank(stage: Pairs) -> None:
-    """One rank of a stock engine is killed, for comparison."""
+    """Kill one rank of a stock engine, for comparison."""
     stage.start("stock", backend="stock").wait_ready(stage.seconds(START_SECONDS))
     lose_a_rank(stage, "stock")
 
@@ -148,7 +148,7 @@ def lose_a_rank(stage: Pairs, name: str) -> dict[str, float]:
 
 
 def third_process(stage: Pairs) -> None:
-    """Another process takes a quarter of device 1 (of the host half), up to 20 units, under load."""
+    """Another process takes a quarter of device 1 (half of the host), at most 20 units, under load."""
     stage.start("a")
     stage.ready("a")
     taken = int(min(20.0, stage.room_units() / 4 * stage.ranks_on_a_device**2)) * stage.scale.gib
@@ -174,7 +174,7 @@ def third_process(stage: Pairs) -> None:
 
 
 def in_turn(stage: Pairs, names: str, what: str) -> None:
-    """Bursts of most of the memory, in turn, then at once: memory moves, and all requests are answered."""
+    """Run bursts that need most of the memory, in turn, then at once: memory must move, none may fail."""
     units, peaks, failed = PART * stage.room_units(), defaultdict(list), 0
     for number in range(ROUNDS):
         for name in names:
@@ -194,14 +194,14 @@ def in_turn(stage: Pairs, names: str, what: str) -> None:
 
 
 def two_pairs(stage: Pairs) -> None:
-    """Two engines of two ranks on the same devices."""
+    """Run two engines of two ranks on the same devices."""
     stage.start("b")
     stage.ready("b")
     in_turn(stage, "ab", "two_pairs")
 
 
 def a_loses_a_rank(stage: Pairs) -> None:
-    """One rank of A is killed; B grows into the memory of both."""
+    """Kill one rank of A; B must get the memory of both ranks."""
     stage.fill("a")
     had = stage.ranks("b")[0].ready_bytes
     check_end(stage, "a", lose_a_rank(stage, "a"))
@@ -212,7 +212,7 @@ def a_loses_a_rank(stage: Pairs) -> None:
 
 
 def check_end(stage: Pairs, name: str, seconds: Mapping[str, float]) -> None:
-    """Compare the end of an engine, with the seconds of deaths.kill_rank, with the stock engine's end."""
+    """Compare an engine's end with the stock engine's end; `seconds` are those of deaths.kill_rank."""
     stock = stage.samples.get("stock_ended_seconds", [0.0])[0]
     stage.checks[f"{name} ended as stock, all its processes with it"] = (
         "stock" in stage.ends and stage.ends[name] == stage.ends["stock"]
@@ -227,7 +227,7 @@ def check_end(stage: Pairs, name: str, seconds: Mapping[str, float]) -> None:
 
 
 def pair_beside_singles(stage: Pairs) -> None:
-    """B has two ranks; X is alone on device 0, Y on device 1."""
+    """Run B, which has two ranks, beside X on device 0 and Y on device 1, which have one rank each."""
     for device, name in enumerate("xy"):
         stage.start(name, ranks=1, device=device)
     for name in "xy":
@@ -248,7 +248,7 @@ def judge(stage: Pairs) -> None:
 
 
 def is_in_order(stage: Pairs, name: str) -> bool:
-    """Let each rank check its pool; a plan out of order ends the engine. Return whether the engine lives."""
+    """Make each rank check its pool, and return whether the engine is alive: a plan out of order ends it."""
     engine = stage.engines[name]
     try:
         engine.result(engine.ask("check"), stage.seconds(REST_SECONDS))

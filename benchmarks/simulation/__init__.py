@@ -1,1 +1,1 @@
-"""Owners of one device on a simulated clock: real governors, scheduler views and pools, and no engine."""
+"""Simulated owners of one device and a simulated clock: real governors, views and pools, but no engines."""

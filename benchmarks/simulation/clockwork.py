@@ -1,4 +1,4 @@
-"""A simulated clock, and processes that sleep on it: one runs at a time, always in the same order."""
+"""A simulated clock, and processes that sleep on it. One process runs at a time, always in the same order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BELL_SECONDS = 50e-6  # from a doorbell's ring until the sleeping process runs
 
 
 class _Over(BaseException):
-    """Ends a process of a world that has stopped."""
+    """Raised in a sleeping process to end it once its world has stopped."""
 
 
 def _closed_lock() -> threading.Lock:
@@ -23,22 +23,22 @@ def _closed_lock() -> threading.Lock:
 
 
 class Process:
-    """Code that sleeps, made by `World.spawn`. Its own code calls `sleep`; any code calls `wake`."""
+    """A simulated process, made by World.spawn(). Only its own code calls sleep(); any may call wake()."""
 
     def __init__(self, world: World, body: Callable[[Process], None]) -> None:
         self._world = world
         self._body = body
         self.turn = _closed_lock()
-        self.ticket = 0  # of the sleep that it is in
+        self.ticket = 0  # number of its current sleep
         self.hears = self.ended = False
         self._rung = self._woken = False
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
     def sleep(self, seconds: float | None, hears: bool = False) -> bool:
-        """Sleep for `seconds`, or with `hears` until a bell rings or wake() is called, if that is sooner.
+        """Sleep for `seconds`; with `hears`, a doorbell or wake() ends the sleep earlier.
 
-        None sleeps until then. Return whether a bell rang.
+        With `seconds` None, only these end it. Return whether a doorbell rang.
         """
         self._rung, self.hears, self.ticket = False, hears, self.ticket + 1
         if hears and self._woken:
@@ -49,7 +49,7 @@ class Process:
         return self._rung
 
     def wake(self) -> None:
-        """End its sleep now, or else the next one in which it hears."""
+        """End the current sleep if it is one with `hears`, otherwise the next such sleep."""
         if self.hears:
             self.hears = False
             self._world.plan(BELL_SECONDS, self)
@@ -57,7 +57,7 @@ class Process:
             self._woken = True
 
     def ring(self) -> None:
-        """Wake the process if it hears its bell; otherwise it finds the bell ringing later."""
+        """Wake the process if it sleeps with `hears`; otherwise the bell stays set until such a sleep."""
         if self.hears:
             self._rung = True
             self.wake()
@@ -83,7 +83,7 @@ class World:
         self.now = 1.0
         self.over = False
         self.failure: BaseException | None = None
-        self._control = _closed_lock()  # released when there is nothing more to run
+        self._control = _closed_lock()  # released when no process is left to run
         self._until = self.now
         self._numbers = count()
         self._planned: list[tuple[float, int, int, Process]] = []
@@ -96,7 +96,7 @@ class World:
         return self.now
 
     def spawn(self, body: Callable[[Process], None], bells: Sequence[int] = ()) -> Process:
-        """Start a process now; these descriptors are its doorbells, which it drains by itself."""
+        """Start a process now. `bells` are the descriptors of its doorbells; its own code drains them."""
         process = Process(self, body)
         self._processes.append(process)
         for bell in bells:
@@ -106,11 +106,11 @@ class World:
         return process
 
     def plan(self, seconds: float, process: Process) -> None:
-        """Give a process its turn after so many seconds, unless its sleep has ended before."""
+        """Give a process its turn after `seconds`, unless its sleep has ended before."""
         heapq.heappush(self._planned, (self.now + seconds, next(self._numbers), process.ticket, process))
 
     def run(self, until: float) -> None:
-        """Let time pass until `until`. Raises the error that a process raised."""
+        """Run the processes up to the time `until`. Raises the error that a process raised."""
         self._until = until
         self.pass_on()
         self._control.acquire()
@@ -119,7 +119,7 @@ class World:
         self.now = until
 
     def passes(self, seconds: float, process: Process) -> bool:
-        """Plan the end of a sleep; or pass the time at once, where nothing happens before it, and say so."""
+        """If nothing happens during a sleep, advance the clock and return True; otherwise plan its end."""
         if not process.hears:
             self._hear()
             at = self.now + seconds
@@ -130,7 +130,7 @@ class World:
         return False
 
     def yield_turn(self, process: Process) -> None:
-        """Let others run until this process's turn comes."""
+        """Let other processes run until this process's turn comes."""
         if self.pass_on(process):
             return
         process.turn.acquire()
@@ -138,7 +138,7 @@ class World:
             raise _Over
 
     def pass_on(self, mine: Process | None = None) -> bool:
-        """Let the next process run; say whether that is this one, which then simply goes on."""
+        """Let the next process run. Return whether the next process is `mine`, which then simply goes on."""
         following = self._next()
         if following is None:
             self._control.release()
@@ -147,7 +147,7 @@ class World:
         return following is not None and following is mine
 
     def stop(self) -> None:
-        """End all processes where they sleep."""
+        """End all processes; each ends inside its sleep."""
         self.over = True
         for process in self._processes:
             if not process.ended:

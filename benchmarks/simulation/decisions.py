@@ -1,7 +1,7 @@
 """Measure the cost of one decision: a lease among N owners.
 
-The time is the thread's processor time, so a busy machine does not count; no other process takes the lock
-here.
+Times are processor times of the thread, so other programs on the machine do not count. No other process takes
+the ledger's lock here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _DEVICE = DeviceIdentity("SIMULATED-1", "simulated")
 def lease_microseconds(owners: int, repeats: int) -> dict[str, list[float]]:
     """Return the times of leases among `owners` owners.
 
-    `free`: there is memory for all. `contested`: the others hold all memory, and a lease asks them for all
-    that they do not need.
+    `free`: there is memory for all. `contested`: the other owners hold all memory, and the lease asks them to
+    give up all memory that they do not need.
     """
     memory = MemoryInfo(EACH * owners * GRANULE, EACH * owners * GRANULE)
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-decisions-") as folder:
@@ -76,7 +76,7 @@ def _hold(account: Account, granules: int, memory: MemoryInfo) -> None:
 
 
 def _time(call: Callable[[], object], between: Callable[[], object], repeats: int) -> list[float]:
-    """Return microseconds of calls; the first ones are not counted."""
+    """Return the microseconds of each call, without the first calls, which warm up."""
     found = []
     for _ in range(repeats + repeats // 10):
         begin = time.thread_time()

@@ -1,4 +1,4 @@
-"""A device without memory: it counts handles, and driver calls take simulated time."""
+"""A simulated device without memory: it counts handles, and driver calls take simulated time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvcached_core.driver.base import DeviceIdentity, Handle, MemoryInfo, side_b
 from kvcached_core.driver.handle_table import HandleTable
 from kvcached_core.errors import CapacityError
 
-CALL_SECONDS = 37e-6  # create, map, unmap or release of a page on one H100
+CALL_SECONDS = 37e-6  # time to create, map, unmap or release a page, as measured on an H100
 
 
 class Device:
@@ -21,10 +21,10 @@ class Device:
 
 
 class SimulatedDriver:
-    """One owner's driver. A kernel ends with its step, so all fences have passed.
+    """One owner's driver. Kernels end with their step, so all fences have passed.
 
-    `create` and `release` sleep as `worker`. Maps and unmaps run under the pool's locks: their
-    time is added up, and the caller sleeps it afterwards (`debt_seconds`).
+    In `create` and `release` the process `worker` sleeps. Maps and unmaps run under the pool's locks, so they
+    do not sleep: their time is added up, and the caller sleeps for `debt_seconds` afterwards.
     """
 
     name = "simulated"
@@ -36,11 +36,11 @@ class SimulatedDriver:
         self._table = HandleTable()
         self._numbers = count(1)
         self._debt_seconds = 0.0
-        self.worker: Process | None = None  # None: calls take no time
+        self.worker: Process | None = None  # None: create and release take no time
         self.calls = 0
 
     def debt_seconds(self) -> float:
-        """Return the seconds of maps and unmaps since the last call."""
+        """Return the seconds that maps and unmaps have cost since the last call of this method."""
         debt, self._debt_seconds = self._debt_seconds, 0.0
         return debt
 
@@ -49,7 +49,7 @@ class SimulatedDriver:
         return DeviceIdentity("SIMULATED-0", "simulated")
 
     def memory(self) -> MemoryInfo:
-        """Return what is left on the device."""
+        """Return the free and total bytes of the device."""
         return MemoryInfo(self._device.free_bytes, self._device.capacity_bytes)
 
     def reserve(self, size_bytes: int) -> int:
@@ -74,7 +74,7 @@ class SimulatedDriver:
         return handle
 
     def clean(self, handle: Handle) -> None:
-        """Cost nothing: it is a part of the unmap."""
+        """Do nothing: the cost of cleaning is part of the unmap."""
 
     def release(self, handle: Handle) -> None:
         """Give memory back to the device."""
@@ -91,7 +91,7 @@ class SimulatedDriver:
             self._owe()
 
     def alias(self, address: int, size_bytes: int, handle: Handle) -> None:
-        """Map once more."""
+        """Map a handle at a second address."""
         self._table.check_mappable(address, size_bytes, [handle], exclusive=False)
         self._table.mapped(address, size_bytes, handle)
 
@@ -113,17 +113,17 @@ class SimulatedDriver:
         return True
 
     def own_stream(self) -> int:
-        """Return another stream than the engine's."""
+        """Return the driver's own stream, which the engine does not use."""
         return 1
 
     def follow(self, stream: int, fence: int) -> None:
-        """Do nothing: zeroing is over."""
+        """Do nothing: zeroing is complete already."""
 
     def synchronize(self) -> None:
-        """Do nothing: all work is over."""
+        """Do nothing: all work is complete already."""
 
     def close(self) -> None:
-        """Give back what is left."""
+        """Give all remaining memory back to the device."""
         self._device.free_bytes += sum(self._table.sizes.values())
         self._table = HandleTable(self._table.ranges)
 

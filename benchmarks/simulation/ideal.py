@@ -1,6 +1,7 @@
 """Compute the ideal shares from the demand at each instant, by bisection, for all instants at once.
 
-It shares nothing with the arbiter's arithmetic but the definition: floors first, then max-min by weight.
+This is independent of the arbiter's code. Only the definition is the same: floors first, then max-min
+fairness by weight.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ _HALVINGS = 48
 
 
 def fill(total: float, low: Any, high: Any, weight: Any) -> Any:
-    """Return clamp(level * weight, low, high), with the level at which each row adds up to `total`.
+    """Return clamp(level * weight, low, high), with the level for which each row adds up to `total`.
 
-    `low` and `high` have one row for an instant and one column for an owner; the sum of a row of `low` is
-    at most `total`. A row of `high` that fits is returned as it is.
+    `low` and `high` have a row for each instant and a column for each owner. A row of `low` must add up to at
+    most `total`. If a row of `high` does so too, that row is the result.
     """
     below = np.zeros(len(high))
     above = np.full(len(high), float(np.max(high / weight)) + 1)
@@ -28,7 +29,7 @@ def fill(total: float, low: Any, high: Any, weight: Any) -> Any:
 
 
 def shares(total: float, needed: Any, floors: Any, limits: Any, weights: Any) -> Any:
-    """Return each owner's ideal share of `total` at each instant; all in granules."""
+    """Return each owner's ideal share of `total` at each instant, in granules."""
     need = np.minimum(needed, limits)
     floor = fill(total, np.zeros_like(need), np.minimum(need, floors), weights)
     return fill(total, floor, need, weights)

@@ -3,20 +3,20 @@
     python -m benchmarks.simulation.ledger_simulation [--seconds N] [--out FILE]
 
 An owner has a real governor with granules, a real pool and account, and a scheduler like vLLM's with steps
-of 25 ms, on a simulated clock; a driver call takes 37 us. The device has 1024 granules of 16 MiB. The
+of 25 ms. The clock is simulated, and a driver call takes 37 us. The device has 1024 granules of 16 MiB. The
 scenes:
 
-    bursts_N     N equal owners; every 4 s it is drawn by lot whether an owner's clients send
+    bursts_N     N equal owners; every 4 s a random draw decides whether an owner's clients send
     weighted_4   weights 100, 200, 400, 100; floors 256, 0, 0, 64; the last owner's limit is 384
-    floors_4     an owner with a floor of 256 and bursts, beside three with long requests that never cease
+    floors_4     one owner with a floor of 256 and bursts; three owners with a constant load of long requests
     steady_4     equal owners under constant load: no memory should move
 
 Results are compared with the ideal: floors first, then max-min fairness of the true demand, which is the
-memory of running and waiting requests. `deviation` is the memory that all owners lack of the ideal, in
-percent of the device, at instants more than 1 s after clients began or ended. `reclaim` is the time from a
-refused lease until the owner has the share, or floor, of that instant. `wait` is the time until it has its
-current share or floor, which may rise meanwhile. An owner gives memory up when its requests end, after 0.8
-to 2.4 s, in floors_4 after 5 to 15 s.
+memory of running and waiting requests. `deviation` is the memory by which all owners together are below the
+ideal, in percent of the device, at instants more than 1 s after clients began or stopped to send. `reclaim`
+is the time from a refused lease until the owner has its share, or floor, of that instant. `wait` is the time
+until the owner has its current share or floor, which may rise meanwhile. An owner gives memory up when its
+requests end: after 0.8 to 2.4 s, in floors_4 after 5 to 15 s.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from devkit.statistics import percentile
 OWNERS = (2, 4, 8, 16)
 LEASING_OWNERS = (2, 4, 8, 16, 32, 64)
 REPEATS = 200
-DRAWN_EVERY, JUDGED_EVERY = 40, 4  # samples: 200 and 20 ms
+DRAWN_EVERY, JUDGED_EVERY = 40, 4  # in samples: a picture has one in 200 ms, the deviation one in 20 ms
 SETTLED_SECONDS = 1.0
-TOLERATED_GRANULES = 1.0  # shares are whole granules, and the spare of an engine comes one at a time
+TOLERATED_GRANULES = 1.0  # shares are whole granules, and an engine's spare memory arrives one by one
 
 STATISTICS = (
     "deviation_percent", "share_reclaim_seconds", "share_wait_seconds", "floor_reclaim_seconds",
@@ -104,7 +104,7 @@ def summary(played: Played, samples: Samples) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Simulate, write and draw; returns the exit status."""
+    """Run the scenes, write and draw the result; returns the exit status."""
     name = "ledger_simulation"
     parser = options_of.parser(f"simulation.{name}", __doc__, f"{name}.json", options_of.PICTURE_TOO)
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""One owner: a scheduler and a worker, as two processes of a simulated world."""
+"""One owner of memory: a scheduler and a worker, which are two processes on the simulated clock."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from kvcached_core.scheduler.governor import Governor
 from kvcached_core.scheduler.granules import Granules
 from kvcached_core.worker.pool import ElasticPool
 
-GRANULE_BYTES, BLOCKS_PER_GRANULE = 16 << 20, 8  # Llama-8B: a page of 8 blocks of 2 MiB
+GRANULE_BYTES, BLOCKS_PER_GRANULE = 16 << 20, 8  # Llama-8B: a granule is a page of 8 blocks of 2 MiB
 STEP_SECONDS = 0.025
 EMPTY_STEP_SECONDS = 0.001
-GRANT_SECONDS, PAUSE_SECONDS = 0.02, 0.0005  # how long a step waits for memory, and how often it looks
+GRANT_SECONDS, PAUSE_SECONDS = 0.02, 0.0005  # how long a step waits for memory; pause between two looks
 SPARE_GRANULES, IDLE_SECONDS = 4, 2.0
 
 
 class Terms(NamedTuple):
-    """Weight, floor and limit of an owner; in bytes, a limit of None is the whole device."""
+    """Weight, floor and limit of an owner. Floor and limit are in bytes; None: no limit below the device."""
 
     weight: int = 100
     floor_bytes: int = 0
@@ -32,7 +32,7 @@ class Terms(NamedTuple):
 
 
 class Owner:
-    """Serves requests in its part of a device."""
+    """A simulated engine that serves requests on a shared device."""
 
     def __init__(self, world: World, runtime: Runtime, device: Device, number: int, terms: Terms,
                  requests: Sequence[Arrival]) -> None:  # fmt: skip
@@ -75,12 +75,12 @@ class Owner:
         self.account.detach()
 
     def demand_granules(self) -> int:
-        """Return the true demand: granules of running requests, and of all waiting ones."""
+        """Return the true demand: the granules that all running and waiting requests need."""
         of_blocks = -(-self.queue.true_demand_blocks() // BLOCKS_PER_GRANULE)
         return max(self.granules.busy, of_blocks)
 
     def check(self) -> None:
-        """Raise InvariantError unless everything adds up."""
+        """Check the owner's granules, pool and account. Raises InvariantError."""
         self.governor.check()
         self.pool.check()
         self.account.check()
@@ -111,7 +111,7 @@ class Owner:
             self.queue.waiting.append(Request(self._to_come.popleft()))
 
     def _rest(self, process: Process) -> None:
-        """Give back reclaimed memory, then sleep until a bell, the governor's deadline or a request."""
+        """Give back reclaimed memory, then sleep until a doorbell, the governor's deadline or a request."""
         self._idle_since_ms = self._idle_since_ms or int(self._world.now * 1000)
         self.governor.update(self._world.now, 0, busy=False)
         if self.governor.plan_gives_back:
@@ -136,7 +136,7 @@ class Owner:
         queue.advance()
 
     def _preempt_for_a_floor(self) -> int:
-        """Preempt until others have their floors, as the plugin for vLLM does."""
+        """Preempt requests until other owners have their floors, as the plugin for vLLM does."""
         preempted = 0
         while self.queue.running and self.governor.must_preempt_to(self._world.now) is not None:
             self.queue.preempt()

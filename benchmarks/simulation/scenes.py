@@ -37,14 +37,14 @@ class Played(NamedTuple):
 
     scene: Scene
     series: Series
-    floors: Any  # the part of a need that its owner can always get back
+    floors: Any  # the part of each owner's demand that its floor guarantees
     ideal: Any
     preemptions: int
-    for_floors: int  # of these, for the floor of another
+    for_floors: int  # how many of the preemptions were for another owner's floor
 
 
 def bursts(owners: int, seconds: float) -> Scene:
-    """Return equal owners with bursts; the device suffices on average, but not at all times."""
+    """Return equal owners with bursts; the device is large enough on average, but not at all times."""
     return Scene(f"bursts_{owners}", [Terms()] * owners, [Clients(1.6 / owners)] * owners, seconds)
 
 
@@ -56,7 +56,7 @@ def weighted(seconds: float) -> Scene:
 
 
 def floors(seconds: float) -> Scene:
-    """Return an owner with a floor and bursts, beside three with long requests that never cease."""
+    """Return one owner with a floor and bursts, and three owners with a constant load of long requests."""
     terms = (*[Terms()] * 3, Terms(floor_bytes=CAPACITY_BYTES // 4))
     return Scene("floors_4", terms, (*[Clients(2.0, 1.0, LONG)] * 3, Clients(0.3)), seconds)
 
@@ -67,7 +67,7 @@ def steady(seconds: float) -> Scene:
 
 
 def play(scene: Scene) -> Played:
-    """Simulate a scene. Raises InvariantError if any account does not add up, also at the end."""
+    """Simulate a scene. Raises InvariantError if a check fails during the simulation or at its end."""
     world, device = World(), Device(CAPACITY_BYTES)
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvcached-simulation-") as folder:
         owners = _open(scene, world, device, Runtime(Path(folder)))

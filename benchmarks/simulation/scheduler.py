@@ -9,7 +9,7 @@ from benchmarks.simulation.traffic import BLOCK_TOKENS, Arrival
 from kvcached_core.scheduler.granules import Granules
 
 MAX_RUNNING = 128
-STEP_TOKENS = 8192  # of prompts, in one step
+STEP_TOKENS = 8192  # most prompt tokens of a step
 
 
 @dataclass(slots=True)
@@ -21,7 +21,7 @@ class Block:
 
 @dataclass
 class Request:
-    """A request; its prompt is computed in the step that admits it."""
+    """A request. Its whole prompt is computed in the step that admits it."""
 
     arrival: Arrival
     tokens: int = 0
@@ -29,13 +29,13 @@ class Request:
 
     @property
     def missing_blocks(self) -> int:
-        """Blocks that its tokens, and the next one, need beyond those it has."""
+        """How many more blocks the request needs for its tokens and the next token."""
         tokens = self.tokens or self.arrival.prompt
         return tokens // BLOCK_TOKENS + 1 - len(self.blocks)
 
 
 class Cache:
-    """Blocks that requests take, and that stay behind as cache, the least recently used first."""
+    """An engine's blocks. Blocks that requests put back stay cached; the least recently used goes first."""
 
     def __init__(self, granules: Granules[Block]) -> None:
         self.granules = granules
@@ -51,28 +51,28 @@ class Cache:
         return taken + evicted
 
     def put(self, blocks: list[Block]) -> None:
-        """Keep full blocks as cache; the last one is not full."""
+        """Keep a request's full blocks as cache, all but the last, which is not full."""
         self.granules.free(blocks[-1:])
         kept = blocks[-2::-1]  # the end of a prompt is evicted before its beginning
         self.granules.lend(kept)
         self._cached.update((block.block_id, block) for block in kept)
 
     def evict(self, blocks: list[Block]) -> None:
-        """Drop cached blocks whose memory is given up."""
+        """Drop these cached blocks, because their memory is given up."""
         self.evictions += len(blocks)
         for block in blocks:
             del self._cached[block.block_id]
 
 
 class Queue:
-    """First come, first served; the youngest is preempted first and begins anew."""
+    """An engine's requests, first come, first served. The youngest is preempted first and starts over."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.finished = self.preemptions = 0
-        self.admitted_last = False  # in the latest step
+        self.admitted_last = False  # whether the latest step admitted a request
 
     def demand_blocks(self) -> int:
         """Return the blocks that the next steps may need, computed as in the plugin for vLLM."""
@@ -86,7 +86,7 @@ class Queue:
         return self.cache.granules.free_blocks < needed
 
     def true_demand_blocks(self) -> int:
-        """Return the blocks that all requests which may run at once need, held or not."""
+        """Return the blocks, held or not, that all requests need which may run at the same time."""
         waiting = min(len(self.waiting), MAX_RUNNING - len(self.running))
         return (
             1  # the null block
@@ -95,14 +95,14 @@ class Queue:
         )
 
     def preempt(self) -> None:
-        """Take the youngest request's blocks, which stay cached, and let it wait."""
+        """Put the youngest request back into the queue; its blocks stay cached."""
         victim = self.running.pop()
         self.cache.put(victim.blocks)
         self.waiting.appendleft(Request(victim.arrival))
         self.preemptions += 1
 
     def schedule(self, admits: bool) -> int:
-        """Give blocks to running requests, then admit others; return how many requests run in this step."""
+        """Give blocks to running requests, then admit waiting ones; return how many run in this step."""
         at = 0
         while at < len(self.running):
             need = self.running[at].missing_blocks
@@ -124,7 +124,7 @@ class Queue:
         return len(self.running)
 
     def advance(self) -> None:
-        """Give each running request a token; those that are complete end."""
+        """Give each running request a token, and end requests that are complete."""
         for request in self.running:
             request.tokens += 1
         done = [r for r in self.running if r.tokens >= r.arrival.prompt + r.arrival.answer]

@@ -18,31 +18,31 @@ SAMPLE_SECONDS = 0.005
 class Episode(NamedTuple):
     """A time in which an owner was refused memory and had less than its share, which may rise meanwhile.
 
-    `delay_seconds` is the longest time from an instant in it until the share of that instant is there.
+    `delay_seconds` is the longest time from an instant in it until the owner has the share of that instant.
     """
 
     owner: int
     begin_seconds: float
     seconds: float
     delay_seconds: float
-    ended: bool  # False: it went on to the end of the simulation
+    ended: bool  # False: the episode lasted to the end of the simulation
 
 
 class Series(NamedTuple):
-    """All samples: one row an instant and, but for the times, one column an owner; in granules."""
+    """All samples, in granules: a row for each instant and, except in `times`, a column for each owner."""
 
     seconds: Any
     ready: Any
-    needed: Any  # true demand: of running and of waiting requests
-    cached: Any  # held, and used by no request
-    short: Any  # whether its latest lease was refused in part
-    edits: Any  # driver calls since the beginning
-    queued: Any  # requests that wait
-    finished: Any  # requests since the beginning
+    needed: Any  # true demand of running and waiting requests
+    cached: Any  # held, but used by no request
+    short: Any  # whether the owner's latest lease was partly refused
+    edits: Any  # number of driver calls since the beginning
+    queued: Any  # number of waiting requests
+    finished: Any  # number of finished requests since the beginning
 
 
 class Watch:
-    """Looks at all owners every few milliseconds of the simulated clock."""
+    """Samples all owners every few milliseconds of the simulated clock."""
 
     def __init__(self, world: World, owners: Sequence[Owner]) -> None:
         self._world, self._owners, self._begin = world, owners, world.now
@@ -80,7 +80,10 @@ class Watch:
 
 
 def episodes(series: Series, line: Any, tolerated: float) -> list[Episode]:
-    """Return the times in which an owner was refused and more than `tolerated` granules below its line."""
+    """Return the episodes in which an owner was refused and more than `tolerated` granules below its share.
+
+    `line` holds the share (or floor) of each owner at each instant.
+    """
     found = []
     low = (series.short > 0) & (series.ready < line - tolerated)
     for owner in range(low.shape[1]):
@@ -97,7 +100,7 @@ def episodes(series: Series, line: Any, tolerated: float) -> list[Episode]:
 
 
 def _delay(times: Any, held: Any, line: Any) -> float:
-    """Return the longest time until a share is held, or has fallen to the held memory; else to the end."""
+    """Return the longest time until an owner holds its share of an instant, or until the end."""
     longest = 0.0
     for at in range(len(times)):
         there = held[at:] >= np.minimum(line[at], line[at:])
@@ -107,7 +110,7 @@ def _delay(times: Any, held: Any, line: Any) -> float:
 
 
 def shortfall(series: Series, line: Any) -> Any:
-    """Return the granules that all owners lack of their lines at each instant."""
+    """Return by how many granules all owners together are below `line` at each instant."""
     return np.maximum(0.0, line - series.ready).sum(axis=1)
 
 
