@@ -1,5 +1,5 @@
-# Everything runs in .venv, which tools/setup_venv.sh makes and keeps up to date; what needs SGLang runs in
-# .venv-sglang, from tools/setup_sglang.sh: the two engines want different versions of the same packages.
+# Everything runs in .venv, which tools/setup_venv.sh makes and updates. Only programs that need SGLang run in
+# .venv-sglang, made by tools/setup_sglang.sh: the two engines want different versions of the same packages.
 PYTHON := .venv/bin/python
 SGLANG_PYTHON := .venv-sglang/bin/python
 SGLANG_TESTS := tests/sglang tests/sglang_engine tests/test_compat.py
@@ -18,17 +18,17 @@ setup: ## make .venv with torch, vLLM for the CPU, the project and its tools
 setup-sglang: ## make .venv-sglang with torch, SGLang on the CPU and the project
 	@tools/setup_sglang.sh
 
-programs: ## fetch what tests drive and pip has not: tmux, Prometheus
+programs: ## fetch programs that tests run and pip does not have: tmux, Prometheus
 	@tools/setup_programs.sh
 
-dev: setup setup-sglang programs ## both engines, and from now on the checks before each commit; the reference of kvctl is written anew
+dev: setup setup-sglang programs ## set up both engines, run the checks before each commit, and rewrite docs/kvctl.md
 	@.venv/bin/pre-commit install
 	$(PYTHON) -m tools.kvctl_reference
 
-demo: setup $(if $(findstring sglang,$(ENGINES)),setup-sglang) ## serve two models on one budget; ENGINES=vllm,sglang: one of each
+demo: setup $(if $(findstring sglang,$(ENGINES)),setup-sglang) ## serve two models on one memory budget; ENGINES=vllm,sglang: one of each
 	@ENGINES='$(ENGINES)' $(PYTHON) -m examples.demo
 
-test: ## run the whole suite; ends with the counts held against their minima
+test: ## run the whole suite, then compare the tests' counts with their minima
 	@$(MAKE) --no-print-directory -j2 setup setup-sglang programs
 	@$(MAKE) --no-print-directory check
 	@rm -rf $(REPORTS) build/junit*.xml && mkdir -p $(REPORTS)
@@ -43,10 +43,10 @@ test-sglang: setup-sglang ## run only the tests that need SGLang
 test-vllm: setup ## run vLLM's engine tests with another version: make test-vllm VLLM=0.30.0 (0.31.0, 0.33.0)
 	$(PYTHON) -m tools.other_vllm $(VLLM)
 
-ledger-long: setup ## the ledger against its model, 20,000 histories of 100 steps: an hour
+ledger-long: setup ## test the ledger against its model with 20,000 histories of 100 steps (an hour)
 	KVCACHED_LEDGER_EXAMPLES=20000 KVCACHED_LEDGER_STEPS=100 $(PYTHON) -m pytest -q tests/ledger/test_state_machine.py
 
-check: setup ## lint, format, types, layers of imports
+check: setup ## check lint, format, types and import layers
 	$(PYTHON) -m ruff check $(SOURCES)
 	$(PYTHON) -m ruff format --check $(SOURCES)
 	$(PYTHON) -m mypy
@@ -56,7 +56,7 @@ format: setup ## apply the formatter and the safe fixes
 	$(PYTHON) -m ruff check --fix $(SOURCES)
 	$(PYTHON) -m ruff format $(SOURCES)
 
-compat: setup ## check every seam against the wheels of vLLM and SGLang that we support, statically
+compat: setup ## check, without installing them, that supported vLLM and SGLang wheels have all that the plugins rely on
 	@$(PYTHON) -m tools.compat
 
 wheels: setup ## build the four wheels into build/dist

@@ -19,7 +19,7 @@ _PREFIX_TOKENS = 256
 
 
 class Prompt(NamedTuple):
-    """Token ids of a prompt, and the number of tokens to generate, greedily and past any end of sentence."""
+    """Token ids of a prompt, and the number of tokens to generate, greedily and ignoring end of sequence."""
 
     tokens: tuple[int, ...]
     max_tokens: int
@@ -33,7 +33,7 @@ def _tokens(source: random.Random, count: int) -> tuple[int, ...]:
 
 
 def many_prompts(count: int = 200, seed: int = 5) -> list[Prompt]:
-    """Return prompts of 5 to 755 tokens for 4 to 31 more; every third prompt begins with the same prefix."""
+    """Return prompts of 5 to 755 tokens that ask for 4 to 31; every third begins with the same prefix."""
     source = random.Random(seed)
     prefix = _tokens(source, _PREFIX_TOKENS)
     prompts = []
@@ -80,15 +80,15 @@ class Client:
 
     @staticmethod
     def ids_of(answer: dict[str, Any]) -> tuple[int, ...]:
-        """Return the ids in an answer."""
+        """Return the token ids in an answer."""
         return tuple(answer["choices"][0]["token_ids"])
 
     def complete(self, prompt: Prompt) -> httpx.Response:
-        """Send one request and return the response, also an error."""
+        """Send one request and return the response, even if its status is an error."""
         return self._http.post(self.path, json=self.body(prompt))
 
     def ids(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the ids generated; raises httpx.HTTPStatusError for an error."""
+        """Return the generated token ids; raises httpx.HTTPStatusError."""
         return self.ids_of(self.complete(prompt).raise_for_status().json())
 
     def abort(self, prompt: Prompt, after_chunks: int) -> bool:
@@ -119,20 +119,20 @@ class Client:
         return str(answer["choices"][0]["message"]["content"])
 
     def rpc(self, method: str) -> list[Any]:
-        """Call a method on every worker; raises httpx.HTTPStatusError if it raised there."""
+        """Call a method on every worker; raises httpx.HTTPStatusError if the method raised an error there."""
         answer = self._http.post("/collective_rpc", json={"method": method}).raise_for_status()
         return list(answer.json()["results"])
 
     def reset_prefix_cache(self) -> bool:
-        """Drop the prefix cache; return whether the server did, which running requests prevent."""
+        """Drop the prefix cache; return False if the server refused because requests run."""
         return bool(self._http.post("/reset_prefix_cache").raise_for_status().json()["success"])
 
     def sleep(self, level: int = 1, mode: str = "abort") -> None:
-        """Let the engine sleep."""
+        """Put the engine to sleep."""
         self._http.post("/sleep", params={"level": level, "mode": mode}).raise_for_status()
 
     def wake_up(self, *tags: str) -> httpx.Response:
-        """Wake the parts with these tags, or all parts; return the response, also an error."""
+        """Wake the parts with these tags, or all; return the response, even if its status is an error."""
         return self._http.post("/wake_up", params={"tags": list(tags)})
 
     def release_kv_cache_memory(self) -> None:
@@ -152,7 +152,7 @@ class Client:
 
 
 def differences(ours: Answers, theirs: Answers) -> list[str]:
-    """Return a sentence for each prompt of `ours` with another answer in `theirs`."""
+    """Return a sentence for each prompt whose answers in `ours` and `theirs` differ."""
     wrong = []
     for prompt, ids in ours.items():
         if ids != theirs[prompt]:

@@ -1,4 +1,4 @@
-"""Ledgers like those of a busy machine, without memory and with the same numbers each time."""
+"""Made-up ledgers of a busy machine, always with the same numbers. No memory is allocated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GPUS = ("GPU-5d1a9c3e", "GPU-8f27b640")
 
 
 class Part(NamedTuple):
-    """One rank in the scene. Sizes are in granules."""
+    """One rank. Sizes are in granules; `words` holds further ledger fields by name."""
 
     name: str
     model: str
@@ -43,7 +43,7 @@ CAST = (
 
 
 def play(runtime: Runtime, cast: tuple[Part, ...] = CAST) -> list[Account]:
-    """Attach the ranks of the cast and write the fields that their engines would write."""
+    """Attach the ranks of `cast` to ledgers, and write the fields that their engines would write."""
     accounts = []
     for part in cast:
         rank = sum(before.name == part.name for before in cast[: cast.index(part)])
@@ -72,7 +72,7 @@ def play(runtime: Runtime, cast: tuple[Part, ...] = CAST) -> list[Account]:
 
 
 def put(runtime: Runtime, gpu: int, slot: int, **words: int) -> None:
-    """Write fields of a slot."""
+    """Write ledger fields of one slot."""
     with contextlib.closing(LedgerFile(runtime.device(GPUS[gpu]).ledger)) as file:
         for name, value in words.items():
             file.set(slot, name, value)

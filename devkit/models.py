@@ -43,7 +43,7 @@ WINDOWED: dict[str, Any] = {
     "mlp_layer_types": ["dense"] * 4,
     "rope_parameters": {"sliding_attention": _ROPE, "full_attention": _ROPE},
 }
-WEIGHT_DEVIATION = 0.15  # enough that greedy output depends on every token in the KV cache
+WEIGHT_DEVIATION = 0.15  # so large that greedy output depends on every token in the KV cache
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -51,22 +51,22 @@ CHAT_TEMPLATE = (
 
 
 def tiny_model(folder: Path = MODELS / "tiny") -> Path:
-    """Make, or find made, a Llama of 4 layers with a byte-level tokenizer; the same bytes each time."""
+    """Write a Llama of 4 layers with a byte-level tokenizer, always the same bytes, unless it exists."""
     return _make(folder, _write_tiny)
 
 
 def windowed_model(folder: Path = MODELS / "windowed") -> Path:
-    """Make, or find made, a Mellum of 4 dense layers, every other with a window of 128 tokens."""
+    """Write a Mellum of 4 dense layers, every other with a 128-token window, unless it exists."""
     return _make(folder, _write_windowed)
 
 
 def smollm2(folder: Path = MODELS / "smollm2") -> Path:
-    """Make, or find made, SmolLM2-135M-Instruct with its own tokenizer and chat template (269 MB)."""
+    """Write SmolLM2-135M-Instruct with its own tokenizer and chat template (269 MB) unless it exists."""
     return _make(folder, _write_smollm2)
 
 
 def _make(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Fill `folder` with `write`, whole or not at all."""
+    """Call `write` to fill `folder`; the folder appears only once it is complete."""
     if (folder / "config.json").exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def _make(folder: Path, write: Callable[[Path], None]) -> Path:
         try:
             part.rename(folder)
         except OSError:
-            # another process was faster, and wrote the same files
+            # another process has written the same files meanwhile
             if not (folder / "config.json").exists():
                 raise
     return folder
@@ -96,7 +96,7 @@ def _write_windowed(folder: Path) -> None:
 
 
 def _write_random(folder: Path, model: Any) -> None:
-    """Write a tokenizer, and a model with random weights: the same each time."""
+    """Write a tokenizer, and a model with random weights that are always the same."""
     import torch
 
     _write_tokenizer(folder)
@@ -111,7 +111,7 @@ def _write_random(folder: Path, model: Any) -> None:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """Write a tokenizer with one token for each byte, and unused ones up to the vocabulary's size."""
+    """Write a tokenizer with one token for each byte, and unused tokens up to the vocabulary's size."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     words = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]

@@ -1,4 +1,4 @@
-"""Wait for a condition: the one poller of tests and benchmarks."""
+"""Wait for a condition by polling. All tests and benchmarks wait with these functions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def until(
     what: str | Callable[[], str],
     poll_seconds: float = POLL_SECONDS,
 ) -> float:
-    """Poll until the condition holds, and return the seconds that took.
+    """Poll until the condition holds, and return the elapsed seconds.
 
-    `what` names the condition, or is called for its state when time is up. Raises TimeoutError with it.
+    Raises TimeoutError. Its text is `what`, which names the condition or is called to describe the state.
     """
     begun = time.monotonic()
     while not condition():
@@ -38,7 +38,7 @@ def holds_within(condition: Callable[[], bool], seconds: float, poll_seconds: fl
 
 
 def seen(condition: Callable[[], bool], requests: Sequence[Future[Any]]) -> bool:
-    """Poll until the condition holds or all requests have ended; return whether it was seen to hold."""
+    """Poll until the condition holds or all requests have ended; return whether the condition held."""
     while not condition():
         if all(request.done() for request in requests):
             return condition()  # the last request to end may have made it true

@@ -14,12 +14,12 @@ import psutil
 from devkit.polling import holds_within
 
 SHARED_MEMORY = Path("/dev/shm")
-_TRACKER = "multiprocessing.resource_tracker"  # Python's: it outlives the processes that it serves
+_TRACKER = "multiprocessing.resource_tracker"  # a process of Python's that outlives the processes it serves
 _TRACKER_SECONDS = 3.0
 
 
 class Entry(NamedTuple):
-    """A line of the process table; a zombie has ended and its parent has not collected it."""
+    """A line of the process table. A zombie has ended, but its parent has not collected it yet."""
 
     pid: int
     parent: int
@@ -43,7 +43,7 @@ def living(group: int) -> list[int]:
 
 
 def title_of(pid: int) -> str:
-    """Return a process's command line, where vLLM writes its role; empty if the process has ended."""
+    """Return a process's command line, which vLLM replaces by the process's role; empty if it has ended."""
     try:
         return " ".join(psutil.Process(pid).cmdline())
     except psutil.Error:
@@ -51,7 +51,7 @@ def title_of(pid: int) -> str:
 
 
 def members(group: int) -> dict[int, str]:
-    """Return command lines by process id, of the group's living processes but for resource trackers."""
+    """Return the command lines of the group's living processes by process id, without resource trackers."""
     titles = {pid: title_of(pid) for pid in living(group)}
     return {pid: title for pid, title in titles.items() if _TRACKER not in title}
 
@@ -63,10 +63,11 @@ def shared_memory_of(group: int) -> frozenset[Path]:
 
 
 def kill_group(group: int, shared: Collection[Path] = ()) -> None:
-    """Kill a process group and remove the files it leaves in /dev/shm: `shared`, and those it maps now.
+    """Kill a process group and remove its files in /dev/shm: `shared`, and the files that it maps now.
 
-    The resource trackers of Python's multiprocessing are killed last: a tracker ends by itself after the
-    processes that it serves, and removes what they left. A file that another process maps stays.
+    The resource trackers of Python's multiprocessing are killed last: a tracker removes the files of the
+    processes that it serves after they have ended, and then ends itself. A file that another process maps
+    stays.
     """
     shared = {*shared, *shared_memory_of(group)}
     for pid in members(group):

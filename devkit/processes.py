@@ -1,4 +1,4 @@
-"""Programs that leave no process behind: signals end them in order, and every descendant is collected."""
+"""Leave no process behind: signals end a program in order, and its descendants are killed and collected."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def no_survivors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore further signals while a first one is acted on; the block must end within a bounded time."""
+    """Ignore signals inside the block, which handles a first one and must end within a bounded time."""
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in INTERRUPTS}
     try:
         yield

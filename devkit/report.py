@@ -1,4 +1,4 @@
-"""Count what the tests did, over all processes; tools/test_report.py compares the sums with minima."""
+"""Count the work that tests do, over all processes; tools/test_report.py compares the sums with minima."""
 
 from __future__ import annotations
 

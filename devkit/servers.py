@@ -1,4 +1,4 @@
-"""Servers under test: each has a process group and a log of its own, and is gone at the end."""
+"""Servers under test. Each has its own process group and log, and no process of it is left at the end."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FOREIGN = ("KVCACHED_", "VLLM_", "ENABLE_KVCACHED", "_KVCACHED_")
 
 
 def environment(scratch: Path, runtime: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of an engine, without the caller's settings of engines and kvcached."""
+    """Return the environment of an engine: ours without settings of engines and kvcached, then `extra`."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     return ours | {
         "KVCACHED_RUNTIME_DIR": str(runtime),
@@ -59,7 +59,7 @@ def cores(count: int) -> str:
 
 
 class Child:
-    """A command in a process group of its own. `scratch` is its temporary directory, removed with it."""
+    """A command in its own process group, with a temporary directory that is removed when it ends."""
 
     def __init__(self, name: str, runtime: Path, command: list[str], extra: Mapping[str, str]) -> None:
         self.name = name
@@ -84,26 +84,26 @@ class Child:
         return self.log.read_text(errors="replace")
 
     def note_shared(self) -> None:
-        """Remember its files in shared memory: a process that is killed leaves them behind."""
+        """Remember the process group's files in shared memory: a killed process leaves them behind."""
         self._shared |= shared_memory_of(self.process.pid)
 
     def wait(self, seconds: float) -> int:
         """Return the exit status; fails if the process does not end in time."""
 
         def ended() -> bool:
-            self.note_shared()  # SGLang leaves files behind when its start is refused, as stock does
+            self.note_shared()  # SGLang (stock too) leaves files behind when its start is refused
             return not self.alive
 
         until(ended, seconds, f"{self.name} ends by itself")
         return int(self.process.returncode)
 
     def terminate(self, seconds: float) -> int:
-        """Ask the process to end as a supervisor does, and return its exit status."""
+        """Send SIGTERM, as a supervisor does, and return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.wait(seconds)
 
     def close(self) -> None:
-        """End the process and its group in any state; may be repeated."""
+        """End the process and its group, whatever their state; may be called again."""
         self.closed = True
         self.note_shared()
         if self.alive:
@@ -124,7 +124,7 @@ class HttpServer(Child):
         self, name: str, runtime: Path, port: int, command: list[str], extra: Mapping[str, str]
     ) -> None:
         self.port = port
-        self._answer = "none"  # to the latest request for `path`
+        self._answer = "none"  # the latest answer to a request for `path`
         super().__init__(name, runtime, command, extra)
 
     @property
@@ -132,7 +132,7 @@ class HttpServer(Child):
         return f"http://127.0.0.1:{self.port}"
 
     def wait_ready(self) -> None:
-        """Wait until the server answers; fails if it ends before, or after READY_SECONDS."""
+        """Wait until the server answers; fails if it ends first or takes longer than READY_SECONDS."""
         try:
             until(self._answers, READY_SECONDS, f"{self.name} is ready")
         except TimeoutError as error:
@@ -199,7 +199,7 @@ class Fleet:
         self._children = [child for child in self._children if not child.closed]
 
     def tails(self, lines: int = 40) -> Iterator[tuple[str, str]]:
-        """Yield name and end of the log of every child."""
+        """Yield the name of every child and the last lines of its log."""
         for child in self._children:
             yield child.name, "\n".join(child.text().splitlines()[-lines:])
 
@@ -219,7 +219,7 @@ def sockets(port: int) -> list[str]:
 
 
 def free_port() -> int:
-    """Return a port that is free on 127.0.0.1 now; the system gives it to no client until it is used."""
+    """Return a port that is free on 127.0.0.1 and outside the range that the system gives to clients."""
     while True:
         port = random.randrange(*FREE_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):

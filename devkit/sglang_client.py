@@ -12,7 +12,7 @@ from devkit.client import Answers, Client, Prompt
 
 
 class SglangClient(Client):
-    """Talks to one server; may be used by many threads: each finds a connection of its own."""
+    """Talks to one server. Many threads may use it: each gets its own connection."""
 
     path = "/generate"
 
@@ -27,7 +27,7 @@ class SglangClient(Client):
 
     @staticmethod
     def ids_of(answer: dict[str, Any]) -> tuple[int, ...]:
-        """Return the ids in an answer."""
+        """Return the token ids in an answer."""
         return tuple(answer["output_ids"])
 
     def all_at_once(self, prompts: Sequence[Prompt], at_once: int) -> Answers:
@@ -36,7 +36,7 @@ class SglangClient(Client):
             return dict(zip(prompts, pool.map(self.ids, prompts), strict=True))
 
     def reset_prefix_cache(self) -> bool:
-        """Drop the prefix cache; return whether the server did, which running requests prevent."""
+        """Drop the prefix cache; return False if the server refused because requests run."""
         return self._http.post("/flush_cache").status_code == httpx.codes.OK
 
     def state(self) -> dict[str, Any]:

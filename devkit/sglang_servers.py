@@ -9,8 +9,8 @@ from pathlib import Path
 from devkit.process_groups import members
 from devkit.servers import BIN, MODEL_NAME, HttpServer, free_port
 
-# SGLang's own checks: for leaks while requests run and when they do not, for the owner of each page, and for
-# equal decisions of all ranks. A failed check ends the server.
+# SGLang's own checks: no leaked memory, both while requests run and while none does; a right owner for each
+# page; equal decisions of all ranks. A failed check ends the server.
 STRICT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
@@ -19,9 +19,9 @@ STRICT = {
 }
 ENVIRONMENT = STRICT | {
     "SGLANG_USE_CPU_ENGINE": "1",
-    "SGLANG_CUDA_COREDUMP_BEFORE_CRASH_WAIT_SECS": "0",  # not a minute for dumps, where a rank was killed
+    "SGLANG_CUDA_COREDUMP_BEFORE_CRASH_WAIT_SECS": "0",  # by default SGLang waits a minute after a rank died
     "PYTHONWARNINGS": "ignore",
-    # Two threads on shared cores wait for each other thirty times longer than they work.
+    # On shared cores two threads wait for each other thirty times longer than they compute.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }

@@ -1,4 +1,4 @@
-"""Statistics of samples: the recorder of results, their checker and the demo all compute them here."""
+"""Statistics of samples, shared by the benchmarks, the checker of their results and the demo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the nearest-rank percentile: the least value with at least `percent` % of all at or below it."""
+    """Return the nearest-rank percentile: the least value that at least `percent` % of all do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 

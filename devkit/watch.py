@@ -13,13 +13,13 @@ _SAMPLE_SECONDS = 0.02
 
 
 def owners(runtime: Path, name: str = "") -> list[OwnerSnapshot]:
-    """Return the living owners, all or those of one name."""
+    """Return the ledger's living owners: all, or only those named `name`."""
     found = [owner for device in snapshot(Runtime.open(runtime)) for owner in device.owners if owner.live]
     return [owner for owner in found if name in ("", owner.name)]
 
 
 def owner(runtime: Path, name: str) -> OwnerSnapshot:
-    """Return the one living owner of this name."""
+    """Return the living owner named `name`, which must be the only one."""
     (found,) = owners(runtime, name)
     return found
 
@@ -31,7 +31,7 @@ def is_at_rest(runtime: Path, name: str) -> bool:
 
 
 class Watch:
-    """The findings of a series of snapshots."""
+    """Violations and peaks found in a series of snapshots of the ledger."""
 
     def __init__(self) -> None:
         self.samples = 0
@@ -41,7 +41,7 @@ class Watch:
         self.peak_demand_bytes: dict[str, int] = {}
 
     def take(self, device: DeviceSnapshot) -> None:
-        """Check one snapshot."""
+        """Check one snapshot and add its findings."""
         self.samples += 1
         self.violations += check(device)
         if device.settled and device.ready_bytes > device.capacity_bytes - device.headroom_bytes:

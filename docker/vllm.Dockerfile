@@ -7,5 +7,5 @@ COPY build/dist/*.whl /tmp/wheels/
 RUN pip install --no-cache-dir --find-links /tmp/wheels "vllm-kvcached[${CUDA}]" \
     && rm -r /tmp/wheels
 ENV KVCACHED_RUNTIME_DIR=/run/kvcached
-# The image's own entry point, with the backend chosen. Arguments after the image's name go to vllm serve.
+# The official image's entry point plus the backend. Arguments after the image's name go to vllm serve.
 ENTRYPOINT ["vllm", "serve", "--kv-cache-backend", "kvcached"]

@@ -1,4 +1,4 @@
-"""Check benchmarks/results/*.json: complete, from a clean commit, and every ratio true to its raw samples.
+"""Check benchmarks/results/*.json: complete, from a clean commit, and with ratios that match the raw samples.
 
 `python -m tools.check_results [FOLDER]`; exit status 1 if anything is wrong.
 """
@@ -33,7 +33,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 
 
 def check_result(result: Any) -> list[str]:
-    """Return one sentence for each thing that is wrong with a result."""
+    """Return one sentence for each fault of a result."""
     if not isinstance(result, dict):
         return ["expected an object"]
     wrong = [f"{name}: missing" for name in FIELDS if name not in result]

@@ -1,8 +1,8 @@
-"""Check every seam of the engines that the plugins rely on against released wheels, without installing them.
+"""Check that released engines still have the functions and classes that the plugins rely on (seams).
 
-`python -m tools.compat [WHEEL_OR_FOLDER ...]`: without arguments, the wheels of ENGINES are downloaded into
-build/wheels and kept. A path is named after its engine: vllm-..., sglang-... Exit status 1 if a seam is
-missing.
+`python -m tools.compat [WHEEL_OR_FOLDER ...]`: the wheels are read, not installed. Without arguments, the
+wheels of ENGINES are downloaded into build/wheels and kept. The name of a path begins with its engine:
+vllm-..., sglang-... Exit status 1 if a seam is missing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENGINES: Mapping[str, Sequence[str]] = {
 
 
 class Row(NamedTuple):
-    """One seam in one version of an engine; `problem` is empty where it is as expected."""
+    """One seam in one version of an engine; `problem` is empty if the seam is as expected."""
 
     engine: str
     version: str
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 def wheel(engine: str, version: str, folder: Path = WHEELS) -> Path:
-    """Return an engine's wheel of a version, downloaded if need be, whole or not at all."""
+    """Return the path of an engine's wheel of a version; download the wheel if it is missing."""
     found = [] if version == NEWEST else sorted(folder.glob(f"{engine}-{version}-*.whl"))
     if found:
         return found[0]
@@ -51,12 +51,12 @@ def wheel(engine: str, version: str, folder: Path = WHEELS) -> Path:
 
 
 def version_of(path: Path) -> str:
-    """Return the version in the name of a wheel or of a folder that was one."""
+    """Return the version in the name of a wheel or of an unpacked wheel's folder."""
     return path.name.split("-")[1]
 
 
 def engine_of(path: Path) -> str:
-    """Return the engine that a path is named after; raises ValueError for another one."""
+    """Return the engine whose name the path begins with; raises ValueError if there is none."""
     engine = path.name.split("-")[0]
     if engine not in ENGINES:
         raise ValueError(f"{path}: expected a name that begins with {' or '.join(ENGINES)} and a hyphen")
@@ -69,7 +69,7 @@ def check(engine: str, version: str, source: Source) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Write one engine's seams as lines and versions as columns, then the problems."""
+    """Return a table with a line for each seam and a column for each version, then the problems."""
     versions = list(dict.fromkeys(row.version for row in rows))
     names = list(dict.fromkeys(row.seam for row in rows))
     problems = {(row.version, row.seam): row.problem for row in rows}

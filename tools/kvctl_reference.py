@@ -1,6 +1,7 @@
 """Write docs/kvctl.md and the pictures of kvtop: `python -m tools.kvctl_reference`.
 
-Text that is not in the code is in kvctl_reference.md beside this file. A test fails if the page is stale.
+The page is made from the commands' help texts and the template kvctl_reference.md beside this file. A test
+fails if the page is stale.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _metrics() -> str:
 
 
 def pictures() -> Mapping[str, str]:
-    """Return pictures of kvtop on a made-up machine, as SVG by file name."""
+    """Return pictures of kvtop that show a made-up machine: SVG text by file name."""
     with tempfile.TemporaryDirectory() as folder:
         runtime = Runtime.open(Path(folder) / "runtime")
         accounts = play(runtime)
@@ -91,7 +92,7 @@ async def _picture(runtime: Runtime, size: tuple[int, int]) -> str:
 
 
 def text_of(svg: str) -> list[str]:
-    """Return the texts in a picture, which do not depend on the version of Textual."""
+    """Return the texts in a picture; unlike the rest of it, they do not depend on Textual's version."""
     return [text.replace("&#160;", " ") for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
 
 

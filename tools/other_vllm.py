@@ -1,7 +1,7 @@
 """Run the engine tests with another version of vLLM: `python -m tools.other_vllm VERSION [tests]`.
 
-The version lies over .venv, which has what it requires, in a folder of its own in build/. Of a version that
-has no wheel for the CPU all Python is its own, and the kernels are those of the version in .venv.
+The version is unpacked into a folder in build/, and imports its requirements from .venv. If the version has
+no wheel for the CPU, its Python code runs with the compiled kernels of the version in .venv.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STAMP = "made"  # written last
 
 
 class Other(NamedTuple):
-    """A version: whether it has a wheel for the CPU, and the imports of it that .venv lacks."""
+    """A version: whether it has a wheel for the CPU, and the packages it requires that .venv lacks."""
 
     for_cpu: bool
     requires: Sequence[str] = ()
@@ -40,12 +40,12 @@ OTHERS: Mapping[str, Other] = {
 
 
 def packages_of(environment: Path) -> Path:
-    """Return the folder of an environment in which packages lie."""
+    """Return the site-packages folder of an environment."""
     return Path(sysconfig.get_path("purelib", "venv", {"base": str(environment)}))
 
 
 def make(version: str, environment: Path, below: Path) -> None:
-    """Make an environment of a version over the one `below`, anew if it was not finished."""
+    """Make an environment with a version on top of the environment `below`; redo an unfinished one."""
     if (environment / STAMP).exists():
         return
     shutil.rmtree(environment, ignore_errors=True)
@@ -71,7 +71,7 @@ def make(version: str, environment: Path, below: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path, kernels: bool) -> None:
-    """Unpack the package of a wheel, with or without compiled files."""
+    """Unpack the package of a wheel; compiled files only with `kernels`."""
     with zipfile.ZipFile(archive) as opened:
         names = (name for name in opened.namelist() if name.startswith("vllm/"))
         opened.extractall(folder, [name for name in names if kernels or not name.endswith(".so")])

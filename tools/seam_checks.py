@@ -1,8 +1,8 @@
-"""Whether a name with a signature exists in Python source that is read, never imported.
+"""Check that a name with a signature exists in Python source. The source is read, never imported.
 
-A seam is (module, qualname, parameters, kind). `kind` is `function`, `class` or `attribute`: an attribute
-may be a variable, a field, a property, or set on `self` by any method. Names are followed through imports
-and base classes inside the source.
+A seam is a name in an engine's code that a plugin relies on: (module, qualname, parameters, kind). `kind` is
+`function`, `class` or `attribute`; an attribute may be a variable, a field, a property, or set on `self` by
+any method. Names are followed through imports and base classes inside the source.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Found(NamedTuple):
 
 
 class Source:
-    """Modules of a wheel or of an unpacked folder, parsed when asked for."""
+    """The modules of a wheel or of an unpacked folder; a module is parsed at its first use."""
 
     def __init__(self, path: Path) -> None:
         """Open a wheel (a zip file) or a folder; raises FileNotFoundError or zipfile.BadZipFile."""
@@ -88,7 +88,7 @@ def seams(engine: str) -> Sequence[SeamLike]:
 
 
 def check_seam(source: Source, seam: SeamLike) -> str:
-    """Return the problem of a seam in this source, or an empty text."""
+    """Return the problem of a seam in this source, or an empty string."""
     if source.module(seam.module) is None:
         return f"there is no module {seam.module}"
     found = _resolve(source, seam.module, seam.qualname)
@@ -144,7 +144,7 @@ def _resolve(source: Source, module: str, qualname: str) -> Found | None:
 
 
 def _top_level(source: Source, module: str, name: str, seen: frozenset[str]) -> Found | None:
-    """Find a name in a module, through `from ... import` where it comes from elsewhere."""
+    """Find a name in a module; follow `from ... import` to the module that defines it."""
     tree = source.module(module)
     if tree is None or module in seen:
         return None
@@ -202,7 +202,7 @@ def _bases(source: Source, owner: Found) -> Iterator[Found]:
 
 
 def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield statements, also those under `if`, `try` and `with`."""
+    """Yield statements, including statements under `if`, `try` and `with`."""
     for node in body:
         yield node
         for part in ("body", "orelse", "finalbody"):

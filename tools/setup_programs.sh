@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Puts what the tests drive and pip has not (tmux, Prometheus and its promtool) into build/programs, from Debian's
-# or Ubuntu's archive. Needs no root, installs nothing, starts no service. Without one the tests that need it are
-# skipped, and the test report says so: this script never fails a build.
+# Downloads programs that tests run and pip does not have (tmux, Prometheus with promtool) from Debian's or
+# Ubuntu's archive into build/programs. Needs no root, installs nothing on the system, starts no service. If a
+# program is missing, its tests are skipped and the test report says so: this script never fails a build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,23 +9,23 @@ readonly FOLDER=$PWD/build/programs BOUND=120
 readonly APT=$FOLDER/apt
 declare -rA PACKAGE_OF=([tmux]=tmux [prometheus]=prometheus [promtool]=prometheus)
 
-missing() { # the programs that are neither in PATH nor in the folder
+missing() { # print the programs that are neither in PATH nor in the folder
     local name
     for name in "${!PACKAGE_OF[@]}"; do
         command -v "$name" >/dev/null || [[ -x $FOLDER/bin/$name ]] || echo "$name"
     done
 }
 
-apt() { # apt COMMAND...: apt-get with lists and a cache of our own
+apt() { # apt COMMAND...: run apt-get with its lists and cache in build/programs
     timeout "$BOUND" apt-get -qq -o Dir::State::Lists="$APT/lists" -o Dir::Cache="$APT/cache" \
         -o APT::Sandbox::User="$(id -un)" -o Acquire::Retries=1 "$@"
 }
 
-packages() { # what is to be fetched: Prometheus alone, which needs no other; tmux with its libraries
+packages() { # packages NAME...: print the Debian packages of these programs; for tmux also missing libraries
     local name
     for name in "$@"; do
         if [[ ${PACKAGE_OF[$name]} == tmux ]]; then
-            echo tmux # and of its libraries those that are not there
+            echo tmux # then the libraries of tmux that the system lacks
             apt install --print-uris --no-install-recommends tmux | sed -E 's/^[^ ]+ ([^_]+)_.*/\1/'
         else
             echo "${PACKAGE_OF[$name]}"
@@ -33,7 +33,7 @@ packages() { # what is to be fetched: Prometheus alone, which needs no other; tm
     done | sort -u
 }
 
-wrap() { # wrap NAME: a script that starts it with its libraries
+wrap() { # wrap NAME: write a script that starts the program with its libraries
     local root=$FOLDER/root libraries
     [[ -x $root/usr/bin/$1 ]]
     libraries=$(compgen -G "$root/usr/lib/*-linux-*" | tr '\n' ':') || true
@@ -42,7 +42,7 @@ wrap() { # wrap NAME: a script that starts it with its libraries
     chmod +x "$FOLDER/bin/$1"
 }
 
-fetch() { # fetch NAME...: everything or nothing
+fetch() { # fetch NAME...: download, unpack and wrap these programs; fail if one fails
     local names each
     mkdir -p "$APT/lists/partial" "$APT/cache/archives/partial" "$FOLDER/bin"
     apt update
@@ -60,7 +60,7 @@ echo "fetching ${wanted[*]} for the tests"
 if ! command -v apt-get dpkg-deb >/dev/null; then
     echo "setup: no apt-get here: install ${wanted[*]} yourself, or tests are skipped" >&2
 else
-    set +e # a condition would switch -e off inside it too
+    set +e # not `if (...)`: inside a condition, bash ignores -e in `fetch` too
     (set -e; fetch "${wanted[@]}") >"$FOLDER/setup.log" 2>&1
     status=$?
     set -e

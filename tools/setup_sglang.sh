@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv-sglang: torch, stock SGLang on the CPU with the stand-ins of devkit/sglang_rig, the project (editable) and
-# the development tools. Beside .venv, because the engines want different versions of the same packages.
+# the development tools. It is separate from .venv because the engines want different versions of the same packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,7 +12,7 @@ source tools/stages.sh
 torch() { pip install "$TORCH"; }
 requirements() { pip install -r tools/requirements-sglang.txt "$TORCH"; }
 engine() {
-    # its own list asks for CUDA packages of several GB; the rig stands in for the two that are imported
+    # --no-deps: SGLang requires several GB of CUDA packages. The rig replaces the two that SGLang imports.
     pip install --no-deps "$SGLANG"
     editable "$RIG"
 }

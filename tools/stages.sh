@@ -1,7 +1,7 @@
-# shellcheck shell=bash disable=SC2034 # variables of theirs
+# shellcheck shell=bash disable=SC2034 # variables that those scripts use
 # Sourced by the scripts that make virtual environments. They set VENV, WHEELS, LOG and TOTAL.
-# Each stage leaves a stamp that names its inputs, written last: an interrupted run goes on where it
-# stopped, a second run does nothing, a changed version redoes its stage and those after it.
+# A finished stage leaves a stamp file that names its inputs. So an interrupted run goes on where it stopped, a
+# second run does nothing, and a changed version redoes its stage and all later stages.
 readonly STAMPS=$VENV/.stamps
 number=0 redo=no
 
@@ -18,7 +18,7 @@ newest_python() { # the first interpreter of version 3.11 or newer
     return 1
 }
 
-progress() { # copies all output to the log, and a line of it to the terminal every 10 seconds
+progress() { # copy all output to the log, and one line to the terminal every 10 seconds
     local line last=$SECONDS start=$SECONDS
     while IFS= read -r line; do
         printf '%s\n' "$line" >>"$LOG"
@@ -29,7 +29,7 @@ progress() { # copies all output to the log, and a line of it to the terminal ev
     done
 }
 
-stage() { # stage NAME KEY TEXT: runs the function NAME unless its stamp says that it is done for KEY
+stage() { # stage NAME KEY TEXT: run the function NAME, unless its stamp holds KEY already
     local name=$1 key=$2 text=$3 begun=$SECONDS
     number=$((number + 1))
     if [[ $redo == no && -f $STAMPS/$name && $(<"$STAMPS/$name") == "$key" ]]; then
@@ -38,8 +38,8 @@ stage() { # stage NAME KEY TEXT: runs the function NAME unless its stamp says th
     if [[ $redo == no ]]; then : >"$LOG"; fi
     redo=yes
     rm -f "$STAMPS/$name"
-    echo "$VENV [$number/$TOTAL] $text" # two of them may be made at the same time
-    set +e # a condition would switch -e off inside the stage too
+    echo "$VENV [$number/$TOTAL] $text" # both environments may be made at the same time
+    set +e # not `if (...)`: inside a condition, bash ignores -e in the stage too
     (set -e; "$name") 2>&1 | progress
     local status=${PIPESTATUS[0]}
     set -e
@@ -57,34 +57,34 @@ stage() { # stage NAME KEY TEXT: runs the function NAME unless its stamp says th
 
 pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@" --progress-bar off; }
 
-fetch() { # fetch REQUIREMENT: its wheel in $WHEELS, whole or not at all
+fetch() { # fetch REQUIREMENT: download its wheel into $WHEELS unless it is there; never leave a part of it
     local name=${1%%==*} version=${1##*==} part
     compgen -G "$WHEELS/${name//-/_}-$version-*.whl" >/dev/null && return
     mkdir -p "$WHEELS"
     part=$(mktemp -d "$WHEELS/.part.XXXXXX")
-    # shellcheck disable=SC2064 # with the value of now
-    trap "rm -rf '$part'" EXIT # now: it runs after this function, in the subshell around it
+    # shellcheck disable=SC2064 # expand $part now: the trap runs after this function, when $part is gone
+    trap "rm -rf '$part'" EXIT
     pip download --no-deps --only-binary :all: --dest "$part" "$1"
     mv "$part"/*.whl "$WHEELS/"
 }
 
-environment() { # the first stage of each
+environment() { # the first stage of each script
     rm -rf "$VENV"
     "$python" -m venv "$VENV"
 }
 
-editable() { # editable FOLDER...: our own projects, without their requirements
+editable() { # editable FOLDER...: install our own projects, without their requirements
     local where arguments=()
     for where in "$@"; do arguments+=(-e "$where"); done
     pip install --no-deps --no-build-isolation "${arguments[@]}"
 }
 
-metadata_of() { # of each pyproject.toml the part that an installation reads: all before the tools' settings
+metadata_of() { # hash the part of each pyproject.toml that an installation reads: all before the tools' settings
     local where
     for where in "$@"; do sed '/^\[tool\.ruff/,$d' "$where/pyproject.toml"; done | sha256sum
 }
 
-begin() { # one make at a time: the second waits and then finds everything done
+begin() { # only one run at a time: a second one waits, and then finds everything done
     mkdir -p build
     exec 9>"build/.setup.${VENV#.}.lock"
     flock 9

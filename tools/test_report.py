@@ -16,7 +16,7 @@ from tools.test_runs import REPORTS as JUNITS
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "build" / "test-report.json"
 
-# A suite that silently does less than this is broken, whatever pytest says.
+# A suite that does less work than this is broken, even if every test passes.
 MINIMA: dict[str, int] = {
     "driver.injected_failures": 50,
     "engine.kills": 2,
@@ -37,7 +37,7 @@ MINIMA: dict[str, int] = {
     "pool.steps": 2_000,
     "requests.compared": 800,
     "requests.control_compared": 200,
-    "sglang.compared": 970,  # each load once; it goes on where limits have not moved often enough
+    "sglang.compared": 970,  # with one run of each load; a load runs on if limits moved too rarely
     "sglang.compared_tp2": 200,
     "sglang.control_compared": 200,
     "sglang.kills": 1,
@@ -49,7 +49,7 @@ MINIMA: dict[str, int] = {
 
 
 def outcomes(junits: Sequence[Path]) -> dict[str, int]:
-    """Return pytest's own counts over all runs from its XML: tests, passed, failures, errors, skipped."""
+    """Return the sums of pytest's XML reports: tests, passed, failures, errors, skipped."""
     totals = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
     for junit in junits:
         for suite in ElementTree.parse(junit).getroot().iter("testsuite"):
@@ -60,7 +60,7 @@ def outcomes(junits: Sequence[Path]) -> dict[str, int]:
 
 
 def skips(junits: Sequence[Path]) -> dict[str, int]:
-    """Return why tests were skipped, and how many for each reason."""
+    """Return the number of skipped tests by reason."""
     found = (skip for junit in junits for skip in ElementTree.parse(junit).getroot().iter("skipped"))
     return dict(Counter(skip.get("message", "no reason given") for skip in found))
 

@@ -1,7 +1,8 @@
 """Run the whole suite, as `make test` does: `python -m tools.test_runs`.
 
-Stages follow one another; the runs of a stage share the machine. The first run of a stage writes to the
-terminal, any other into a log that is printed when it has ended. A run that fails stops no other.
+Stages follow one another; the runs of a stage run at the same time. The first run of a stage writes to the
+terminal. Each other run writes to a log, which is printed at the end of the stage. A failed run stops no
+other run.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ END_SECONDS = 60.0  # an interrupted run ends its engines within this
 
 
 class Run(NamedTuple):
-    """One run of pytest; `name` is that of its report in build/."""
+    """One run of pytest; `name` is the name of its report in build/."""
 
     name: str
     python: str
@@ -37,7 +38,7 @@ class Run(NamedTuple):
         return [str(ROOT / self.python), "-m", "pytest", "-q", *shlex.split(self.options), report]
 
 
-# Most of an engine's start is one thread's work, so both engines' tests share two cores well.
+# An engine's start is mostly the work of one thread, so both engines' tests run well on two cores.
 STAGES = (
     (Run("junit-vllm", VLLM, TOGETHER),),
     (Run("junit-sglang", SGLANG, f"{TOGETHER} {SGLANG_TESTS}"),),
@@ -72,13 +73,13 @@ def run_stage(stage: Sequence[Run]) -> list[str]:
 
 
 def _start(run: Run, output: IO[bytes] | None) -> subprocess.Popen[bytes]:
-    """Start a run out of reach of the terminal's Ctrl-C: pytest must hear of it once, from us."""
+    """Start a run in its own session: Ctrl-C in the terminal must reach pytest only once, through _end()."""
     return subprocess.Popen(run.command(), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                             start_new_session=True)  # fmt: skip
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Interrupt all that still run, give them time to end their engines, and kill the rest."""
+    """Interrupt all running children, give them time to end their engines, and kill the rest."""
     running = [child for child in children if child.poll() is None]
     for child in running:
         child.send_signal(signal.SIGINT)
@@ -93,7 +94,7 @@ def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def main() -> int:
     """Run all stages; exit status 1 if a run failed, 130 if interrupted."""
-    # also where the shell has started us with one of them ignored
+    # set explicitly: a shell may have started this program with a signal ignored
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.default_int_handler)
     BUILD.mkdir(exist_ok=True)

@@ -1,6 +1,7 @@
 """Build the wheels of all distributions: `python -m tools.wheels FOLDER`.
 
-They are built from a copy: nothing of an earlier build gets into them, and nothing is left in the tree.
+The wheels are built from a copy of the sources, so no file of an earlier build gets into them and no build
+file is left in the source tree.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def copy_sources(name: str, target: Path) -> Path:
 def build(target: Path) -> dict[str, Path]:
     """Build every wheel into `target` and return the paths by distribution.
 
-    Raises subprocess.CalledProcessError where a build fails; its output goes to stderr.
+    Raises subprocess.CalledProcessError if a build fails; the build's output goes to stderr.
     """
     target.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
@@ -47,7 +48,7 @@ def build(target: Path) -> dict[str, Path]:
 
 
 def main(arguments: list[str]) -> int:
-    """Build into the folder given, which is emptied before; returns the exit status."""
+    """Empty the given folder and build into it; returns the exit status."""
     if len(arguments) != 1:
         print(__doc__, file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Save processor time in engines under test, which two suites share."""
+"""Make engines under test use less processor time. Python imports this module at its start."""
 
 import gc
 import os
@@ -9,7 +9,7 @@ def _sleep_a_moment() -> None:
     time.sleep(0.0002)
 
 
-# Most of a start is imports, and a fifth of that time is garbage collection that finds no garbage.
+# An engine's start is mostly imports. Garbage collection is a fifth of that time and finds no garbage.
 gc.set_threshold(100_000, 50, 100)
-# A process that waits for another one yields in a loop, and takes processor time from it where cores are few.
+# A process that waits yields the processor in a loop; with few cores it slows the process it waits for.
 os.sched_yield = _sleep_a_moment

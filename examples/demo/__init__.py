@@ -1,1 +1,1 @@
-"""Two servers of a real model on one budget, and KV memory moving between them: `make demo`."""
+"""The demo (`make demo`): two servers share one memory budget, and KV memory moves between them."""

@@ -1,4 +1,4 @@
-"""`python -m examples.demo`."""
+"""Run the demo: `python -m examples.demo`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The course of the demo: bursts out of phase, a limit lowered and lifted, bursts at once."""
+"""The demo's steps: a burst on each engine in turn, a limit lowered and lifted, bursts on both at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from examples.demo.view import View
 from kvcached_core.ledger.file.runtime import Runtime
 from kvcached_core.units import parse_size
 
-BURST, SHORT_BURST, AT_ONCE, MAX_TOKENS = 20, 12, 16, 56  # requests, requests at once, tokens of each
+# requests of a burst, requests of a short burst, requests at a time, tokens generated for each request
+BURST, SHORT_BURST, AT_ONCE, MAX_TOKENS = 20, 12, 16, 56
 IDLE_SECONDS = 5.0  # longer than an engine keeps spare memory
 CONTROL_SECONDS = 30
 
@@ -46,11 +47,11 @@ class Course:
         return summary.Run(self.outcomes, held, limits, self.recorder.samples[-1].budget)
 
     async def _watched(self) -> None:
-        """Take the steps, and watch the memory meanwhile."""
+        """Run the steps, and sample the memory meanwhile."""
         steps = asyncio.ensure_future(self._steps())
         watch = asyncio.ensure_future(self.recorder.run(self._view.show))
         try:
-            # the watch ends by itself only if it failed
+            # the sampling task ends by itself only if it failed
             await asyncio.wait({steps, watch}, return_when=asyncio.FIRST_COMPLETED)
             if watch.done():
                 watch.result()
@@ -101,7 +102,7 @@ class Course:
             self._view.say(f"failed: {error}")
 
     async def _limit(self, name: str, size: str) -> None:
-        """Set a limit with kvctl, which waits until it holds."""
+        """Set a limit with kvctl, which waits until the engine is below the limit."""
         self._note(f"kvctl limit {name} {size}")
         process = await asyncio.create_subprocess_exec(
             BIN / "kvctl", "limit", name, size,

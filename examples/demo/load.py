@@ -20,7 +20,7 @@ _TOPICS = ("the sea", "bread", "trees", "Paris", "winter", "bridges", "music", "
 
 
 class Request(NamedTuple):
-    """One chat request: a system prompt that others share, a question of its own."""
+    """One chat request: a system prompt that other requests share, and its own question."""
 
     system: str
     question: str
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 
 
 def questions(count: int, seed: int, max_tokens: int) -> list[Request]:
-    """Return requests that share four system prompts of about 500 tokens and differ in all else."""
+    """Return requests that share four system prompts of about 500 tokens; everything else in them differs."""
     made = []
     for i in range(count):
         role, topic = ROLES[i % len(ROLES)], _TOPICS[(seed + i) % len(_TOPICS)]

@@ -1,4 +1,4 @@
-"""Start two servers on one budget, run the course against them, and report."""
+"""Start two servers on one memory budget, run the demo's steps against them, and report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 def make_model(view: View) -> None:
-    """Make the model folder if it is missing, in a process of its own, with progress messages."""
+    """Make the model folder in a separate process if it is missing, and print progress."""
     if (MODEL / "config.json").exists():
         return
     view.say("making the model folder of SmolLM2-135M from its GGUF file (about 40 s)")
@@ -61,7 +61,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def run(view: View) -> bool:
-    """Run the whole demo; return whether all verdicts hold."""
+    """Run the whole demo; return whether all expectations hold."""
     begun = time.monotonic()
     BUILD.mkdir(parents=True, exist_ok=True)
     with no_survivors(), scratch_folder() as scratch:
@@ -84,7 +84,7 @@ def run(view: View) -> bool:
 
 
 def report(view: View, who: str, recorder: Recorder, run: summary.Run, wall_seconds: float) -> bool:
-    """Write picture and summary, print the table; return whether all verdicts hold."""
+    """Write the picture and the summary, print the table; return whether all expectations hold."""
     title = f"{who} with SmolLM2-135M share {format_size(run.budget)} of KV memory"
     drawn, written = BUILD / "memory.png", BUILD / "summary.json"
     picture.draw(drawn, recorder.samples, recorder.marks, title)
@@ -96,7 +96,7 @@ def report(view: View, who: str, recorder: Recorder, run: summary.Run, wall_seco
 
 
 def main() -> int:
-    """Run the demo; return 0 if all verdicts hold, 1 if not, 130 after an interrupt."""
+    """Run the demo; return 0 if all expectations hold, 1 if not, 130 after an interrupt."""
     view = View()
     interrupt_on_signals()
     try:

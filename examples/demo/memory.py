@@ -15,11 +15,11 @@ INTERVAL_SECONDS = 0.2
 
 
 class Bytes(NamedTuple):
-    """KV memory of one engine: held = used + cached + stranded + spare, in bytes."""
+    """KV memory of one engine in bytes: held = used + cached + spare."""
 
     used: int
     cached: int
-    spare: int  # also the rest of partly used granules
+    spare: int  # includes unused blocks of partly used granules
     limit: int
 
     @property
@@ -40,14 +40,14 @@ class Sample(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Something that happened."""
+    """The time and the text of an event."""
 
     at_seconds: float
     text: str
 
 
 class Recorder:
-    """Samples and marks since the beginning."""
+    """Samples and events since the recorder was made."""
 
     def __init__(
         self, runtime: Runtime, names: Sequence[str], clock: Callable[[], float] = time.monotonic
@@ -61,7 +61,7 @@ class Recorder:
 
     @property
     def seconds(self) -> float:
-        """The time since the beginning."""
+        """Seconds since the recorder was made."""
         return self._clock() - self._begun
 
     def sample(self) -> Sample:
@@ -79,7 +79,7 @@ class Recorder:
         return taken
 
     def mark(self, text: str) -> None:
-        """Note an event at this moment."""
+        """Record an event that happens now."""
         self.marks.append(Mark(self.seconds, text))
 
     async def run(self, show: Callable[[Sample], None]) -> None:
@@ -89,15 +89,15 @@ class Recorder:
             await asyncio.sleep(INTERVAL_SECONDS)
 
     def peak(self, name: str, after_seconds: float = 0.0) -> int:
-        """Return the most that an engine held since a moment, in bytes; raises ValueError without samples."""
+        """Return the most bytes an engine held since `after_seconds`; raises ValueError without samples."""
         return max(engine.held for engine in self._since(name, after_seconds))
 
     def peak_used(self, name: str, after_seconds: float = 0.0) -> int:
-        """Return the most that its requests held since then."""
+        """Return the most bytes that its requests used since `after_seconds`."""
         return max(engine.used for engine in self._since(name, after_seconds))
 
     def least(self, name: str, after_seconds: float = 0.0) -> int:
-        """Return the least that it held since then."""
+        """Return the least bytes that it held since `after_seconds`."""
         return min(engine.held for engine in self._since(name, after_seconds))
 
     def _since(self, name: str, after_seconds: float) -> Iterator[Bytes]:
@@ -107,7 +107,7 @@ class Recorder:
 def _bytes(owners: Sequence[OwnerSnapshot]) -> Bytes:
     """Return the sum over the ranks of an engine."""
     ready = sum(owner.ready_bytes for owner in owners)
-    # two processes write these words, which may disagree for a moment; the worker is right about held bytes
+    # The scheduler writes used bytes, the worker held bytes. If they disagree for a moment, trust held bytes.
     used = min(ready, sum(owner.used_bytes for owner in owners))
     cached = min(ready - used, sum(owner.cached_bytes for owner in owners))
     return Bytes(used, cached, ready - used - cached, sum(owner.limit_bytes for owner in owners))

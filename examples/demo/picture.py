@@ -1,4 +1,4 @@
-"""Draw a run: bytes over time, with its events."""
+"""Draw a run of the demo: bytes over time, with its events."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LABELS = {
     "cached": "kept by the prefix cache",
     "spare": "spare: ready, or on its way back",
 }
-ROWS, ROW_HEIGHT = 6, 0.11  # of the texts of events; the height as a share of the budget
-LETTER_WIDTH = 0.0057  # as a share of the time shown
+ROWS, ROW_HEIGHT = 6, 0.11  # rows for the events' texts; height of a row as a share of the budget
+LETTER_WIDTH = 0.0057  # as a share of the width of the picture
 
 
 def draw(path: Path, samples: Sequence[Sample], marks: Sequence[Mark], title: str) -> None:
@@ -78,10 +78,10 @@ def _draw_engine(axes: Any, times: Sequence[float], samples: Sequence[Sample], n
 def _write_marks(axes: Any, marks: Sequence[Mark], top: float) -> None:
     """Write the text of each event above all curves, in rows so that neighbours stay apart."""
     first, last = axes.get_xlim()
-    ends = [first] * ROWS  # where each row is free from
+    ends = [first] * ROWS  # time from which each row is free
     for mark in marks:
         width = LETTER_WIDTH * len(mark.text) * (last - first)
-        # a label that would reach beyond the end is written to the left of its line
+        # a text that would reach beyond the end is written to the left of its line
         late = mark.at_seconds + width > last
         begin = mark.at_seconds - width if late else mark.at_seconds
         row = next((row for row in range(ROWS) if ends[row] <= begin), ends.index(min(ends)))

@@ -1,4 +1,4 @@
-"""The demo's child processes: run side by side, and gone when the demo ends."""
+"""The demo's child processes: they run side by side, and none is left when the demo ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Command(NamedTuple):
 def children(
     commands: Sequence[Command], grace_seconds: float = 10.0
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Run commands, each in a process group of its own, for as long as the block lasts.
+    """Run commands, each in its own process group, for as long as the block lasts.
 
     At the end every command gets SIGINT, and all have `grace_seconds` together to clean up. Then their
     process groups are killed, and files they left in /dev/shm are removed.
@@ -41,7 +41,7 @@ def children(
             running = [process for process in processes if process.poll() is None]
             shared = {process.pid: shared_memory_of(process.pid) for process in running}
             for process in running:
-                process.send_signal(signal.SIGINT)  # it passes the interrupt on to its children
+                process.send_signal(signal.SIGINT)  # an engine passes the interrupt on to its children
             deadline = time.monotonic() + grace_seconds
             for process in running:
                 with contextlib.suppress(subprocess.TimeoutExpired):

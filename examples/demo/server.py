@@ -20,10 +20,10 @@ from examples.demo.process import Command
 BIN = Path(sys.executable).parent
 SGLANG_BIN = Path(__file__).resolve().parents[2] / ".venv-sglang" / "bin"  # made by `make setup-sglang`
 KINDS = {"vllm": "vLLM", "sglang": "SGLang"}
-NAMES = ("smollm2-a", "smollm2-b")  # as served, and by that in the ledger
-# Budget, spare memory, and the limit that is set on the way, which is above the floor of one long request.
+NAMES = ("smollm2-a", "smollm2-b")  # names of the served models, and so of the engines in the ledger
+# Memory budget, spare memory, and the lowered limit, which still has room for one long request.
 SIZES = {"bfloat16": ("144MiB", "16MiB", "56MiB"), "float32": ("288MiB", "32MiB", "112MiB")}
-# Without instructions for bfloat16 a processor takes six times as long with it.
+# A processor without bfloat16 instructions computes six times slower in bfloat16.
 _HALF = re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", Path("/proc/cpuinfo").read_text())
 DTYPE = "bfloat16" if _HALF else "float32"
 BUDGET, SPARE, LOWERED = SIZES[DTYPE]
@@ -32,11 +32,11 @@ _POLL_SECONDS = 0.25
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the text says why."""
+    """The demo cannot go on; the message says why."""
 
 
 class Engine(NamedTuple):
-    """One server: its model's name, where it listens, and the cores that it computes on."""
+    """One server: its model's name, its port, the cores that it computes on, and the kind of engine."""
 
     name: str
     port: int
@@ -49,7 +49,7 @@ class Engine(NamedTuple):
 
 
 def parse_kinds(text: str) -> tuple[str, ...]:
-    """Return the two kinds that ENGINES=`text` asks for, vllm twice if it is empty; raises DemoError."""
+    """Return the two kinds of engine that ENGINES=`text` names; empty: vllm twice. Raises DemoError."""
     kinds = tuple(word.strip() for word in (text or "vllm,vllm").split(","))
     if len(kinds) != len(NAMES) or not set(kinds) <= set(KINDS):
         raise DemoError(f"ENGINES={text!r}: expected two of {', '.join(KINDS)}, with a comma between them")
@@ -96,13 +96,13 @@ def command(model: Path, engine: Engine) -> list[str | Path]:
 def threads(engine: Engine) -> dict[str, str]:
     """Return the variables that keep an engine on its cores."""
     if engine.kind == "sglang":
-        count = str(engine.cores.count(",") + 1)  # more threads than cores wait for each other
+        count = str(engine.cores.count(",") + 1)  # with more threads than cores, threads wait for each other
         return {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
     return {"VLLM_CPU_OMP_THREADS_BIND": engine.cores}
 
 
 def environment(scratch: Path, cache: Path) -> dict[str, str]:
-    """Return the environment of both servers and of tools that look at them.
+    """Return the environment of both servers and of kvctl.
 
     `scratch` is removed at the end, with sockets and the ledgers in it; `cache` is kept between runs.
     """
@@ -134,12 +134,12 @@ def commands(
 
 
 def runtime(scratch: Path) -> Path:
-    """Return where the ledgers are."""
+    """Return the runtime directory, which holds the ledgers."""
     return scratch / "runtime"
 
 
 def wait_until_ready(servers: Mapping[Engine, subprocess.Popen[bytes]], tell: Callable[[str], None]) -> None:
-    """Wait until all servers answer; raises DemoError if one ends or is late."""
+    """Wait until all servers answer; raises DemoError if a server ends or is not ready in time."""
     begun = told = time.monotonic()
     waiting = dict(servers)
     with httpx.Client(timeout=2.0) as client:

@@ -1,4 +1,4 @@
-"""Summarise a run: numbers, a table, and verdicts."""
+"""Summarise a run: numbers, a table, and the expectations with their verdicts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ PERCENTS = (50, 90, 99)
 
 
 class Held(NamedTuple):
-    """Bytes of KV memory that one engine held at the moments that matter."""
+    """Bytes of KV memory that one engine held at the moments that the verdicts judge."""
 
     start: int
-    peak: int  # of its burst while the other was idle
-    peak_used: int  # in blocks of requests
-    idle: int  # after that
-    least_beside: int  # while the other had such a burst
-    before_limit: int  # of one of the engines
+    peak: int  # in its burst while the other engine was idle
+    peak_used: int  # in that burst, used by requests
+    idle: int  # once it was idle after that burst
+    least_beside: int  # least, while the other engine had its burst
+    before_limit: int  # before and after the limit of one engine was lowered
     after_limit: int
-    peak_together: int  # of the bursts at once, the limit lifted
+    peak_together: int  # in the bursts on both engines at once, after the limit was lifted
     end: int
 
 
@@ -53,7 +53,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def verdicts(run: Run) -> Iterator[Verdict]:
-    """Judge a run."""
+    """Yield every expectation, and whether it held in this run."""
     good = bool(run.outcomes) and not any(outcome.error for outcome in run.outcomes)
     yield Verdict("all requests succeeded", good)
     for name, held in run.held.items():
@@ -88,7 +88,7 @@ def summarise(run: Run, wall_seconds: float) -> dict[str, Any]:
 
 
 def _engine(outcomes: Sequence[Outcome], held: Held) -> dict[str, Any]:
-    """Return one engine's part; times are of requests that succeeded."""
+    """Return one engine's part of the summary; times include successful requests only."""
     good = [outcome for outcome in outcomes if not outcome.error]
     return {
         "requests": len(outcomes),
@@ -102,7 +102,7 @@ def _engine(outcomes: Sequence[Outcome], held: Held) -> dict[str, Any]:
 
 
 def write(path: Path, summary: dict[str, Any]) -> None:
-    """Write the summary as JSON, whole or not at all."""
+    """Write the summary as JSON; the file appears only once it is complete."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(summary, indent=2) + "\n")
     os.replace(part, path)

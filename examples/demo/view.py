@@ -1,4 +1,4 @@
-"""The memory of the engines as it moves: live bars in a terminal, plain lines elsewhere."""
+"""Show the engines' memory over time: live bars in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kvcached_core.units import format_size
 
 BAR_CELLS = 44
 LINE_SECONDS = 3.0
-# one colour for each kind of byte and for each engine, the same in the picture
+# one colour for each kind of memory and for each engine; the picture uses the same colours
 COLOURS = {"used": "#c0504d", "cached": "#4f81bd", "spare": "#9bbb59"}
 ENGINE_COLOURS = ("#d98c3f", "#7f5fa8")
 SHADES = "█▓░"  # of a bar's parts, for terminals without colours
@@ -39,7 +39,7 @@ class View:
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
-        """Show samples in place for as long as this lasts, where the output is a terminal."""
+        """Show samples in place while the block runs, if the output is a terminal."""
         if not self.console.is_terminal:
             yield
             return
@@ -48,7 +48,7 @@ class View:
         self._live = None
 
     def show(self, sample: Sample) -> None:
-        """Show a sample: at once in a terminal, else a line every few seconds."""
+        """Show a sample: every one in a terminal, otherwise a line every few seconds."""
         if self._live is not None:
             self._live.update(bars(sample))
         elif sample.at_seconds - self._printed >= LINE_SECONDS:
@@ -87,7 +87,7 @@ def _engine_bar(engine: Bytes, scale: int) -> Text:
 
 
 def _bar(sizes: Sequence[int], colours: Sequence[str], scale: int) -> Text:
-    """Return BAR_CELLS cells: each edge is where the sum so far lies, so that no rounding adds up."""
+    """Return BAR_CELLS cells. An edge is the rounded sum of the parts before it: errors do not add up."""
     bar, total, drawn = Text(), 0, 0
     for size, colour, shade in zip(sizes, colours, SHADES, strict=False):
         total += size
