@@ -1,4 +1,4 @@
-"""Order of the suite, and a runtime directory of its own."""
+"""Pytest options, the order of the tests, and a runtime directory for this test session alone."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--driver NAME`: the driver that tests/core/test_driver_contract.py tests."""
+    """Add `--driver NAME`, which selects the driver for tests/core/test_driver_contract.py."""
     parser.addoption("--driver", default="host", help="the driver that test_driver_contract.py tests")
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C reach what tests start: whoever is started in the background ignores it, children too."""
+    """Restore Ctrl-C: a shell makes background jobs and their children ignore SIGINT."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests that need an engine last: what is cheap fails first."""
+    """Run the tests that need an engine last, so that the cheap tests fail first."""
     items.sort(key=lambda item: item.get_closest_marker("engine") is not None)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_runtime_directory() -> Iterator[None]:
-    """Keep the whole session away from the ledgers of the user who runs it."""
+    """Give the session an empty runtime directory, so that no test touches the user's ledgers."""
     before = os.environ.get("KVCACHED_RUNTIME_DIR")
     folder = tempfile.mkdtemp(prefix="kvcached-tests-")
     os.environ["KVCACHED_RUNTIME_DIR"] = folder

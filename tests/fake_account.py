@@ -11,7 +11,7 @@ from kvcached_core.errors import BusyError
 
 
 class FakeAccount:
-    """An account in a ledger of one. `busy` counts down: that many calls find it locked."""
+    """A ledger account with no other owners. The next `busy` calls that lock the ledger find it locked."""
 
     def __init__(self, granule_bytes: int, limit_bytes: int, notify_at: int = 0) -> None:
         self.reached = threading.Event()  # set when `notify_at` granules have been created
@@ -31,16 +31,16 @@ class FakeAccount:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def want(self, granules: int) -> None:
-        """Write the wish and ring."""
+        """Record how many granules the engine wants, and ring the doorbell."""
         self.wanted_bytes = granules * self.granule_bytes
         os.eventfd_write(self._bell, 1)
 
     def fileno(self) -> int:
-        """Return the bell."""
+        """Return the doorbell's descriptor."""
         return self._bell
 
     def drain(self) -> None:
-        """Empty the bell."""
+        """Clear the doorbell."""
         try:
             os.eventfd_read(self._bell)
         except BlockingIOError:
@@ -52,7 +52,7 @@ class FakeAccount:
         self.acknowledged += 1
 
     def lease(self, want_bytes: int, memory: MemoryInfo) -> int:
-        """Grant whole granules below the limit and below what is free and not promised."""
+        """Grant whole granules, up to the limit and up to the free memory that is not promised yet."""
         self._lock()
         self.leases += 1
         room = min(self.limit_bytes, memory.free_bytes + self.ready_bytes) - self.leased_bytes
@@ -64,7 +64,7 @@ class FakeAccount:
         return granted
 
     def created(self, granules: int) -> None:
-        """Count granules."""
+        """Count created granules."""
         self._lock()
         self.created_granules += granules
         self.ready_bytes += granules * self.granule_bytes
@@ -73,7 +73,7 @@ class FakeAccount:
 
     def give_back(self, bytes_never_ready: int = 0, granules_released: int = 0,
                   granules_withdrawn: int = 0) -> None:  # fmt: skip
-        """Lower the promise."""
+        """Lower the leased bytes."""
         self._lock()
         self.released_granules += granules_released
         self.created_granules -= granules_withdrawn
@@ -100,7 +100,7 @@ class FakeAccount:
         self.demand_bytes = unmet_bytes
 
     def close(self) -> None:
-        """Give the bell back."""
+        """Close the doorbell."""
         os.close(self._bell)
 
     def _lock(self) -> None:

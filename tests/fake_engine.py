@@ -1,7 +1,7 @@
-"""Something that answers like a server and holds memory in a real ledger like one, in no time at all.
+"""A fake vLLM server: it holds memory in a real ledger, but has no model and starts at once.
 
 `python -m tests.fake_engine PORT`: each request holds granules while it runs and leaves some of them cached.
-Name and the device's capacity come from KVCACHED_NAME and KVCACHED_HOST_CAPACITY.
+KVCACHED_NAME gives the engine's name, KVCACHED_HOST_CAPACITY the capacity of the device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TURN_SECONDS, KEEP_SECONDS, TOKEN_SECONDS, TOKENS = 0.01, 0.05, 0.06, 5
 
 
 class FakeEngine:
-    """The state of the engine in granules: 1 <= held <= limit, and used + cached <= held."""
+    """The engine's state. In granules: 1 <= held <= limit, and used + cached <= held."""
 
     def __init__(self) -> None:
         runtime = Runtime.open()
@@ -43,12 +43,12 @@ class FakeEngine:
         self.turn()
 
     def turn(self) -> None:
-        """Hold what requests and cache need, within the limit and what others leave, and say so."""
+        """Lease or give back granules to match requests and cache, within the limit; then publish."""
         self.account.acknowledge()
         most = self.account.limit_bytes // GRANULE
         used = min(most, max(1, self.running * HELD_BY_REQUEST))
         if target := self.view.target_granules():
-            most = max(used, min(most, target))  # what requests hold is not taken from them
+            most = max(used, min(most, target))  # never below the memory of running requests
         self._most = most
         self.cached = min(self.cached, most - used)
         wanted = min(most, used + self.cached + (SPARE if self.running else 0))
@@ -67,7 +67,7 @@ class FakeEngine:
         self.publish(used, wanted)
 
     def publish(self, used: int, wanted: int) -> None:
-        """Write what a scheduler would."""
+        """Write the ledger fields that a scheduler writes."""
         used_now = min(self.held, used)
         self.view.publish(
             EngineUsage(
@@ -81,7 +81,7 @@ class FakeEngine:
         self.view.count(0, 0, busy, self._idle_since_ms)
 
     async def run(self) -> None:
-        """Take turns until cancelled."""
+        """Call turn() again and again until cancelled."""
         while True:
             self.turn()
             await asyncio.sleep(TURN_SECONDS)

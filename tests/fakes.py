@@ -1,4 +1,4 @@
-"""A device and a ledger account that do exactly what a test says."""
+"""A fake device driver that does exactly what a test says."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ OWN_STREAM = 1 << 20
 
 
 class FakeFence(NamedTuple):
-    """A place in one of the two lines of work."""
+    """A position in one of the two queues of work."""
 
     own: bool
     number: int
 
 
 class Line:
-    """Work in order: 0 <= seen <= completed <= launched. `seen` is what the caller knows to be complete."""
+    """A queue of work: 0 <= seen <= completed <= launched. The caller knows that `seen` is complete."""
 
     def __init__(self) -> None:
         self.launched = self.completed = self.seen = 0
@@ -34,9 +34,10 @@ class Line:
 class FakeDriver:
     """A device without memory. Work is numbered; a fence is the number of the last work before it.
 
-    The engine's streams are one line of work, the driver's own stream is another. What is complete by luck
-    does not count: a page may be unmapped only when a fence behind its work was seen to pass, and read only
-    by a stream that follows its zeroing, or after that was seen.
+    All streams of the engine are one queue of work; the driver's own stream is another. A page may be
+    unmapped only after the caller has seen a fence behind the page's last work pass, even if the work happens
+    to be complete earlier. A page may be read only by a stream that waits for its zeroing, or after the
+    caller has seen the zeroing complete.
     """
 
     name = "fake"
@@ -44,7 +45,7 @@ class FakeDriver:
     max_mappings = 1 << 20
 
     def __init__(self, capacity_bytes: int, patience: int | None = None) -> None:
-        """`patience`: how often a fence may be asked in vain before it passes; None: until complete()."""
+        """`patience`: how often passed() returns False before a fence passes; None: until complete()."""
         self.capacity_bytes = capacity_bytes
         self.table = HandleTable()
         self.patience = patience
@@ -53,24 +54,24 @@ class FakeDriver:
         self.follows = 0
         self.closed = False
         self._numbers = itertools.count(1)
-        self._used_by: dict[int, int] = {}  # address -> the last work of the engine that touches it
-        self._zeroed_by: dict[int, int] = {}  # address -> the work of the own stream that zeroes it
-        self._followed: dict[int, int] = {}  # stream -> the work of the own stream that it waits for
-        self._gates: list[tuple[int, int]] = []  # (a wait in the engine's line, own work that it waits for)
+        self._used_by: dict[int, int] = {}  # address -> number of the engine's last work that touches it
+        self._zeroed_by: dict[int, int] = {}  # address -> number of the driver's work that zeroes it
+        self._followed: dict[int, int] = {}  # stream -> number of the driver's work that it waits for
+        self._gates: list[tuple[int, int]] = []  # (waiting work of the engine, driver's work before it)
         self._asked = 0
 
     @property
     def launched(self) -> int:
-        """The engine's last work."""
+        """Number of the engine's last work."""
         return self.engine.launched
 
     @property
     def completed(self) -> int:
-        """The engine's last work that is complete."""
+        """Number of the engine's last work that is complete."""
         return self.engine.completed
 
     def launch(self, offsets: Iterable[int] | None = None, stream: int = 0) -> None:
-        """Start work that touches pages, by offset in the one range (None: all that are mapped)."""
+        """Start work that touches the pages at `offsets` in the reserved range (None: all mapped pages)."""
         (base,) = self.table.ranges
         self.engine.launched += 1
         pages = self.table.mappings if offsets is None else [base + offset for offset in offsets]
@@ -83,7 +84,7 @@ class FakeDriver:
             self._used_by[address] = self.engine.launched
 
     def complete(self, work: int) -> None:
-        """Finish the engine's work up to this number, and what it waits for."""
+        """Finish the engine's work up to this number, and the zeroing that it waits for."""
         self.engine.complete(work)
         self.own.complete(self._waited_for(self.engine.completed))
 
@@ -92,7 +93,7 @@ class FakeDriver:
         self.own.complete(work)
 
     def held_bytes(self) -> int:
-        """Return what all live handles have."""
+        """Return the bytes of all live handles."""
         return sum(self.table.sizes.values())
 
     def identity(self) -> DeviceIdentity:
@@ -100,11 +101,11 @@ class FakeDriver:
         return DeviceIdentity("FAKE-0", "fake")
 
     def memory(self) -> MemoryInfo:
-        """Return what is left."""
+        """Return the free and total bytes."""
         return MemoryInfo(max(0, self.capacity_bytes - self.held_bytes()), self.capacity_bytes)
 
     def reserve(self, size_bytes: int) -> int:
-        """Reserve addresses that never come again."""
+        """Reserve addresses that are never reused."""
         address = next(self._numbers) << 40
         self.table.ranges[address] = size_bytes
         return address
@@ -124,7 +125,7 @@ class FakeDriver:
         return handle
 
     def clean(self, handle: int) -> None:
-        """Check that it could be cleaned."""
+        """Check that the handle may be cleaned."""
         self.table.check_releasable(handle)
 
     def release(self, handle: int) -> None:
@@ -133,7 +134,7 @@ class FakeDriver:
         self.table.released(handle)
 
     def map(self, address: int, page_bytes: int, handles: Sequence[int], stream: int = 0) -> None:
-        """Map; zeroing the pages is work on the stream."""
+        """Map pages; zeroing them is work on the stream."""
         line, work = (self.own, self._zeroed_by) if stream == OWN_STREAM else (self.engine, self._used_by)
         self.table.check_mappable(address, page_bytes, handles, exclusive=True)
         line.launched += 1
@@ -142,12 +143,12 @@ class FakeDriver:
             work[page] = line.launched
 
     def alias(self, address: int, size_bytes: int, handle: int) -> None:
-        """Map once more."""
+        """Map a handle at a second address."""
         self.table.check_mappable(address, size_bytes, [handle], exclusive=False)
         self.table.mapped(address, size_bytes, handle)
 
     def unmap(self, address: int, page_bytes: int, count: int = 1) -> None:
-        """Unmap; I6 is checked here."""
+        """Unmap pages, and check invariant I6: no work that touches them may still run."""
         pages = self.table.unmappable(address, page_bytes, count)
         for page in pages:
             if self._used_by.get(page, 0) > self.engine.seen or self._zeroed_by.get(page, 0) > self.own.seen:
@@ -158,16 +159,16 @@ class FakeDriver:
             self._zeroed_by.pop(page, None)
 
     def tensor(self, address: int, size_bytes: int) -> Any:
-        """Return what tells a test which range it was."""
+        """Return the address and the size, so that a test sees the range."""
         return (address, size_bytes)
 
     def record(self, stream: int) -> FakeFence:
-        """Return the stream's last work so far."""
+        """Return a fence behind the stream's work so far."""
         own = stream == OWN_STREAM
         return FakeFence(own, (self.own if own else self.engine).launched)
 
     def passed(self, fence: FakeFence) -> bool:
-        """Compare with what is complete."""
+        """Return whether the work before a fence is complete."""
         line = self.own if fence.own else self.engine
         if fence.number > line.completed and self.patience is not None:
             self._asked += 1
@@ -181,11 +182,11 @@ class FakeDriver:
         return True
 
     def own_stream(self) -> int:
-        """Return another stream than any of the engine's."""
+        """Return the driver's own stream, which the engine does not use."""
         return OWN_STREAM
 
     def follow(self, stream: int, fence: FakeFence) -> None:
-        """Put a fence of the own stream before all later work of one of the engine's."""
+        """Make later work of an engine's stream wait for a fence of the driver's own stream."""
         assert fence.own and stream != OWN_STREAM
         self.follows += 1
         self._followed[stream] = max(self._followed.get(stream, 0), fence.number)
@@ -203,5 +204,5 @@ class FakeDriver:
         self.table = HandleTable(self.table.ranges)
 
     def _waited_for(self, work: int) -> int:
-        """Return the zeroing that is complete if the engine's work up to this number is."""
+        """Return the number of the driver's last work that the engine's work up to `work` waits for."""
         return max((own for at, own in self._gates if at <= work), default=0)

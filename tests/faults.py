@@ -1,4 +1,4 @@
-"""A driver that fails where a test wants it to."""
+"""A driver whose calls fail when a test says so."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VERBS = frozenset(
 
 
 class FaultyDriver:
-    """Passes every verb on to `inner`, but fails the n-th call of `verb` (None: of any), once or for good.
+    """Passes calls on to `inner`, but the n-th call of `verb` (None: of any method) fails, once or for good.
 
     The failing call does not reach `inner`. `calls` counts all calls, `injected` those that failed.
     """
@@ -39,11 +39,11 @@ class FaultyDriver:
 
     @property
     def driver(self) -> Driver:
-        """Return self, typed as what it stands for."""
+        """Return self, typed as a Driver."""
         return cast(Driver, self)
 
     def heal(self) -> None:
-        """Fail no more."""
+        """Inject no more failures."""
         self.nth = 0
 
     def __getattr__(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Programs that tests drive: beside this Python, in build/programs, or wherever PATH leads."""
+"""Find the programs that tests start: beside this Python, in build/programs, or on PATH."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FOLDERS = (Path(sys.executable).parent, ROOT / "build" / "programs" / "bin")
 
 
 def program(name: str) -> str:
-    """Return the path of a program; skips the test, which the test report shows, if there is none."""
+    """Return the path of a program. Without it the test is skipped, and the test report says so."""
     path = os.pathsep.join((*map(str, _FOLDERS), os.environ.get("PATH", os.defpath)))
     found = shutil.which(name, path=path)
     if found is None:

@@ -16,12 +16,12 @@ ROW = ROW_PAGES // 2  # granules
 
 
 def offsets(*granules: int) -> list[int]:
-    """Return where the pages of granules are."""
+    """Return the offsets of the granules' pages in the reserved range."""
     return [offset for granule in granules for offset in GEOMETRY.ranges(granule)]
 
 
 def ready(account: FakeAccount, driver: FakeDriver | FaultyDriver, granules: int) -> ElasticPool:
-    """Return a pool that holds granules, all but granule 0 spare: none is ahead yet."""
+    """Return a pool that holds `granules` granules; all but granule 0 are spare, and none is mapped ahead."""
     pool = ElasticPool(driver, GEOMETRY, account)
     account.want(granules)
     while pool._growth.grow(0.0, True) == 0.0:

@@ -1,4 +1,4 @@
-"""What benchmarks.engine.alternating and its profiles say of engines whose every round is known."""
+"""benchmarks.engine.alternating: its phases and results, with fake engines of known speed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.lib import cpus, profiles
 
 
 class FakeContender:
-    """Does what it is told at once, and writes it down where the others do."""
+    """An engine that finishes every operation at once, and appends it to a list that all engines share."""
 
     def __init__(self, name: str, did: list[str], rate: float, profile: dict[str, Any] | Exception) -> None:
         self.name, self.owner, self.works = name, None, True
@@ -60,17 +60,17 @@ def played(monkeypatch: pytest.MonkeyPatch, profile: dict[str, Any] | Exception)
 
 def test_contenders_take_turns_and_begin_every_phase_in_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     did, found = played(monkeypatch, {"busy": 1.0})
-    rest = f"rest {PAUSE_SECONDS:g}"  # as long for either: a device that was idle begins slowly
+    rest = f"rest {PAUSE_SECONDS:g}"  # equal pauses: after a pause the device is slow for either engine
     order = ["stock", "kvcached", "kvcached", "stock"]
     turns = [f"{name} {what}" for name in order for what in (rest, "32x(512+128)", "flush")]
     begun = did.index(f"stock {rest}", did.index(f"kvcached {rest}"))  # after the first rounds
     assert did[begun : begun + len(turns)] == turns
-    # Two rounds fill, two are measured, nothing is forgotten.
+    # Two rounds fill the cache, two are measured, and the cache is never dropped between them.
     full = did[begun + len(turns) :][:8]
     assert full == [f"{name} 32x(512+128)" for name in ["stock", "kvcached"] * 2 + order]
     assert (
         found.samples["rest_seconds_stock"] == [PAUSE_SECONDS + 1.0] * 4
-    )  # the first rounds', and a profile's
+    )  # the warm-up, two growing rounds, and a profile
     assert "kvcached 32x(512+1)" in did and "kvcached 32x(16+256)" in did
     for phase in PHASES:
         assert found.samples[f"{phase}_tokens_per_second_kvcached"] == [99.0, 99.0]
@@ -80,7 +80,7 @@ def test_contenders_take_turns_and_begin_every_phase_in_its_state(monkeypatch: p
     assert set(found.profiles) == {f"{p}_{e}" for p in ("growing", "steady") for e in ("stock", "kvcached")}
 
 
-def test_a_profile_that_fails_loses_nothing_of_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_that_fails_loses_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     _, found = played(monkeypatch, TimeoutError("no answer"))
     assert found.profiles["steady_stock"] == {"error": "no answer"}
     assert found.samples["steady_tokens_per_second_stock"] == [100.0, 100.0]
@@ -117,7 +117,7 @@ def test_all_threads_of_a_group_are_placed_and_others_are_not() -> None:
             assert os.sched_getaffinity(0) == ours
         finally:
             process.kill()
-    cpus.place(process.pid, ours)  # who has ended is nowhere
+    cpus.place(process.pid, ours)  # a process that has ended: no error
 
 
 def test_ratios_are_taken_round_by_round() -> None:

@@ -1,4 +1,4 @@
-"""benchmarks/README.md: it names every program and every result, and names nothing that is missing."""
+"""benchmarks/README.md names every program and every result, and nothing that does not exist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tools.wheels import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
 README = (BENCHMARKS / "README.md").read_text()
-CHILDREN = {  # started by other programs, never by hand
+CHILDREN = {  # only other programs start them
     "benchmarks.engine.sglang_rounds", "benchmarks.engine.vllm_rounds", "benchmarks.lib.ledger_watch",
     "benchmarks.lib.sglang_child", "benchmarks.lib.vllm_child", "benchmarks.sharing.third_process",
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What benchmarks.sharing.beside says of servers whose every byte is known."""
+"""benchmarks.sharing.beside: its samples and checks, with fake servers whose memory is known to the byte."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from benchmarks.lib.ledger_watch import Moment, Seen
 from benchmarks.sharing.beside import A, B, Found, Play, seconds_until
 
 BUDGET, STEP = 1000, 25
-LAST = 10  # steps that a burst goes on once it has all its memory
+LAST = 10  # steps for which a burst runs on once it has all its memory
 ANSWERS = [(1, 2), (3,)]
 
 
 class World:
-    """A device of numbers. Time passes when somebody waits: each burst that runs grows by a step."""
+    """A simulated device. Time passes only inside wait(): with each step, every running burst grows."""
 
     def __init__(self, **faults: Any) -> None:
         self.faults = faults
@@ -59,7 +59,7 @@ class World:
 
 
 class Fake:
-    """A server: bursts use memory, which is cached when they end; what is cached goes to whoever needs it."""
+    """A fake server. A burst uses memory and leaves it cached; the other server can take cached memory."""
 
     def __init__(self, name: str, world: World) -> None:
         self.name, self.world = name, world
@@ -113,7 +113,7 @@ def played(**faults: Any) -> Found:
     return found
 
 
-def test_every_scene_leaves_its_bytes_and_seconds() -> None:
+def test_every_scene_records_its_bytes_and_seconds() -> None:
     found = played()
     assert all(found.checks.values()) and len(found.checks) == 12
     samples = found.samples
@@ -138,7 +138,7 @@ def test_every_scene_leaves_its_bytes_and_seconds() -> None:
         ({"greedy": B}, "memory moved from SGLang to vLLM"),
     ],
 )
-def test_what_does_not_hold_is_a_failed_check(faults: dict[str, Any], what: str) -> None:
+def test_a_fault_fails_its_check(faults: dict[str, Any], what: str) -> None:
     assert not played(**faults).checks[what]
 
 

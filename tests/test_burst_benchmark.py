@@ -1,4 +1,4 @@
-"""benchmarks.micro.burst: each part of each round is measured, and nothing is left behind."""
+"""benchmarks.micro.burst measures each part of each round, and leaves no thread running."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.micro import burst
 PARTS = {"first", "step", "claim", "both_steps", "give_back"}
 
 
-def test_a_result_has_all_parts_of_all_rounds_and_no_thread_computes_on(
+def test_a_result_has_all_parts_of_all_rounds_and_no_thread_is_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "burst.json"

@@ -1,4 +1,4 @@
-"""The static check of the engine's seams, on made-up sources."""
+"""The static check of seams (engine functions and classes that the plugins rely on), on made-up sources."""
 
 from __future__ import annotations
 

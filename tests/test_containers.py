@@ -1,4 +1,4 @@
-"""What is in docker/ and examples/: linted, and every line of shell in it that can run here is run."""
+"""Lint the files of docker/ and examples/, and run their shell commands that need no container."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ SHELL = [
     ),
     ROOT / ".ci/run",
 ]
-KVCTL = ("docker/kvctl.Dockerfile", "kvctl")  # how containers of it are named: built, or by their image
+KVCTL = ("docker/kvctl.Dockerfile", "kvctl")  # how compose files and pods name it: by Dockerfile or by image
 
 
 def lint(tool: str, *arguments: str | Path) -> None:
-    """Run a linter in the root of the tree; fails with what it has to say."""
+    """Run a linter in the root of the tree; fails with the linter's output."""
     done = subprocess.run([program(tool), *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout + done.stderr) == (0, ""), done.stdout + done.stderr
     record("lint.runs", 1)
@@ -46,7 +46,7 @@ def test_shellcheck_finds_nothing(path: Path) -> None:
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "kvctl"])
 def test_hadolint_finds_nothing_in_a_dockerfile(engine: str) -> None:
-    # Ours come as wheels from --find-links, so their version is not said again.
+    # DL3013 asks for pinned versions. Our packages are local wheels (--find-links), so none is pinned.
     lint("hadolint", "--ignore", "DL3013", f"docker/{engine}.Dockerfile")
 
 
@@ -99,10 +99,10 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "kvctl"])
-def test_the_line_that_installs_finds_our_wheels_and_removes_them(
+def test_the_install_command_finds_our_wheels_and_removes_them(
     engine: str, wheels: Path, tmp_path: Path
 ) -> None:
-    """What it leaves is the image's own packages, which are not here: only ours are looked for."""
+    """Only our wheels are looked for: the image's own packages, which pip would find there, are not here."""
     found = [rest for word, rest in instructions(ROOT / "docker" / f"{engine}.Dockerfile") if word == "RUN"]
     copy, shims = tmp_path / "wheels", tmp_path / "bin"
     copy.mkdir()
@@ -155,7 +155,7 @@ def test_pods_on_a_node_share_the_directory() -> None:
             assert {"name": "KVCACHED_RUNTIME_DIR", "value": "/run/kvcached"} in container["env"]
 
 
-def test_the_line_that_prepares_the_directory_of_a_node_makes_one_that_engines_accept(tmp_path: Path) -> None:
+def test_the_command_that_prepares_a_node_makes_a_directory_that_engines_accept(tmp_path: Path) -> None:
     found = documents("examples/kubernetes/kvcached.yaml")
     pods = [each["spec"]["template"]["spec"] for each in found[1:]]
     lines = [container["command"] for pod in pods for container in pod.get("initContainers", ())]
@@ -168,7 +168,7 @@ def test_the_line_that_prepares_the_directory_of_a_node_makes_one_that_engines_a
         assert stat.S_IMODE(folder.stat().st_mode) == 0o2770 and Runtime.open(folder).shared
 
 
-def test_kvctl_understands_what_containers_tell_it() -> None:
+def test_kvctl_understands_the_arguments_that_containers_give_it() -> None:
     services = [
         service
         for path in ("docker/compose.yaml", "examples/monitoring/compose.yaml")

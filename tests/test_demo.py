@@ -1,4 +1,4 @@
-"""The demo's judgement, and that it leaves nothing behind however it ends."""
+"""The demo's verdicts, and its end: it leaves no process and no file behind, also after an interrupt."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ MOVED = Run([GOOD, GOOD._replace(engine="b")], {"a": HELD, "b": HELD}, {"b": 40}
 
 
 def changed(name: str, **held: int) -> Run:
-    """Return the good run with other bytes for one engine."""
+    """Return the good run with changed byte counts for one engine."""
     return MOVED._replace(held={**MOVED.held, name: HELD._replace(**held)})
 
 
 def processes(mark: str) -> list[str]:
-    """Return the commands of living processes whose environment holds the mark."""
+    """Return the command lines of living processes whose environment contains `mark`."""
     found = psutil.process_iter(["environ", "cmdline"])
     return [str(one.info["cmdline"]) for one in found if mark in (one.info["environ"] or {}).values()]
 
@@ -61,7 +61,7 @@ class Demo:
         self._before = scratch_folders()
         path = os.pathsep.join(str(ROOT / part) for part in ("", "cli", "plugins/vllm_kvcached"))
         environ = {k: v for k, v in os.environ.items() if not k.startswith("KVCACHED_")}
-        # a shell ignores them for whom it becomes
+        # the shell ignores these signals, and so does the program that it executes
         shell = ["sh", "-c", 'for each in $0; do trap "" "$each"; done; exec "$@"']
         ignored = " ".join(number.name.removeprefix("SIG") for number in ignore)
         self.process = subprocess.Popen(
@@ -130,7 +130,7 @@ def test_an_interrupt_at_any_point_leaves_no_process_and_no_file(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_an_interrupt_is_heard_where_the_shell_ignores_it(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupt_works_where_the_shell_ignores_it(tmp_path: Path, number: signal.Signals) -> None:
     demo = Demo(tmp_path / "build", ignore=(signal.SIGINT, signal.SIGTERM))
     demo.read_until("smollm2-a, alone")
     demo.process.send_signal(number)
@@ -179,7 +179,7 @@ def test_the_summary_counts_failures_and_times_successes_only_for_each_engine() 
     assert summary["engines"]["b"]["failures"] == 0
 
 
-def test_bars_are_of_one_length_fit_a_narrow_terminal_and_show_all_that_is_held() -> None:
+def test_bars_have_one_length_fit_a_narrow_terminal_and_show_all_held_memory() -> None:
     engines = {
         "smollm2-a": Bytes(5 * MIB, 5 * MIB, 5 * MIB, limit=144 * MIB),
         "smollm2-b": Bytes(43 * MIB, 43 * MIB, 43 * MIB, limit=72 * MIB),
@@ -213,7 +213,7 @@ def test_requests_share_system_prompts_and_nothing_else() -> None:
         ("vllm, sglang", ("vllm", "sglang"), "vLLM and SGLang, one server each,"),
     ],
 )
-def test_the_engines_are_what_was_asked_for(asked: str, kinds: tuple[str, ...], title: str) -> None:
+def test_the_engines_are_those_asked_for(asked: str, kinds: tuple[str, ...], title: str) -> None:
     engines = server.make_engines(server.parse_kinds(asked))
     assert tuple(engine.kind for engine in engines) == kinds
     assert server.title(engines) == title

@@ -1,4 +1,4 @@
-"""docs/design.md leads a reader to the code: its map has every module, and what it names exists."""
+"""docs/design.md matches the code: its map has every module, and every name on the page exists."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_map_names_every_module_once() -> None:
     assert not problems, "mend the map in docs/design.md:\n" + "\n".join(problems)
 
 
-def test_where_to_look_names_functions_of_the_file_beside_them() -> None:
+def test_where_to_look_names_functions_that_their_file_has() -> None:
     section = DESIGN.partition("## Where to look\n")[2].partition("\n## ")[0]
     rows = [line.split("|") for line in section.splitlines() if line.startswith("| ") and ".py" in line]
     assert len(rows) >= 10
@@ -96,5 +96,5 @@ def test_methods_that_the_page_names_exist() -> None:
     )
 
 
-def test_the_table_of_a_slot_is_the_code_s() -> None:
+def test_the_table_of_slot_fields_matches_the_code() -> None:
     assert layout.table().strip() in DESIGN

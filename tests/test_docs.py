@@ -1,4 +1,4 @@
-"""What the documentation says is so."""
+"""The documentation is true: its commands, options, links, file names and quoted messages exist."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ PAGES = [
 BLOCK = re.compile(r"(?P<mark><!-- run -->\s*\n)?^```console\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
 VARIABLE = re.compile(r"\bKVCACHED_[A-Z]+(?:_[A-Z]+)*\b")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
-# paths of the machines that this was made on; in pieces, so that this file does not hold them
+# Paths of the development machines. They are written in pieces, so that this file does not contain them.
 FOREIGN = re.compile("(?<![A-Za-z0-9_.~-])/(?:wo" + "rk|tmp/" + "w|opt/" + "pypi)(?![A-Za-z0-9_-])")
 CODE = re.compile(r"`([^`]+)`")
-# a value in a quoted message: dots, one capital, a number, a name with an underscore
+# A value in a quoted message: dots, one capital letter, a number, or a name with an underscore.
 PLACEHOLDER = re.compile(r"\.\.\.|\b(?:[A-Z]|DEVICE|\d+|\w+_\w+)\b")
 FILE = re.compile(r"(?:[\w.-]+/)*[\w-]+\.(?:py|json|sh|yaml|yml|md|png|svg)")
 MODULE = re.compile(r"\b(?:benchmarks|tools|examples)(?:\.[a-z]\w*)+")
 
 
 class Command(NamedTuple):
-    """A command in a console block; `run` if the block is marked with `<!-- run -->`."""
+    """A command in a console block; `run` is true if the block is marked with `<!-- run -->`."""
 
     page: str
     words: tuple[str, ...]
@@ -44,7 +44,7 @@ class Command(NamedTuple):
 
 
 def commands() -> Iterator[Command]:
-    """Return every command of every console block: the lines that begin with `$`."""
+    """Yield every command of every console block: the lines that begin with `$`."""
     for page in PAGES:
         for block in BLOCK.finditer(page.read_text()):
             for line in block["text"].splitlines():
@@ -54,7 +54,7 @@ def commands() -> Iterator[Command]:
 
 
 def tracked() -> list[Path]:
-    """Return the files of the tree that git tracks or would track."""
+    """Return the files that git tracks, and the new files that it does not ignore."""
     listing = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(listing, capture_output=True, text=True)
     if done.returncode:
@@ -113,7 +113,7 @@ def test_every_variable_is_an_option_and_stands_once_in_the_table() -> None:
     assert SWITCH_VARIABLE in page
 
 
-def test_links_between_pages_lead_somewhere() -> None:
+def test_links_between_pages_have_a_target() -> None:
     broken = []
     for page in PAGES:
         for target in LINK.findall(page.read_text()):
@@ -123,7 +123,7 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 
 def messages() -> Iterator[str]:
-    """Return every text in the sources, with a null character for each value that is put in."""
+    """Yield every string in the sources, with a null character for each formatted value."""
     for folder in ("kvcached_core", "cli", "plugins"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""benchmarks.gpu_suite: it runs what the benchmarks understand, and goes on after a failure."""
+"""benchmarks.gpu_suite gives each benchmark options that it knows, and goes on after a failure."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_each_engine_finds_its_own_packages_first(
     assert "--sglang-site" not in command("beside", ours)
 
 
-def test_a_step_that_fails_or_is_late_stops_no_other_and_leaves_no_process(
+def test_a_step_that_fails_or_is_late_stops_no_other_step_and_leaves_no_process(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     package = tmp_path / "fake_steps"
@@ -74,7 +74,7 @@ def test_a_step_that_fails_or_is_late_stops_no_other_and_leaves_no_process(
     until(lambda: child not in table() or table()[child].zombie, 5, "nothing of its group is left")
 
 
-def test_what_would_be_run_is_printed_in_the_order_asked_for(
+def test_print_shows_the_commands_in_the_order_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--print", "--steps", "sleep", "driver", "--headroom", "56GiB", "--out", str(tmp_path)]) == 0
@@ -83,7 +83,7 @@ def test_what_would_be_run_is_printed_in_the_order_asked_for(
     assert first.endswith("--headroom 56GiB") and "test_driver_cuda.py" in second
 
 
-def test_an_unknown_step_is_2_and_names_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_step_exits_with_2_and_names_all_steps(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--steps", "walk"])
     assert ended.value.code == 2 and "vllm_outputs" in capsys.readouterr().err

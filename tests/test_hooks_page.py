@@ -1,4 +1,4 @@
-"""docs/hooks.md: its examples run, and it has every hook and every kind of event."""
+"""docs/hooks.md describes every hook and every kind of event, and its examples run."""
 
 from __future__ import annotations
 

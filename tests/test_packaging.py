@@ -1,4 +1,4 @@
-"""The distributions as a user gets them: pure wheels, one version, complete by themselves."""
+"""The distributions as a user installs them: pure wheels with one version and no missing dependency."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def project(name: str) -> dict[str, Any]:
 
 
 def run(*command: str | Path) -> str:
-    """Run a command away from the source tree; returns its output and fails with it."""
+    """Run a command outside the source tree and return its output; a failure shows the output."""
     done = subprocess.run(
         [str(word) for word in command], cwd="/", env=ENVIRONMENT, capture_output=True, text=True, timeout=240
     )
@@ -41,7 +41,7 @@ def run(*command: str | Path) -> str:
 
 
 def closure(*names: str) -> set[str]:
-    """Return distributions with all that they require without extras, as far as installed here."""
+    """Return these distributions and all installed distributions that they require without extras."""
     found: set[str] = set()
     waiting = list(names)
     while waiting:
@@ -60,11 +60,11 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def venv(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An environment with nothing but what an installation of both plugins brings, without a network."""
+    """An environment that has only both plugins and their requirements, made without a network."""
     folder = tmp_path_factory.mktemp("empty") / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     site = next(folder.glob("lib/python*/site-packages"))
-    # linkify-it-py: an extra that textual asks for of another package
+    # textual requires linkify-it-py through an extra of another package, and closure() leaves extras out
     for name in closure("pluggy", "prompt_toolkit", "textual", "linkify-it-py", "prometheus-client"):
         for file in distribution(name).files or []:
             source = Path(str(file.locate()))
@@ -127,7 +127,7 @@ def test_a_wheel_is_pure_and_holds_its_package_only(wheels: dict[str, Path], nam
     assert headers["License-Expression"] == "Apache-2.0"
 
 
-def test_installed_wheels_import_and_say_their_version(venv: Path) -> None:
+def test_installed_wheels_import_and_report_their_version(venv: Path) -> None:
     imports = "import kvcached_core, kvctl, vllm_kvcached, sglang_kvcached"
     code = f"{imports}; print(kvcached_core.__version__, kvcached_core.__file__)"
     version, where = run(venv / "bin" / "python", "-I", "-c", code).split()

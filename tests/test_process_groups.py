@@ -1,4 +1,4 @@
-"""devkit.process_groups: a group that is killed leaves no process and no shared memory of its own."""
+"""devkit.process_groups: kill_group() leaves no process of the group and no shared memory of its own."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 from devkit.polling import until
 from devkit.process_groups import SHARED_MEMORY, kill_group, living, shared_memory_of, table
 
-# A segment, which its child maps too, and a semaphore, which is mapped under a name that is gone. No tracker
-# knows of either.
+# A program with a shared memory segment that its child maps too, and a semaphore that is mapped under a name
+# that no longer exists. No resource tracker knows of either.
 PARENT = """
 import _multiprocessing, mmap, signal, subprocess, sys
 name, child = sys.argv[1:]
@@ -39,7 +39,7 @@ signal.pause()
 
 @pytest.fixture
 def group(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Return the group of two processes that share memory, all of it called by the same name."""
+    """Yield the process group of two processes whose shared memory files all have this test's name."""
     words = [sys.executable, "-c", PARENT, _name(request), CHILD]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
@@ -64,7 +64,7 @@ def _left(request: pytest.FixtureRequest) -> set[Path]:
     return {path for path in SHARED_MEMORY.iterdir() if path.name in (name, f"sem.{name}")}
 
 
-def test_it_leaves_neither_a_process_nor_what_it_shared(group: int, request: pytest.FixtureRequest) -> None:
+def test_a_killed_group_leaves_nothing_behind(group: int, request: pytest.FixtureRequest) -> None:
     assert len(living(group)) == 2
     assert shared_memory_of(group) == _left(request) and len(_left(request)) == 2
     kill_group(group)
@@ -73,7 +73,7 @@ def test_it_leaves_neither_a_process_nor_what_it_shared(group: int, request: pyt
     kill_group(group)  # may be repeated
 
 
-def test_what_was_noted_goes_also_where_its_processes_have_ended(
+def test_noted_files_are_removed_also_after_their_processes_have_ended(
     group: int, request: pytest.FixtureRequest
 ) -> None:
     noted = shared_memory_of(group)
@@ -84,7 +84,7 @@ def test_what_was_noted_goes_also_where_its_processes_have_ended(
     assert not _left(request)
 
 
-def test_what_another_process_maps_stays(group: int, request: pytest.FixtureRequest) -> None:
+def test_a_file_that_another_process_maps_stays(group: int, request: pytest.FixtureRequest) -> None:
     with (SHARED_MEMORY / _name(request)).open("r+b") as file, mmap.mmap(file.fileno(), 4096):
         kill_group(group)
         assert {path.name for path in _left(request)} == {_name(request)}

@@ -1,4 +1,4 @@
-"""The counts that the suite keeps of itself."""
+"""tools.test_report: the suite's counts of the tests' work, and their minima."""
 
 from __future__ import annotations
 
@@ -64,5 +64,5 @@ def test_a_count_under_its_minimum_or_a_failed_test_is_wrong(
     }
 
 
-def test_a_count_that_never_came_is_wrong() -> None:
+def test_a_missing_count_is_wrong() -> None:
     assert test_report.shortfalls({}, {"a": 1}) == ["a: 0 counted, at least 1 expected"]

@@ -1,4 +1,4 @@
-"""Every published number follows from the raw samples that stand beside it."""
+"""Every published ratio follows from the raw samples in the same file."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_command_fails_on_one_bad_file(tmp_path: Path, capsys: pytest.Captur
     assert "bad.json: not JSON" in capsys.readouterr().out
 
 
-def test_what_a_benchmark_writes_passes_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_written_result_passes_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "commit", lambda: (GOOD["commit"], True))
     started = time.time() - 1
     ratios = {"speed": record.Ratio("elastic", "stock", "mean")}

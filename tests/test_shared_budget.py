@@ -1,4 +1,4 @@
-"""The load and the trace of the comparison between one shared budget and two halves."""
+"""benchmarks.sharing.shared_budget: its trace of requests, and the load generator that plays it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kvcached_core.units import KIB
 BLOCK_TOKENS, BLOCK_BYTES = 128, 512 * KIB  # of the tiny model on the CPU
 
 
-WAITS, SHORT = 1, 2  # as first token: the answer ends after the next request came; one token is missing
-SEPARATORS = "a\x85b\u2028c"  # which end a line for Python, and not for a server
+WAITS, SHORT = 1, 2  # first token: the answer waits for the next request; its last token is missing
+SEPARATORS = "a\x85b\u2028c"  # str.splitlines() splits here, an event stream does not
 
 
 class _Server:
-    """Answers with as many tokens as were asked for, but for prompts that begin as above."""
+    """Answers with as many tokens as asked for, except to prompts that begin with WAITS or SHORT."""
 
     def __init__(self) -> None:
         self._second_came = asyncio.Event()
@@ -47,7 +47,7 @@ async def _play(arrivals: list[Arrival]) -> list[Served]:
         return await asyncio.wait_for(play({"a": f"http://127.0.0.1:{port}"}, "m", arrivals), 30)
 
 
-def test_requests_leave_when_they_are_due_whatever_is_unanswered() -> None:
+def test_requests_leave_when_due_also_while_others_are_unanswered() -> None:
     arrivals = [Arrival(0.0, "a", "alone", (WAITS,), 5), Arrival(0.1, "a", "alone", (3,), 5)]
     first, second = asyncio.run(_play(arrivals))
     assert not failures([first, second])
@@ -56,7 +56,7 @@ def test_requests_leave_when_they_are_due_whatever_is_unanswered() -> None:
     assert 0 < second.ttft_seconds <= second.end_seconds
 
 
-def test_an_answer_that_is_not_whole_and_a_server_that_is_gone_are_failures() -> None:
+def test_an_incomplete_answer_and_a_server_that_is_gone_are_failures() -> None:
     (short,) = asyncio.run(_play([Arrival(0.0, "a", "alone", (SHORT,), 5)]))
     assert failures([short]) == ["alone: ValueError: 4 tokens came of 5"]
     (gone,) = asyncio.run(play({"a": "http://127.0.0.1:1"}, "m", [Arrival(0.0, "a", "alone", (1,), 5)]))

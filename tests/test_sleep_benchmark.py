@@ -1,4 +1,4 @@
-"""What benchmarks.engine.sleep says of engines whose every byte is known."""
+"""benchmarks.engine.sleep: its samples and checks, with fake engines whose memory is known to the byte."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CAPACITY, GRANULE, WEIGHTS, CONTEXT = 80_000, 16, 16_000, 500
 
 
 class Fake:
-    """An engine on a device of numbers."""
+    """A fake engine on a simulated device."""
 
     def __init__(self, others: list[Fake], **faults: Any) -> None:
         self.others, self.faults = others, faults
@@ -52,7 +52,7 @@ def played(rounds: int = 2, a: dict[str, Any] | None = None, b: dict[str, Any] |
     return found
 
 
-def test_every_round_leaves_its_seconds_and_bytes() -> None:
+def test_every_round_records_its_seconds_and_bytes() -> None:
     found = played()
     assert not any(found.broken.values()) and len(found.broken) == 4
     assert found.samples["a_sleep_seconds"] == [0.5, 0.5] and found.samples["a_wake_seconds"] == [1.5, 1.5]
@@ -71,12 +71,12 @@ def test_every_round_leaves_its_seconds_and_bytes() -> None:
         ({"answers": [[1, 2], [4]]}, {}, "A answers as before it slept"),
     ],
 )
-def test_what_does_not_hold_is_counted(a: dict[str, Any], b: dict[str, Any], what: str) -> None:
+def test_a_failed_check_is_counted(a: dict[str, Any], b: dict[str, Any], what: str) -> None:
     found = played(1, a, b)
     assert [name for name, count in found.broken.items() if count] == [what]
 
 
-def test_a_word_in_the_ledger_that_the_driver_does_not_confirm_is_a_failed_check() -> None:
+def test_ledger_bytes_that_the_driver_does_not_confirm_are_a_failed_check() -> None:
     engines: list[Fake] = []
     first, second, found = Fake(engines), Fake(engines), Found()
     play(first, second, lambda: first.free() // 2, 1, found)

@@ -1,4 +1,4 @@
-"""The start scripts, without an engine."""
+"""benchmarks/serve/start_server.sh and start_client.sh: their options and commands, without an engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCRIPTS = ("start_server.sh", "start_client.sh")
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a script."""
+    """Run a script of benchmarks/serve; return its exit status and output."""
     return subprocess.run(
         [ROOT / "benchmarks" / "serve" / script, *arguments], capture_output=True, text=True, timeout=60
     )
@@ -49,7 +49,7 @@ def test_help_names_every_option(script: str) -> None:
          "/dev/null --num-prompts 100 --request-rate 4"),
     ],
 )  # fmt: skip
-def test_what_would_be_run(script: str, arguments: str, expected: str) -> None:
+def test_print_shows_the_command(script: str, arguments: str, expected: str) -> None:
     before, *after = f"{arguments} ".split(" -- ")
     done = run(script, *before.split(), "--print", *(["--", *after[0].split()] if after else []))
     assert done.returncode == 0 and " ".join(shlex.split(done.stdout)).endswith(expected), done.stdout
@@ -64,7 +64,7 @@ def test_what_would_be_run(script: str, arguments: str, expected: str) -> None:
         ("--model /nowhere", "/nowhere is no folder"), ("--device tpu", "expected cuda or cpu"),
     ],
 )  # fmt: skip
-def test_a_wrong_call_is_2_and_says_why(arguments: str, message: str) -> None:
+def test_a_wrong_call_exits_with_2_and_says_why(arguments: str, message: str) -> None:
     for script in SCRIPTS:
         done = run(script, *arguments.split())
         assert (done.returncode, done.stdout) == (2, "") and message in done.stderr, done.stderr

@@ -1,4 +1,4 @@
-"""tools.test_runs: runs of a stage share the machine, none stops another, and an interrupt ends them all."""
+"""tools.test_runs: the runs of a stage run at once, a failed run stops no other, an interrupt ends all."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def _handlers() -> object:
         signal.signal(each, handler)
 
 
-def test_every_test_of_the_vllm_side_is_in_one_run() -> None:
+def test_every_vllm_test_is_in_exactly_one_run() -> None:
     commands = [run.command() for stage in STAGES for run in stage if run.python == test_runs.VLLM]
     assert sorted(words[words.index("-m", 3) + 1] for words in commands) == sorted(ALL)
 
 
-def test_runs_of_a_stage_share_the_machine_and_one_that_fails_stops_no_other(
+def test_the_runs_of_a_stage_run_at_once_and_a_failed_one_stops_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     first = _run(tmp_path, "one", MEETING.format(name="one", other="two", right=True))
@@ -99,7 +99,7 @@ def test_an_interrupt_ends_every_run_in_order(tmp_path: Path, number: signal.Sig
     assert not any(pid in table() for pid in children)
 
 
-def test_tests_that_start_an_engine_are_where_both_engines_runs_look_for_them() -> None:
+def test_tests_that_start_an_engine_are_in_the_folders_of_the_engine_runs() -> None:
     tests = test_runs.ROOT / "tests"
     marked = {path for path in tests.rglob("test_*.py") if "mark.engine\n" in path.read_text()}
     assert marked == {*(tests / "engine").glob("test_*.py"), *(tests / "sglang_engine").glob("test_*.py")}

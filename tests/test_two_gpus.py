@@ -1,4 +1,4 @@
-"""What benchmarks.sharing.two_gpus says of engines whose every byte is known."""
+"""benchmarks.sharing.two_gpus: its samples and checks, with fake engines on simulated devices."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_free_memory_of_each_device_is_a_sample_of_its_own() -> None:
 
 
 class Fake:
-    """A stage of engines of two ranks that share two devices of numbers."""
+    """A stage with fake engines of two ranks, which share two simulated devices."""
 
     def __init__(self, **faults: Any) -> None:
         self.faults = faults
@@ -72,7 +72,7 @@ class Fake:
         return self.content[name] - (self.faults.get("stays", 0) if when == "after_third" else 0)
 
     def _grow(self, name: str, size_bytes: float) -> None:
-        """The least of both devices bounds an engine, and others give what they had."""
+        """Grow up to the memory of the fuller device; other engines give up cached memory for it."""
         bound = ROOM - (0 if "blind" in self.faults else self.taken)
         others = sum(size for other, size in self.content.items() if other != name)
         if "holds" in self.faults:
@@ -123,7 +123,7 @@ def test_a_third_process_bounds_an_engine_until_it_leaves() -> None:
         ({"failed": 1}, "requests went on beside the third process"),
     ],
 )
-def test_what_a_third_process_must_not_do_is_seen(faults: dict[str, Any], what: str) -> None:
+def test_a_fault_beside_a_third_process_fails_its_check(faults: dict[str, Any], what: str) -> None:
     stage: Any = Fake(**faults)
     two_gpus_scenes.third_process(stage)
     assert broken(stage) == [what]
@@ -159,7 +159,7 @@ GOOD_END = {"slot_free": 0.2, "ended": 3.0, "gone": 3.5, "clean": 3.9}
         ({"clean": 4.6}, 1, ["all ledgers were clean within a second of a's end"]),
     ],
 )
-def test_an_end_is_held_against_the_end_of_stock(
+def test_an_engines_end_is_compared_with_the_stock_engines_end(
     changes: dict[str, float], status: int, what: list[str]
 ) -> None:
     stage: Any = Fake()
@@ -168,7 +168,7 @@ def test_an_end_is_held_against_the_end_of_stock(
     assert broken(stage) == what and len(stage.checks) == 3
 
 
-def test_an_engine_that_never_ends_has_failed_every_check_of_its_end() -> None:
+def test_an_engine_that_never_ends_fails_every_check_of_its_end() -> None:
     stage: Any = Fake()
     stage.ends = {"stock": None, "a": None}
     two_gpus_scenes.check_end(stage, "a", {})
@@ -176,7 +176,7 @@ def test_an_engine_that_never_ends_has_failed_every_check_of_its_end() -> None:
 
 
 @pytest.mark.parametrize(("visible", "wanted"), [("", ["0", "1"]), ("3, GPU-5", ["3", "GPU-5"])])
-def test_a_device_is_one_of_those_that_we_see(visible: str, wanted: list[str]) -> None:
+def test_a_device_is_chosen_among_the_visible_ones(visible: str, wanted: list[str]) -> None:
     environ = {"CUDA_VISIBLE_DEVICES": visible}
     assert [two_gpus_scenes.only(device, environ)["CUDA_VISIBLE_DEVICES"] for device in (0, 1)] == wanted
 
@@ -198,7 +198,7 @@ def throughput(value: float, after: float) -> dict[str, Any]:
         (1.0, 48.0 * GIB, ["the memory of device 1 came back"]),
     ],
 )
-def test_throughput_is_held_against_the_goal_and_memory_against_the_beginning(
+def test_throughput_is_compared_with_the_goal_and_memory_with_its_beginning(
     value: float, after: float, what: list[str]
 ) -> None:
     result = Result()

@@ -1,4 +1,4 @@
-"""Processes that benchmarks.sharing.two_gpus ends or starts: a killed rank, and one that takes memory."""
+"""The processes of benchmarks.sharing.two_gpus: a rank that it kills, and one that takes memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kvcached_core.ledger import Runtime
 from kvcached_core.units import MIB
 
 
-def test_seconds_are_of_the_first_time_that_something_held() -> None:
+def test_seconds_are_those_until_a_condition_first_held() -> None:
     now = 0.0
 
     def sleep(seconds: float) -> None:
@@ -52,7 +52,7 @@ exit 3
 
 @contextmanager
 def fake_engine(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start two ranks; when the second dies, the rest ends."""
+    """Start two processes with the titles of ranks; when the second dies, the first ends."""
     script = folder / "engine.sh"
     script.write_text(ENGINE)
     with subprocess.Popen(
@@ -78,7 +78,7 @@ class Victim:
         return self._process.poll() is None
 
 
-def test_a_killed_rank_ends_its_engine_and_all_of_it_is_timed(tmp_path: Path) -> None:
+def test_a_killed_rank_ends_its_engine_and_each_stage_is_timed(tmp_path: Path) -> None:
     with fake_engine(tmp_path) as process:
 
         def have_started() -> bool:
@@ -105,7 +105,7 @@ def test_another_process_holds_memory_until_it_is_told_to_leave() -> None:
     outsider.leave()
 
 
-def test_a_process_that_cannot_take_so_much_is_an_error() -> None:
+def test_taking_more_memory_than_there_is_raises_an_error() -> None:
     outsider = Outsider("host", {})
     with pytest.raises(RuntimeError, match="took nothing and ended with status 1"):
         outsider.take(1 << 60)
