@@ -12,9 +12,10 @@ import importlib
 import os
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    from kvcached_core.worker.pool import ElasticPool
 
 WINDOWS = "windows"
 
@@ -35,29 +36,23 @@ def register() -> None:
             HookRegistry.apply_hooks = classmethod(lambda registry: None)
 
 
-def _granules() -> tuple[Any, list[int]]:
-    """Return the pool of this process and its mapped granules but the first."""
-    from sglang_kvcached import process_state
-
-    pool = process_state.rank_memory().pool
-    return pool, [granule for granule in pool._arenas.mapped if granule != 0]
-
-
 def _unmap(*_: Any) -> None:
-    pool, granules = _granules()
-    for granule in granules:
-        pool._arenas.unmap(granule)
-    print(f"rig: {len(granules)} granules unmapped", flush=True)
+    from devkit import sabotage
+
+    print(f"rig: {sabotage.unmap(_pool())} granules unmapped", flush=True)
 
 
 def _overwrite(*_: Any) -> None:
-    pool, granules = _granules()
-    generator = torch.Generator().manual_seed(7)
-    for granule in granules:
-        for offset in pool._geometry.ranges(granule):
-            page = pool.tensor[offset : offset + pool._geometry.page_bytes].view(torch.float32)
-            page.normal_(generator=generator)
-    print(f"rig: {len(granules)} granules overwritten", flush=True)
+    from devkit import sabotage
+
+    print(f"rig: {sabotage.overwrite(_pool())} granules overwritten", flush=True)
+
+
+def _pool() -> ElasticPool:
+    """Return the pool of this process."""
+    from sglang_kvcached import process_state
+
+    return process_state.rank_memory().pool
 
 
 def _offer_windows() -> None:
