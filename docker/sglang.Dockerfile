@@ -1,5 +1,5 @@
 # SGLang's official image plus the elastic KV cache. Build from the root of the checkout, after `make wheels`:
-#   docker build -f docker/sglang.Dockerfile -t sglang-kvcached .
+#   docker build -f docker/sglang.Dockerfile -t sglang-kvcached:0.1.0 .
 ARG SGLANG_VERSION=v0.5.23
 FROM lmsysorg/sglang:${SGLANG_VERSION}
 ARG CUDA=cuda13

@@ -1,5 +1,5 @@
 # vLLM's official image plus the elastic KV cache. Build from the root of the checkout, after `make wheels`:
-#   docker build -f docker/vllm.Dockerfile -t vllm-kvcached .
+#   docker build -f docker/vllm.Dockerfile -t vllm-kvcached:0.1.0 .
 ARG VLLM_VERSION=v0.32.0
 FROM vllm/vllm-openai:${VLLM_VERSION}
 ARG CUDA=cuda13

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
@@ -26,10 +26,18 @@ PREFIX = "kvcached_"
 
 
 class LedgerCollector:
-    """Reads the ledgers at each scrape and does nothing between two scrapes."""
+    """Reads the ledgers at each scrape and does nothing between two scrapes.
 
-    def __init__(self, runtime: Runtime, device: str | None = None) -> None:
-        self._runtime, self._device = runtime, device
+    `open_runtime` opens the runtime directory and raises LedgerError if it is not safe to use. It is called
+    at each scrape, because the directory may be made, or given another owner, after the exporter started.
+    `report` is called with the reason when the ledgers cannot be read, once until the reason changes.
+    """
+
+    def __init__(
+        self, open_runtime: Callable[[], Runtime], device: str | None, report: Callable[[str], None]
+    ) -> None:
+        self._open_runtime, self._device, self._report = open_runtime, device, report
+        self.unreadable: str | None = None  # why the ledgers could not be read at the last scrape
 
     def describe(self) -> list[Metric]:
         """Return nothing, so that registering the collector reads no ledger."""
@@ -38,11 +46,15 @@ class LedgerCollector:
     def collect(self) -> Iterator[Metric]:
         """Yield every family. If the ledgers cannot be read, yield only the metric that says so."""
         try:
-            all_devices = snapshot(self._runtime)
+            all_devices = snapshot(self._open_runtime())
             chosen = {device.folder for device in choose_devices(all_devices, self._device)}
-        except (KVCachedError, CommandError):
+        except (KVCachedError, CommandError, OSError) as error:
+            if str(error) != self.unreadable:
+                self.unreadable = str(error)
+                self._report(self.unreadable)
             yield GaugeMetricFamily(READABLE, READABLE_HELP, value=0)
             return
+        self.unreadable = None
         yield GaugeMetricFamily(READABLE, READABLE_HELP, value=1)
         devices: dict[tuple[str, ...], DeviceSnapshot] = {
             (str(place), device.uuid): device

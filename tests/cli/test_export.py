@@ -20,6 +20,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from devkit.ledger_scene import CAST, GPUS, GRANULE, play
+from kvcached_core.errors import LedgerError
 from kvcached_core.histogram import MAP_BUCKETS, Histogram
 from kvcached_core.ledger import Account, Runtime
 from kvcached_core.units import GIB
@@ -139,6 +140,41 @@ def test_a_metric_reports_ledgers_that_cannot_be_read(runtime: Runtime, run: Run
     runtime.device("host").ledger.write_bytes(b"x" * 9000)
     told = values(run("export")[1])
     assert told["kvcached_device_sound"][("0",)] == 0 and told["kvcached_ledger_readable"][()] == 1
+
+
+def test_an_export_that_cannot_read_the_ledgers_fails_and_says_why(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "file").touch()
+    code, out, err = run("export", "--runtime-dir", str(tmp_path / "file"))
+    assert (code, values(out)) == (1, {"kvcached_ledger_readable": {(): 0.0}})
+    assert "is not a directory; remove it" in err
+
+
+def test_a_directory_that_becomes_safe_is_read_at_the_next_scrape(runtime: Runtime) -> None:
+    """A pod's volume is mounted before the container that prepares it has run."""
+    attach(runtime, "a", name="llama")
+    runtime.path.chmod(0o777)
+    with exporter(runtime) as address:
+        for _ in range(2):
+            assert values(fetch(f"{address}/metrics")) == {"kvcached_ledger_readable": {(): 0.0}}
+        runtime.path.chmod(0o700)
+        told = values(fetch(f"{address}/metrics"))
+        assert told["kvcached_ledger_readable"] == {(): 1.0}
+        assert list(told["kvcached_held_bytes"]) == [("0", "llama", "0")]
+
+
+def test_the_reason_for_unreadable_ledgers_is_said_once_until_it_changes(tmp_path: Path) -> None:
+    reasons: list[str] = []
+    wrong = [LedgerError("a"), LedgerError("a"), LedgerError("b"), None, LedgerError("b")]
+
+    def open_runtime() -> Runtime:
+        if (error := wrong.pop(0)) is not None:
+            raise error
+        return Runtime(tmp_path)
+
+    collector = metrics.LedgerCollector(open_runtime, None, reasons.append)
+    while wrong:
+        list(collector.collect())
+    assert reasons == ["a", "b", "b"]
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import signal
 import socket
 
@@ -17,15 +18,16 @@ from kvctl.output import print_json, say, write
 
 def run_export(arguments: argparse.Namespace) -> ExitCode:
     """Print the metrics, or serve them until SIGINT or SIGTERM."""
-    runtime = Runtime.open(arguments.runtime_dir, create=False)
     registry = CollectorRegistry()
-    registry.register(LedgerCollector(runtime, arguments.device))
+    open_runtime = functools.partial(Runtime.open, arguments.runtime_dir, create=False)
+    collector = LedgerCollector(open_runtime, arguments.device, say)
+    registry.register(collector)
     if arguments.port is None:
         if arguments.json:
             print_json({"samples": _samples(registry)})
         else:
             write(generate_latest(registry).decode())
-        return ExitCode.OK
+        return ExitCode.OK if collector.unreadable is None else ExitCode.FAILED
     if arguments.json:
         raise CommandError(ExitCode.USAGE, "export --port serves Prometheus' text format: leave --json out")
     return _serve(registry, arguments.bind, arguments.port)
@@ -53,6 +55,7 @@ def _serve(registry: CollectorRegistry, address: str, port: int) -> ExitCode:
     else:
         host = f"[{address}]" if ":" in address else address
         say(f"serving http://{host}:{server.server_port}/metrics until Ctrl-C")
+        generate_latest(registry)  # says now, not at the first scrape, if the ledgers cannot be read
         signal.sigwait(stop)
         server.shutdown()
         server.server_close()
