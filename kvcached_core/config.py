@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from .errors import ConfigError
+from .foreign_settings import advice
 from .units import LEGAL_SIZES, MIB, Size, parse_size, parse_switch
 
 SWITCH_VARIABLE = "ENABLE_KVCACHED"
@@ -195,7 +196,8 @@ def _refuse_unknown(options: Mapping[str, Any], environ: Mapping[str, str]) -> N
     unknown = [f"kvcached.{key}" for key in options if key not in _BY_NAME]
     unknown += [key for key in environ if key.startswith("KVCACHED_") and key not in known_variables]
     if unknown:
-        raise ConfigError(
-            f"unknown setting {', '.join(sorted(unknown))}: known are {', '.join(_BY_NAME)} "
-            f"(variables: KVCACHED_ and the name in capitals)"
-        )
+        known = f"known are {', '.join(_BY_NAME)} (variables: KVCACHED_ and the name in capitals)"
+        hints = [hint for name in sorted(unknown) if (hint := advice(name))]
+        # a list of all settings helps only where a name is left that no hint explains
+        text = "; ".join([*hints, known] if len(hints) < len(unknown) else hints)
+        raise ConfigError(f"unknown setting {', '.join(sorted(unknown))}: {text}")

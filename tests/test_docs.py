@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from kvcached_core.config import OPTIONS, SWITCH_VARIABLE
+from kvcached_core.foreign_settings import other_package_variables
 from tools.wheels import ROOT
 
 PAGES = [
@@ -179,3 +180,8 @@ def test_the_search_for_foreign_paths_finds_them() -> None:
     assert FOREIGN.search("see /wo" + "rk/main")
     assert FOREIGN.search("(/tmp/" + "w)")
     assert not FOREIGN.search("a/worker /workers /tmp/weights kvcached/work ~/work")
+
+
+def test_migrating_names_every_variable_of_the_other_package() -> None:
+    page = (ROOT / "docs" / "migrating.md").read_text()
+    assert [name for name in other_package_variables() if f"`{name}`" not in page] == []

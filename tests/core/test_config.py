@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
 
 from kvcached_core.config import OPTIONS, SWITCH_VARIABLE, Config, enabled, explain, load
 from kvcached_core.errors import ConfigError
+from kvcached_core.foreign_settings import other_package_variables
 from kvcached_core.units import MIB, Size
 
 LEGAL: dict[str, list[tuple[Any, Any]]] = {
@@ -103,6 +105,32 @@ def test_unknown_names_are_refused_by_name_and_the_known_ones_are_told() -> None
     assert all(option.name in str(error.value) for option in OPTIONS)
     with pytest.raises(ConfigError, match="KVCACHED_PAGESIZE"):
         explain({"KVCACHED_PAGESIZE": "2MiB"})
+
+
+@pytest.mark.parametrize("variable", other_package_variables())
+def test_a_variable_of_the_other_package_is_refused_with_its_name_here(variable: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load({}, {variable: "1"})
+    told = str(refused.value)
+    assert told.startswith(f"unknown setting {variable}: {variable} ") and "known are" not in told
+    named = set(re.findall(r"KVCACHED_[A-Z]+(?:_[A-Z]+)*", told)) - {variable}
+    assert named <= {option.variable for option in OPTIONS}
+    assert ("has no counterpart here: " in told) or f"{variable} is KVCACHED_" in told
+
+
+def test_hints_stand_before_the_list_of_all_settings() -> None:
+    with pytest.raises(ConfigError, match="KVCACHED_IPC_NAME is KVCACHED_NAME here; known are runtime_dir"):
+        load({}, {"KVCACHED_IPC_NAME": "a", "KVCACHED_LIMITS": "1"})
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["KVCACHED_PORT", "KVCACHED_SERVICE_HOST", "KVCACHED_SERVICE_PORT_HTTP", "KVCACHED_PORT_8000_TCP_ADDR",
+     "KVCACHED_LLAMA_PORT_8000_TCP", "KVCACHED_LLAMA_SERVICE_PORT"],
+)  # fmt: skip
+def test_a_variable_that_kubernetes_made_is_refused_with_the_field_that_stops_it(variable: str) -> None:
+    with pytest.raises(ConfigError, match=f"{variable} is made by Kubernetes .*enableServiceLinks: false"):
+        load({}, {variable: "tcp://10.0.0.1:8000"})
 
 
 @pytest.mark.parametrize(("text", "on"), [("1", True), ("TRUE", True), ("no", False), ("", False)])
