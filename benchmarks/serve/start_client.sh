@@ -6,11 +6,13 @@ usage() {
     cat <<'TEXT'
 usage: benchmarks/serve/start_client.sh [vllm|sglang] [options] [-- BENCHMARK_OPTIONS...]
 
-  --model DIR      folder of the model that the server serves, for its tokenizer (default: as start_server.sh)
-  --name NAME      the model's name on the server (default: the folder's name)
+sgl is short for sglang.
+
+  --model MODEL    the model that the server serves, for its tokenizer (default: as start_server.sh)
+  --name NAME      the model's name on the server (default: the last part of MODEL)
   --port PORT      default 8000
   --prompts N      number of requests (default 100)
-  --rate N         requests a second (default 4; inf: all at once)
+  --rate N         requests a second, above 0 (default 4; inf: all at once)
   --input N        tokens of a prompt (default 256)
   --output N       tokens of an answer (default 64)
   --print          print the command instead of running it
@@ -26,7 +28,7 @@ source "$root/benchmarks/serve/start_common.sh"
 read_options "$@"
 
 command=()
-program=$(program "$([[ $engine == vllm ]] && echo vllm || echo python)")
+program=$(program)
 case $engine in
 vllm)
     command=("$program" bench serve --backend openai --base-url "http://127.0.0.1:$port"

@@ -6,8 +6,10 @@ usage() {
     cat <<'TEXT'
 usage: benchmarks/serve/start_server.sh [vllm|sglang] [options] [-- ENGINE_OPTIONS...]
 
-  --model DIR      folder of the model (default: a tiny one, made under build/models)
-  --name NAME      the model's name for clients and kvctl (default: the folder's name)
+sgl is short for sglang.
+
+  --model MODEL    a folder, or a hub id such as Qwen/Qwen3-0.6B (default: a tiny model, made under build/models)
+  --name NAME      the model's name for clients and kvctl (default: the last part of MODEL)
   --port PORT      default 8000
   --device WHERE   cuda or cpu (default: cuda if nvidia-smi finds a GPU)
   --print          print the command instead of running it
@@ -23,21 +25,23 @@ source "$root/benchmarks/serve/start_common.sh"
 read_options "$@"
 
 command=()
-program=$(program "$([[ $engine == vllm ]] && echo vllm || echo python)")
+program=$(program)
 case $engine in
 vllm)
     command=("$program" serve "$model" --served-model-name "$name" --kv-cache-backend kvcached)
     ;;
 sglang)
-    command=(env ENABLE_KVCACHED=true "$program" -m sglang.launch_server
+    variables+=(ENABLE_KVCACHED=true)
+    command=("$program" -m sglang.launch_server
         --model-path "$model" --served-model-name "$name")
     if [[ $device == cpu ]]; then command+=(--device cpu); fi
     ;;
 esac
 command+=(--host 127.0.0.1 --port "$port")
 if [[ $engine-$device == vllm-cpu ]]; then
-    export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1} # only its own check at start; memory is elastic
+    # only vLLM's own check at its start uses it; memory is elastic
+    variables+=("VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}")
     command+=(--enforce-eager --max-model-len "${MAX_MODEL_LEN:-2048}")
 fi
-export KVCACHED_NAME=${KVCACHED_NAME:-$name}
+variables+=("KVCACHED_NAME=${KVCACHED_NAME:-$name}")
 carry_out "${command[@]}" "${rest[@]}"
