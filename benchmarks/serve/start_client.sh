@@ -10,6 +10,7 @@ sgl is short for sglang.
 
   --model MODEL    the model that the server serves, for its tokenizer (default: as start_server.sh)
   --name NAME      the model's name on the server (default: the last part of MODEL)
+  --venv-path DIR  the virtual environment with the engine (default: the checkout's, or the active one)
   --port PORT      default 8000
   --prompts N      number of requests (default 100)
   --rate N         requests a second, above 0 (default 4; inf: all at once)

@@ -1,7 +1,7 @@
 # The common part of start_server.sh and start_client.sh, which source it with `root` set and `usage` defined.
 # shellcheck shell=bash disable=SC2034,SC2154 # variables that those scripts set or use
 
-engine=vllm model='' name='' port=8000 device='' prompts=100 rate=4 input=256 output=64 only_print=no
+engine=vllm model='' name='' venv_path='' port=8000 device='' prompts=100 rate=4 input=256 output=64 only_print=no
 rest=() variables=() # variables: NAME=VALUE, set for the command
 
 complain() { # complain MESSAGE: report wrong usage and exit with 2
@@ -33,7 +33,7 @@ read_options() {
             rest=("$@")
             break
             ;;
-        --model | --name | --port | --device | --prompts | --rate | --input | --output)
+        --model | --name | --venv-path | --port | --device | --prompts | --rate | --input | --output)
             (($# > 1)) || complain "$1: a value is missing"
             set_option "$1" "$2"
             shift
@@ -49,6 +49,7 @@ set_option() {
     case $1 in
     --model) model=$2 ;;
     --name) name=$2 ;;
+    --venv-path) venv_path=$2 ;;
     --port)
         port=$(number "$1" "$2")
         ((${#port} <= 5 && port <= 65535)) || complain "--port: expected at most 65535, not '$2'"
@@ -92,7 +93,7 @@ program() { # program: print the path of the engine's command: `vllm`, or the py
     echo "$python"
 }
 
-interpreter() { # interpreter: print the python of the checkout's environment, or else the one that has the engine
+interpreter() { # interpreter: print the python that has the engine: the checkout's, or else one in PATH
     local venv=.venv make=setup found
     if [[ $engine == sglang ]]; then venv=.venv-sglang make=setup-sglang; fi
     local places=("$root/$venv/bin/python")
@@ -100,12 +101,14 @@ interpreter() { # interpreter: print the python of the checkout's environment, o
     for found in python python3; do
         if found=$(command -v "$found"); then places+=("$found"); fi
     done
+    if [[ -n $venv_path ]]; then places=("$venv_path/bin/python"); fi
     for found in "${places[@]}"; do
         if [[ -x $found ]] && has_engine "$found"; then
             echo "$found"
             return
         fi
     done
+    [[ -z $venv_path ]] || complain "--venv-path: $venv_path has no bin/python with $engine"
     complain "$engine is not installed: run make $make, or activate the environment that has it"
 }
 

@@ -10,6 +10,7 @@ sgl is short for sglang.
 
   --model MODEL    a folder, or a hub id such as Qwen/Qwen3-0.6B (default: a tiny model, made under build/models)
   --name NAME      the model's name for clients and kvctl (default: the last part of MODEL)
+  --venv-path DIR  the virtual environment with the engine (default: the checkout's, or the active one)
   --port PORT      default 8000
   --device WHERE   cuda or cpu (default: cuda if nvidia-smi finds a GPU)
   --print          print the command instead of running it
